@@ -1,0 +1,50 @@
+# Thin over the console script `hmr-skel`; see README.md. `make` prints the targets.
+PYTHON ?= python3
+# Index that serves torch, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu; empty: the configured index.
+TORCH_INDEX ?=
+SUBSET ?= demo
+OUT ?= outputs/$(SUBSET)
+# Further options for hmr-skel, e.g. ARGS="--workers 2 --models /path/to/models".
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup convert verify status report test lint clean
+
+help:  ## print the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(STAMP)  ## make the virtual environment .venv (the other targets do it when needed)
+
+convert: $(STAMP)  ## convert SUBSET (default demo) to SKEL shards in OUT; rerun to resume
+	$(BIN)/hmr-skel convert $(SUBSET) --out $(OUT) $(ARGS)
+
+verify: $(STAMP)  ## re-read and check every shard of SUBSET
+	$(BIN)/hmr-skel verify $(OUT) $(ARGS)
+
+status: $(STAMP)  ## counts, failures, throughput and ETA of SUBSET
+	$(BIN)/hmr-skel status $(OUT) $(ARGS)
+
+report: $(STAMP)  ## write the HTML report of SUBSET
+	$(BIN)/hmr-skel report $(OUT) $(ARGS)
+
+test: $(STAMP)  ## lint and run the test suite
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff only
+	$(BIN)/ruff check .
+
+clean:  ## remove the virtual environment and the outputs
+	rm -rf $(VENV) outputs build *.egg-info
