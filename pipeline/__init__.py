@@ -1,0 +1,1 @@
+"""The data plane: annotation files in, checked SKEL shards out."""
