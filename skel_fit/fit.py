@@ -1,0 +1,273 @@
+"""Fit SKEL to SMPL bodies: the public entry. Method: docs/solver.md."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skel_fit.pose_table import NUM_POSES
+from skel_fit.recipe import FitConfig
+from skel_fit.root import root_from_smpl, root_rotation
+from skel_fit.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from skel_fit.shape import shape_transfer
+from skel_fit.solver.engine import STARTS, Solution, Solver, padded
+from skel_fit.solver.tables import REGIONS
+
+ABSURD_BETAS = 10.0
+"""Shape coefficients beyond this many standard deviations are no human."""
+ABSURD_ANGLE = 4.0 * np.pi
+"""Axis-angle vectors longer than two turns are corrupt labels."""
+ABSURD_TRANSL = 1000.0
+"""Metres from the camera."""
+SHAPE_ROUNDS = 3
+"""Alternations of pose and shape for betas='fit'."""
+_PERIODIC = [d for d in range(3, NUM_POSES) if not (17 <= d <= 28 or 36 <= d <= 38)]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Fits of n rows; metres and radians; NaN and -1 in rejected rows.
+
+    `status` is converged, limited (mean error above `FitConfig.limited_above` with active limits:
+    the target lies outside the joint limits), max_iter, or rejected:<reason>.
+    """
+
+    poses: Tensor  # (n, 46) SKEL joint angles, rad
+    betas: Tensor  # (n, 10) SKEL shape
+    trans: Tensor  # (n, 3) m
+    vertex_error_mean: Tensor  # (n,) m, over all vertices
+    vertex_error_max: Tensor  # (n,) m
+    region_errors: dict[str, Tensor]  # lower_body, torso, arms, head -> (n,) m
+    active_limits: Tensor  # (n, 46) bool
+    iterations: Tensor  # (n,) Levenberg-Marquardt steps of the winning start
+    start: Tensor  # (n,) index of the winning start in `STARTS`
+    unlimited_error: Tensor  # (n,) m, mean vertex error of a fit without limits; NaN unless limited
+    status: list[str]
+
+    STARTS = STARTS
+
+
+def fit_skel(
+    skel: torch.nn.Module,
+    smpl: torch.nn.Module,
+    poses: Tensor,
+    betas: Tensor,
+    transl: Tensor,
+    config: FitConfig | None = None,
+) -> FitResult:
+    """Fit SKEL to posed SMPL bodies.
+
+    poses: (n, 72) SMPL axis-angle, rad, global orientation first; betas: (n, 10); transl: (n, 3) m.
+    Root orientation and translation follow in closed form (skel-model.md 7.3, 7.5) unless the
+    recipe frees them. A row's result does not depend on the other rows (bit-equal at one
+    `config.block_size` on one device type and library build).
+
+    Raises ValueError where shapes do not fit or the two models do not belong together.
+    """
+    config = config or FitConfig()
+    _check_inputs(skel, smpl, poses, betas, transl)
+    device = skel.template.device
+    poses, betas, transl = (t.detach().to(device, torch.float64) for t in (poses, betas, transl))
+    reasons = _rejections(poses, betas, transl)
+    good = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device)
+    rows = torch.nonzero(good)[:, 0]
+    poses, betas, transl = poses[rows], betas[rows], transl[rows]
+
+    solver = _solver(skel, smpl, config)
+    skel_betas = _skel_betas(skel, smpl, betas, config)
+    solution = solver.solve(poses, betas, skel_betas)
+    if config.betas == "fit":
+        for _ in range(SHAPE_ROUNDS):
+            skel_betas = solver.refit_shape(poses, betas, skel_betas, solution)
+            solution = solver.solve(poses, betas, skel_betas)
+    active = solver.active_limits(solution.poses)
+    limited = active.any(dim=1) & (solution.error_mean > config.limited_above)
+    unlimited = torch.full_like(solution.error_mean, torch.nan)
+    if limited.any():
+        index = torch.nonzero(limited)[:, 0]
+        free = _solver(skel, smpl, config.model_copy(update={"limits": "none"}))
+        found = free.solve(poses[index], betas[index], skel_betas[index])
+        # the limited optimum is feasible without limits too
+        unlimited[index] = torch.minimum(found.error_mean, solution.error_mean[index])
+    root, trans = _in_blocks(
+        lambda index: _root(
+            skel,
+            smpl,
+            poses[index],
+            betas[index],
+            transl[index],
+            skel_betas[index],
+            solution.poses[index],
+            config,
+        ),
+        rows.numel(),
+        solver,
+    )
+    angles = torch.cat([root, _principal(solution.poses[:, 3:46], config)], dim=1)
+    return _result(reasons, rows, angles, skel_betas, trans, solution, active, limited, unlimited)
+
+
+def _check_inputs(
+    skel: torch.nn.Module, smpl: torch.nn.Module, poses: Tensor, betas: Tensor, transl: Tensor
+) -> None:
+    for name, tensor, width in (("poses", poses, 72), ("betas", betas, 10), ("transl", transl, 3)):
+        if tensor.ndim != 2 or tensor.shape[1] != width:
+            raise ValueError(f"{name}: expected (n, {width}), found {tuple(tensor.shape)}")
+        if tensor.shape[0] != poses.shape[0]:
+            raise ValueError(f"{name}: {tensor.shape[0]} rows, but poses has {poses.shape[0]}")
+    mine, theirs = tuple(skel.template.shape), tuple(smpl.v_template.shape)
+    if mine != theirs or not torch.equal(
+        skel.faces.cpu(), torch.as_tensor(np.asarray(smpl.faces, dtype=np.int64))
+    ):
+        raise ValueError(
+            f"SKEL and SMPL models do not share one topology: skin {mine} against {theirs}; use a "
+            "SKEL file and an SMPL file of 6890 vertices with the same faces"
+        )
+    if skel.shapedirs.shape[2] != 10 or smpl.shapedirs.shape[2] < 10:
+        raise ValueError(
+            f"SKEL and SMPL models do not share a shape space: {skel.shapedirs.shape[2]} against "
+            f"{smpl.shapedirs.shape[2]} shape directions, 10 wanted"
+        )
+
+
+def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
+    """Reason per row, '' where it can be fitted."""
+    reasons = [""] * poses.shape[0]
+    lengths = poses.view(-1, 24, 3).norm(dim=2).amax(dim=1)
+    for reason, bad in (
+        ("absurd_transl", transl.abs().amax(dim=1) > ABSURD_TRANSL),
+        ("absurd_betas", betas.abs().amax(dim=1) > ABSURD_BETAS),
+        ("absurd_pose", lengths > ABSURD_ANGLE),
+        ("non_finite_transl", ~torch.isfinite(transl).all(dim=1)),
+        ("non_finite_betas", ~torch.isfinite(betas).all(dim=1)),
+        ("non_finite_pose", ~torch.isfinite(poses).all(dim=1)),
+    ):
+        for row in torch.nonzero(bad)[:, 0].tolist():
+            reasons[row] = reason
+    return reasons
+
+
+_SOLVERS: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, FitConfig], Solver]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _solver(skel: torch.nn.Module, smpl: torch.nn.Module, config: FitConfig) -> Solver:
+    """The solver of a model pair; its tables take a second to make and are kept with the model."""
+    made = _SOLVERS.setdefault(skel, {})
+    key = (id(smpl), str(skel.template.device), config)
+    if key not in made:
+        made[key] = Solver(skel, smpl, config)
+        weakref.finalize(smpl, made.pop, key, None)
+    return made[key]
+
+
+def _skel_betas(
+    skel: torch.nn.Module, smpl: torch.nn.Module, betas: Tensor, config: FitConfig
+) -> Tensor:
+    """Shape of the SKEL body: copied within a gender, transferred across (fitting.md 5)."""
+    copy = config.betas == "copy" or (config.betas == "auto" and skel.gender == smpl.gender)
+    if copy:
+        return betas.clone()
+    matrix, offset = (torch.as_tensor(x, dtype=torch.float64) for x in shape_transfer(skel, smpl))
+    # a product per row: a matrix product would choose its order of summation by the batch size
+    return (betas[:, None, :] * matrix.to(betas.device)).sum(dim=2) + offset.to(betas.device)
+
+
+def _in_blocks(
+    task: Callable[[Tensor], tuple[Tensor, Tensor]], n: int, solver: Solver
+) -> tuple[Tensor, Tensor]:
+    """The task over n rows in padded blocks, so that no row depends on how many there are."""
+    first, second = [], []
+    for part in torch.arange(n, device=solver.device).split(solver.width):
+        a, b = task(padded(part, solver.width))
+        first.append(a[: part.numel()])
+        second.append(b[: part.numel()])
+    if not first:
+        empty = torch.zeros(0, 3, dtype=torch.float64, device=solver.device)
+        return empty, empty
+    return torch.cat(first), torch.cat(second)
+
+
+def _root(
+    skel: torch.nn.Module,
+    smpl: torch.nn.Module,
+    poses: Tensor,
+    betas: Tensor,
+    transl: Tensor,
+    skel_betas: Tensor,
+    solved: Tensor,
+    config: FitConfig,
+) -> tuple[Tensor, Tensor]:
+    """Root angles (n,3) and trans (n,3): the closed form, moved by what a free root found."""
+    root, trans = root_from_smpl(skel, smpl, poses[:, :3], betas, transl, skel_betas=skel_betas)
+    if not config.resolved_recipe().root_is_free:
+        return root, trans
+    # solved in the root frame: v = A (v_c - J_s) + J_s + transl, v_c turned by R_c and moved by t_c
+    orient = axis_angle_to_matrix(poses[:, :3])
+    turned = orient @ root_rotation(skel, solved[:, :3])
+    moved = trans + (orient @ solved[:, 46:49, None])[:, :, 0]
+    root, _ = root_from_smpl(
+        skel, smpl, matrix_to_axis_angle(turned), betas, transl, skel_betas=skel_betas
+    )
+    return root, moved
+
+
+def _principal(angles: Tensor, config: FitConfig) -> Tensor:
+    """Body angles (n,43) without whole turns. The spine and the scapulae move their own joint
+    offsets with the angle, so a turn is not neutral there."""
+    if config.limits != "none":
+        return angles
+    wrapped = angles.clone()
+    columns = [d - 3 for d in _PERIODIC]
+    turn = 2.0 * torch.pi
+    part = wrapped[:, columns]
+    wrapped[:, columns] = part - turn * torch.ceil((part - torch.pi) / turn)
+    return wrapped
+
+
+def _result(
+    reasons: list[str],
+    rows: Tensor,
+    angles: Tensor,
+    skel_betas: Tensor,
+    trans: Tensor,
+    solution: Solution,
+    active: Tensor,
+    limited: Tensor,
+    unlimited: Tensor,
+) -> FitResult:
+    n, device = len(reasons), rows.device
+
+    def spread(values: Tensor) -> Tensor:
+        out = torch.full((n, *values.shape[1:]), torch.nan, dtype=torch.float32, device=device)
+        out[rows] = values.to(torch.float32)
+        return out
+
+    def count(values: Tensor, missing: int) -> Tensor:
+        out = torch.full((n, *values.shape[1:]), missing, dtype=values.dtype, device=device)
+        out[rows] = values
+        return out
+
+    status = [f"rejected:{reason}" if reason else "" for reason in reasons]
+    settled, beyond = solution.settled.tolist(), limited.tolist()
+    for n_row, row in enumerate(rows.tolist()):
+        status[row] = "limited" if beyond[n_row] else "converged" if settled[n_row] else "max_iter"
+    return FitResult(
+        poses=spread(angles),
+        betas=spread(skel_betas),
+        trans=spread(trans),
+        vertex_error_mean=spread(solution.error_mean),
+        vertex_error_max=spread(solution.error_max),
+        region_errors={name: spread(solution.region_errors[k]) for k, name in enumerate(REGIONS)},
+        active_limits=count(active, 0),
+        iterations=count(solution.iterations, -1),
+        start=count(solution.start, -1),
+        unlimited_error=spread(unlimited),
+        status=status,
+    )

@@ -1,0 +1,137 @@
+"""How to fit, as data: stages in YAML (`recipes/`), and the options of a fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from skel_fit.pose_table import POSE_NAMES
+
+RECIPES = Path(__file__).parent / "recipes"
+PARAMETER_GROUPS = {
+    "root": range(0, 3),
+    "lower_body": range(3, 17),
+    "upper_body": range(17, 46),
+    "translation": range(46, 49),
+}
+"""Names for ranges of the 49 parameters: 46 joint angles and the root translation."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VertexMask(_Frozen):
+    """Vertices by the SMPL model's own skinning weights: any listed joint above the threshold."""
+
+    smpl_joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...]
+    above: float = 0.5
+    invert: bool = False
+
+    def select(self, smpl_weights: np.ndarray) -> np.ndarray:
+        """(V,) bool from the SMPL skinning weights (V, 24)."""
+        inside = (smpl_weights[:, list(self.smpl_joints)] > self.above).any(axis=1)
+        return ~inside if self.invert else inside
+
+
+class Stage(_Frozen):
+    """One stage: which parameters move, what they look at, how long.
+
+    The objective of a stage is, in m^2: mean over its vertices of the squared distance, plus
+    joint_weight / 72 times the sum over `joints` of the squared distance to the anatomical joints
+    regressed from the target, plus the priors of `FitConfig`. (skel-model.md 6.3 divided by its
+    vertex weight.)
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
+    vertices: VertexMask | None = None
+    stride: int = Field(1, ge=1)
+    joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...] = ()
+    joint_weight: float = Field(0.0, ge=0.0)
+    rounds: int = Field(ge=1, le=200)
+
+    @field_validator("parameters", "frozen")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in PARAMETER_GROUPS and name not in POSE_NAMES:
+                raise ValueError(
+                    f"unknown parameter {name!r}: give a group {sorted(PARAMETER_GROUPS)} or one "
+                    "of the 46 pose names"
+                )
+        return names
+
+    def free_parameters(self) -> np.ndarray:
+        """(49,) bool."""
+        free = np.zeros(49, bool)
+        for names, value in ((self.parameters, True), (self.frozen, False)):
+            for name in names:
+                if name in PARAMETER_GROUPS:
+                    free[list(PARAMETER_GROUPS[name])] = value
+                else:
+                    free[POSE_NAMES.index(name)] = value
+        return free
+
+
+class Recipe(_Frozen):
+    """Stages in order. The last one must see every vertex: it decides what is reported."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ends_exactly(self) -> Recipe:
+        last = self.stages[-1]
+        if last.stride != 1 or last.vertices is not None:
+            raise ValueError(f"the last stage ({last.name}) must look at every vertex")
+        return self
+
+    @property
+    def root_is_free(self) -> bool:
+        """Whether any stage moves the root rotation or the translation."""
+        return any(s.free_parameters()[[0, 1, 2, 46, 47, 48]].any() for s in self.stages)
+
+
+class FitConfig(_Frozen):
+    """Options of a fit. Everything here changes results, and is hashed into provenance."""
+
+    recipe: Literal["hierarchical", "full", "released"] | Recipe = "hierarchical"
+    limits: Literal["default", "published", "none"] = "default"
+    betas: Literal["auto", "copy", "transfer", "fit"] = "auto"
+    """Shape: copy the SMPL betas, transfer them in closed form, or fit them. auto: copy where the
+    two models share template and shape space, transfer elsewhere."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the vertex passes; the inner solver is float64 always."""
+    kernels: Literal["auto", "numba", "torch"] = "auto"
+    block_size: int = Field(64, ge=1, le=65536)
+    """Rows computed together. Part of the result's identity: rows are bit-equal at one size."""
+    tolerance: float = Field(1e-3, gt=0.0)
+    """Parameter change (rad) below which a row of an intermediate stage is settled."""
+    final_tolerance: float = Field(1e-2, gt=0.0)
+    """Largest parameter change (rad) of a last-stage round after which a row is converged. One
+    more round would move it about fifty times less (docs/solver.md)."""
+    inner_steps: int = Field(8, ge=1)
+    prior_spine: float = Field(1e-5, ge=0.0)
+    """m^2/rad^2 on the nine spine and head angles."""
+    prior_scapula: float = Field(1e-5, ge=0.0)
+    """m^2/rad^2 on the six scapula angles."""
+    restarts: bool = True
+    """Try further starts on rows that look stuck and keep the best."""
+    limited_above: float = Field(0.02, gt=0.0)
+    """Mean vertex error (m) above which a row with active limits is `limited`."""
+
+    def resolved_recipe(self) -> Recipe:
+        """The recipe itself, read from `recipes/` if it is named."""
+        if isinstance(self.recipe, Recipe):
+            return self.recipe
+        return load_recipe(RECIPES / f"{self.recipe}.yaml")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Recipe from a YAML file; unknown keys are refused."""
+    return Recipe.model_validate(yaml.safe_load(path.read_text()))

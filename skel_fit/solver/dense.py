@@ -1,0 +1,166 @@
+"""The slow twin: the same objective over all vertices by automatic differentiation.
+
+Plain and obvious on purpose, float64, written on `SKEL`'s own kinematics. Tests compare the
+reduced solver with it; benchmarks use it for the best known optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skel_fit.skel import SKEL, SkelIdentity
+from skel_fit.solver.engine import Solver, StagePlan
+
+
+@dataclass(frozen=True)
+class DenseProblem:
+    """A stage's objective for n rows. poses are (n, 49): 46 angles and a root translation."""
+
+    skel: SKEL  # float64
+    plan: StagePlan
+    identity: SkelIdentity
+    targets: Tensor  # (n, V, 3) m, root frame, the stage's vertices
+    joint_targets: Tensor  # (n, 24, 3) m
+
+    @staticmethod
+    def of(
+        skel: SKEL, solver: Solver, stage: int, poses: Tensor, smpl_betas: Tensor, betas: Tensor
+    ) -> DenseProblem:
+        """The problem that `solver` poses in one of its stages. skel: float64."""
+        plan = solver.plans[stage]
+        targets, _ = solver.surface(poses, smpl_betas)
+        joints = torch.einsum("jv,vcn->njc", solver.joint_regressor, targets)
+        chosen = targets[torch.as_tensor(plan.vertices.indices)]
+        return DenseProblem(
+            skel, plan, skel.shape(betas), chosen.permute(2, 0, 1).double(), joints.double()
+        )
+
+    def rows(self, index: Tensor) -> DenseProblem:
+        """Some rows of the problem."""
+        return DenseProblem(
+            self.skel,
+            self.plan,
+            self.identity.rows(index),
+            self.targets[index],
+            self.joint_targets[index],
+        )
+
+    def offsets(self, poses: Tensor) -> Tensor:
+        """(n, V, 3) pose-corrective offsets."""
+        local = self.skel.bone_transforms(poses[:, :46], self.identity)[2]
+        basis = self.skel.posedirs[torch.as_tensor(self.plan.vertices.indices)]
+        return torch.einsum("vcf,nf->nvc", basis, self.skel.pose_features(local))
+
+    def points(self, poses: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Skin vertices (n, V, 3) and joints (n, 24, 3) with the given offsets."""
+        rotations, positions, _ = self.skel.bone_transforms(poses[:, :46], self.identity)
+        positions = positions + poses[:, None, 46:49]
+        chosen = torch.as_tensor(self.plan.vertices.indices)
+        shaped = self.identity.vertices[:, chosen] + offsets
+        weights = self.skel.skin_weights[chosen]
+        posed = torch.zeros_like(shaped)
+        for k in range(24):
+            moved = (shaped - self.identity.joints[:, None, k]) @ rotations[:, k].transpose(1, 2)
+            posed = posed + weights[:, k, None] * (moved + positions[:, None, k])
+        return posed, positions
+
+    def residuals(self, poses: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """(n, 3V + 72 + 49) weighted residuals; the objective is their sum of squares."""
+        posed, joints = self.points(poses, self.offsets(poses) if offsets is None else offsets)
+        masses = torch.as_tensor(self.plan.vertices.masses, dtype=poses.dtype)
+        joint_masses = torch.as_tensor(self.plan.tables.joint_masses)
+        prior = torch.as_tensor(self.plan.tables.prior)
+        return torch.cat(
+            [
+                (masses.sqrt()[:, None] * (posed - self.targets)).flatten(1),
+                (joint_masses.sqrt()[:, None] * (joints - self.joint_targets)).flatten(1),
+                prior.sqrt() * poses,
+            ],
+            dim=1,
+        )
+
+    def objective(self, poses: Tensor) -> Tensor:
+        """(n,) objective, m^2."""
+        return self.residuals(poses).square().sum(dim=1)
+
+    def gradient(self, poses: Tensor) -> Tensor:
+        """(n, 49) exact gradient by reverse mode, zero where the stage holds a parameter."""
+        variable = poses.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.objective(variable).sum(), variable)
+        return gradient * torch.as_tensor(self.plan.tables.free)
+
+    def jacobian(self, poses: Tensor, freeze_offsets: bool) -> Tensor:
+        """(n, 49, residuals): derivative of `residuals` by forward mode, one parameter a pass."""
+        offsets = self.offsets(poses) if freeze_offsets else None
+        columns = []
+        for d in range(poses.shape[1]):
+            tangent = torch.zeros_like(poses)
+            tangent[:, d] = float(self.plan.tables.free[d])
+            _, column = torch.func.jvp(lambda q: self.residuals(q, offsets), (poses,), (tangent,))
+            columns.append(column)
+        return torch.stack(columns, dim=1)
+
+    def minimise(
+        self, poses: Tensor, steps: int = 60, tolerance: float = 1e-8
+    ) -> tuple[Tensor, Tensor]:
+        """Projected Levenberg-Marquardt with the full Jacobian, per row, to convergence.
+
+        Returns poses (n, 49) and the objective (n,)."""
+        lower = torch.as_tensor(self.plan.tables.lower)
+        upper = torch.as_tensor(self.plan.tables.upper)
+        free = torch.as_tensor(self.plan.tables.free)
+        poses = torch.minimum(torch.maximum(poses, lower), upper)
+        energy = self.objective(poses)
+        damping = torch.full_like(energy, 1e-4)
+        for _ in range(steps):
+            jacobian = self.jacobian(poses, freeze_offsets=False)
+            gradient = (jacobian @ self.residuals(poses)[:, :, None])[:, :, 0]
+            hessian = jacobian @ jacobian.transpose(1, 2)
+            moved = torch.zeros_like(energy)
+            for _ in range(4):
+                step = _projected_step(hessian, gradient, poses, lower, upper, free, damping)
+                trial = self.objective(poses + step)
+                better = trial <= energy
+                poses = torch.where(better[:, None], poses + step, poses)
+                moved = torch.where(better, torch.maximum(moved, step.abs().amax(dim=1)), moved)
+                energy = torch.where(better, trial, energy)
+                damping = torch.where(better, (0.2 * damping).clamp(min=1e-9), damping * 10)
+                if better.all():
+                    break
+            if (moved < tolerance).all():
+                break
+        return poses, energy
+
+
+def _projected_step(
+    hessian: Tensor,
+    gradient: Tensor,
+    poses: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    free: Tensor,
+    damping: Tensor,
+) -> Tensor:
+    """Damped Gauss-Newton step inside the box with an active set, per row."""
+    outward = ((poses <= lower) & (gradient > 0)) | ((poses >= upper) & (gradient < 0))
+    held = outward | ~free
+    step = torch.zeros_like(poses)
+    eye = torch.eye(poses.shape[1], dtype=poses.dtype)
+    diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
+    damped = hessian + torch.diag_embed(damping[:, None] * (diagonal + 1e-9))
+    for _ in range(6):
+        keep = (~held).to(poses.dtype)
+        right = -(gradient + (hessian @ (step * held)[:, :, None])[:, :, 0]) * keep
+        matrix = damped * keep[:, :, None] * keep[:, None, :] + eye * (1 - keep)[:, :, None]
+        solved = torch.linalg.solve(matrix, right[:, :, None])[:, :, 0]
+        step = torch.where(held, step, solved)
+        bounded = torch.minimum(torch.maximum(poses + step, lower), upper) - poses
+        crossed = (bounded != step) & ~held
+        step = torch.where(free, bounded, torch.zeros_like(step))
+        if not crossed.any():
+            break
+        held = held | crossed
+    return step

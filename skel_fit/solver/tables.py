@@ -1,0 +1,320 @@
+"""Constant tables of the reduced solver, made once for a (SKEL, SMPL) pair.
+
+A *vertex set* is the part of the skin that a stage looks at, with everything that depends on it:
+sparse weights, the shape-and-pose basis, vertex masses and the moment basis of docs/solver.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from skel_fit import pose_table
+
+LANES = 16
+"""Rows that the vertex kernels treat side by side; block sizes are padded to a multiple of it."""
+
+PARAMETERS = 49
+"""46 joint angles and 3 components of a root translation (frozen unless a recipe frees it)."""
+
+REGIONS = ("lower_body", "torso", "arms", "head")
+_REGION_OF_JOINT = (0,) * 11 + (1, 1, 3) + (1, 2, 2, 2, 2) * 2
+_UNALIGNED = (0, 5, 10, 13, 18, 23)
+
+
+class Skeleton(NamedTuple):
+    """What kinematics needs of SKEL, as float64/int64 numpy arrays (names as in skel-model.md)."""
+
+    parents: np.ndarray  # (24,)
+    first_parameter: np.ndarray  # (25,)
+    joint_of_parameter: np.ndarray  # (49,)
+    axes: np.ndarray  # (46, 3) signed
+    joint_template: np.ndarray  # (24, 3) rest joints at betas 0
+    joint_directions: np.ndarray  # (24, 3, K)
+    aligned: np.ndarray  # (24,) bool: orientation depends on shape
+    bone_sum: np.ndarray  # (24, 24) which offsets make the bone direction
+    bone_source: np.ndarray  # (24, 3) template bone direction, body frame
+    rest_frames: np.ndarray  # (24, 3, 3) per_joint_rot Ra^T
+    feature_source: np.ndarray  # (23,) SKEL joint of SMPL joint 1..23, -1: identity
+    feature_of_joint: np.ndarray  # (24,) its inverse, -1: none
+    start_source: np.ndarray  # (24,) SMPL joint whose rotation starts the bone
+    euler: np.ndarray  # (24, 3) coordinate axes, last angle first
+    euler_sign: np.ndarray  # (24, 3)
+
+
+class SmplTree(NamedTuple):
+    """What kinematics needs of SMPL."""
+
+    parents: np.ndarray  # (24,)
+    joint_template: np.ndarray  # (24, 3)
+    joint_directions: np.ndarray  # (24, 3, K)
+
+
+class StageTables(NamedTuple):
+    """What the inner solver needs of a stage (see `recipe.Stage`)."""
+
+    free: np.ndarray  # (49,) bool
+    lower: np.ndarray  # (49,)
+    upper: np.ndarray  # (49,)
+    prior: np.ndarray  # (49,) m^2/rad^2
+    joint_masses: np.ndarray  # (24,)
+    pair_first: np.ndarray  # (P,) bones that share vertices, first <= second
+    pair_second: np.ndarray  # (P,)
+
+
+class SparseWeights(NamedTuple):
+    """Skinning weights row by row: bones[first[v]:first[v+1]] and weights[...]."""
+
+    first: np.ndarray  # (V+1,)
+    bones: np.ndarray
+    weights: np.ndarray
+
+
+class Identity(NamedTuple):
+    """What depends on the shape alone, float64 (skel-model.md 3.3, 3.4, 3.6)."""
+
+    betas: torch.Tensor  # (n, K)
+    joints: torch.Tensor  # (n, 24, 3) rest joints
+    frames: torch.Tensor  # (n, 24, 3, 3) Q = K Ra^T
+    lengths: torch.Tensor  # (n, 5) spine arcs of 11, 12, 13; scapula width and height
+
+    def rows(self, index: torch.Tensor) -> Identity:
+        """The same for some rows."""
+        return Identity(*(part[index] for part in self))
+
+
+class SearchState(NamedTuple):
+    """Where each row's search stands, float64. `poses` is the candidate, best_* the best so far."""
+
+    poses: torch.Tensor  # (n, 49)
+    best_poses: torch.Tensor  # (n, 49)
+    best_energy: torch.Tensor  # (n,) m^2, vertex + joint + prior terms
+    best_moments: torch.Tensor  # (n, 24, 12)
+    best_corrective: torch.Tensor  # (n, 207)
+    damping: torch.Tensor  # (n,)
+    failures: torch.Tensor  # (n,) int64 candidates that were worse than the best
+    step_size: torch.Tensor  # (n,) rad (m for the translation)
+    steps: torch.Tensor  # (n,) int64 Levenberg-Marquardt steps done
+
+    @staticmethod
+    def begin(poses: torch.Tensor) -> SearchState:
+        """A search that starts at poses (n,49)."""
+        n, one = poses.shape[0], poses.new_zeros(poses.shape[0])
+        count = torch.zeros(n, dtype=torch.int64, device=poses.device)
+        return SearchState(
+            poses=poses.clone(),
+            best_poses=poses.clone(),
+            best_energy=one + torch.inf,
+            best_moments=poses.new_zeros(n, 24, 12),
+            best_corrective=poses.new_zeros(n, 207),
+            damping=one + 1e-4,
+            failures=count,
+            step_size=one.clone(),
+            steps=count.clone(),
+        )
+
+    def rows(self, index: torch.Tensor) -> SearchState:
+        """A copy of some rows."""
+        return SearchState(*(part[index] for part in self))
+
+    def put(self, index: torch.Tensor, rows: SearchState) -> None:
+        """Write rows back."""
+        for mine, theirs in zip(self, rows, strict=True):
+            mine[index] = theirs
+
+
+@dataclass(frozen=True)
+class VertexSet:
+    """A part of the skin with its tables. V vertices; dtype of the fit, on the fit's device."""
+
+    indices: np.ndarray  # (V,) vertex ids
+    skinning: SparseWeights
+    masses: np.ndarray  # (V,) sum 1
+    basis: torch.Tensor  # (3V, 1+K+207): x + o = basis @ [1, betas, features]
+    pair_first: np.ndarray
+    pair_second: np.ndarray
+    moment_basis: torch.Tensor  # (S, P*10), S = (K+1)(K+2)/2
+
+    @property
+    def pose_basis(self) -> torch.Tensor:
+        """(3V, 207) the pose-corrective part of `basis`."""
+        return self.basis[:, -207:]
+
+
+def sparse_weights(weights: np.ndarray, dtype: np.dtype) -> SparseWeights:
+    """Sparse rows of a dense (V, 24) weight matrix; every row has at least one entry."""
+    rows, bones = np.nonzero(weights)
+    counts = np.bincount(rows, minlength=weights.shape[0])
+    if (counts == 0).any():
+        raise ValueError(f"vertex {int(np.argmin(counts))} has no skinning weight")
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return SparseWeights(first, bones.astype(np.int64), weights[rows, bones].astype(dtype))
+
+
+def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
+    """Kinematic tables of a loaded `SKEL`."""
+    template, directions = numpy_of(skel.template), numpy_of(skel.shapedirs)
+    regressor = numpy_of(skel.joint_regressor)
+    base, apose = numpy_of(skel.per_joint_rot), numpy_of(skel.apose_rot)
+    offsets = numpy_of(skel.apose_trans)
+    parents = np.asarray(skel.parents, np.int64)
+    axes = numpy_of(skel.axes)
+    child = np.array([next((k for k in range(24) if parents[k] == j), 0) for j in range(24)])
+    bone_sum = np.zeros((24, 24), np.int64)
+    source = np.zeros((24, 3))
+    for j in range(24):
+        bone_sum[j, child[j]] = 1
+        source[j] = offsets[child[j]]
+    for elbow, wrist in ((16, 17), (21, 22)):  # the ulna points to the wrist
+        bone_sum[elbow] += bone_sum[wrist]
+        source[elbow] += source[wrist]
+    bone_sum[12] = bone_sum[11]  # QUIRK: the thorax follows lumbar -> thorax, its source does not
+    aligned = np.ones(24, bool)
+    aligned[list(_UNALIGNED)] = False
+    bone_sum[~aligned] = 0
+    first, euler, signs = _parameter_tables(axes)
+    feature_source = np.asarray(pose_table.POSE_FEATURE_SOURCES, np.int64)
+    feature_of_joint = np.full(24, -1, np.int64)
+    for feature, joint in enumerate(feature_source):
+        if joint >= 0:
+            feature_of_joint[joint] = feature
+    return Skeleton(
+        parents=parents,
+        first_parameter=first,
+        joint_of_parameter=np.concatenate([np.repeat(np.arange(24), np.diff(first)), [0, 0, 0]]),
+        axes=axes,
+        joint_template=regressor @ template,
+        joint_directions=np.einsum("jv,vck->jck", regressor, directions),
+        aligned=aligned,
+        bone_sum=bone_sum,
+        bone_source=np.einsum("jab,jb->ja", base, source),
+        rest_frames=base @ apose.transpose(0, 2, 1),
+        feature_source=feature_source,
+        feature_of_joint=feature_of_joint,
+        start_source=np.asarray(pose_table.START_SMPL_JOINT, np.int64),
+        euler=euler,
+        euler_sign=signs,
+    )
+
+
+def _parameter_tables(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """first_parameter (25,), euler (24,3) and euler_sign (24,3) from the joint of each angle."""
+    counts = np.bincount(np.asarray(pose_table.JOINT_OF_DOF), minlength=24)
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    euler, signs = np.zeros((24, 3), np.int64), np.ones((24, 3))
+    for j in range(24):
+        if counts[j] == 1:
+            continue
+        used = axes[first[j] : first[j + 1]][::-1]
+        coordinates = list(np.argmax(np.abs(used), axis=1))
+        directions = [float(np.sign(axis[c])) for axis, c in zip(used, coordinates, strict=True)]
+        if counts[j] == 2:  # the missing middle axis
+            coordinates.insert(1, 3 - sum(coordinates))
+            directions.insert(1, 1.0)
+        euler[j], signs[j] = coordinates, directions
+    return first, euler, signs
+
+
+def smpl_tables(smpl: torch.nn.Module) -> SmplTree:
+    """Kinematic tables of a loaded smplx SMPL layer (first 10 betas)."""
+    template, directions = numpy_of(smpl.v_template), numpy_of(smpl.shapedirs)[:, :, :10]
+    regressor = numpy_of(smpl.J_regressor)
+    parents = numpy_of(smpl.parents).astype(np.int64)
+    parents[0] = -1
+    return SmplTree(
+        parents=parents,
+        joint_template=regressor @ template,
+        joint_directions=np.einsum("jv,vck->jck", regressor, directions),
+    )
+
+
+def basis_matrix(template: np.ndarray, shapedirs: np.ndarray, posedirs: np.ndarray) -> np.ndarray:
+    """(3V, 1+K+207) matrix that maps [1, betas, features] to shaped vertices with correctives."""
+    count = template.shape[0]
+    return np.concatenate(
+        [
+            template.reshape(-1, 1),
+            shapedirs.reshape(3 * count, -1),
+            posedirs.reshape(3 * count, -1),
+        ],
+        axis=1,
+    )
+
+
+def vertex_set(
+    skel: torch.nn.Module,
+    indices: np.ndarray,
+    masses: np.ndarray,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> VertexSet:
+    """Tables of the given vertices with the given masses (any positive scale)."""
+    weights = numpy_of(skel.skin_weights)[indices]
+    template, shapedirs = numpy_of(skel.template)[indices], numpy_of(skel.shapedirs)[indices]
+    posedirs = numpy_of(skel.posedirs)[indices]
+    masses = masses / masses.sum()
+    first, second, moments = moment_basis(weights, masses, template, shapedirs)
+    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+    return VertexSet(
+        indices=indices,
+        skinning=sparse_weights(weights, numpy_dtype),
+        masses=masses.astype(numpy_dtype),
+        basis=torch.as_tensor(basis_matrix(template, shapedirs, posedirs), dtype=dtype).to(device),
+        pair_first=first,
+        pair_second=second,
+        moment_basis=torch.as_tensor(moments, dtype=torch.float64).to(device),
+    )
+
+
+def shape_products(betas: torch.Tensor) -> torch.Tensor:
+    """(n, S) products b_a b_c, a <= c, of b = [1, betas]: the coordinates of `moment_basis`."""
+    b = torch.cat([torch.ones_like(betas[:, :1]), betas], dim=1)
+    rows, columns = torch.triu_indices(b.shape[1], b.shape[1], device=b.device)
+    return b[:, rows] * b[:, columns]
+
+
+def moment_basis(
+    weights: np.ndarray, masses: np.ndarray, template: np.ndarray, shapedirs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of bones that share vertices and the moments M_kl as a quadratic form of the shape.
+
+    M_kl(betas) = sum_v m w_vk w_vl [x;1][x;1]^T with x = template + shapedirs betas; returned as
+    (S, P*10): for each product of `shape_products` the ten numbers xx xy xz x1 yy yz y1 zz z1 11.
+    """
+    size = shapedirs.shape[2] + 1
+    components = np.zeros((size, template.shape[0], 4))  # x as a linear form of [1, betas]
+    components[0, :, :3], components[0, :, 3] = template, 1.0
+    components[1:, :, :3] = shapedirs.transpose(2, 0, 1)
+    shared = (weights > 0).T.astype(float) @ (weights > 0)
+    first, second = np.nonzero(np.triu(shared))
+    diagonal = np.arange(24)
+    missing = np.setdiff1d(diagonal, first[first == second])
+    first, second = np.concatenate([first, missing]), np.concatenate([second, missing])
+    rows, columns = np.triu_indices(size)
+    packed_rows, packed_columns = np.triu_indices(4)
+    out = np.zeros((rows.size, first.size, 10))
+    for n, (k, l) in enumerate(zip(first, second, strict=True)):
+        shared_mass = masses * weights[:, k] * weights[:, l]
+        used = np.nonzero(shared_mass)[0]
+        if used.size == 0:
+            continue
+        flat = components[:, used].transpose(1, 0, 2).reshape(used.size, -1)
+        gram = (flat * shared_mass[used, None]).T @ flat
+        gram = gram.reshape(size, 4, size, 4).transpose(0, 2, 1, 3)
+        symmetric = gram + gram.transpose(1, 0, 2, 3)  # both orders of a product of two shapes
+        symmetric[np.arange(size), np.arange(size)] /= 2.0
+        out[:, n] = symmetric[rows, columns][:, packed_rows, packed_columns]
+    return first.astype(np.int64), second.astype(np.int64), out.reshape(rows.size, -1)
+
+
+def regions(skel: torch.nn.Module) -> np.ndarray:
+    """(6890,) index into REGIONS of each vertex, by its heaviest bone."""
+    return np.asarray(_REGION_OF_JOINT, np.int64)[numpy_of(skel.skin_weights).argmax(axis=1)]
+
+
+def numpy_of(tensor: torch.Tensor) -> np.ndarray:
+    """float64 copy on the host."""
+    return np.asarray(tensor.detach().cpu().to(torch.float64))
