@@ -1,0 +1,1 @@
+"""Body models and the SMPL-to-SKEL fit: tensors in, tensors out."""

@@ -1,0 +1,270 @@
+"""The 46 SKEL pose parameters as data.
+
+Source: reference/skel-model.md sections 2 (tree, names, axes), 3.8 (correctives), 4 (limits) and
+appendix B (mirror); fitting.md section 3 (start joints). All angles are radians. Everything here is
+a constant of the model, not of a file; `model_files` refuses a file with another tree.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+NUM_JOINTS = 24
+NUM_POSES = 46
+
+
+@dataclass(frozen=True)
+class Dof:
+    """One angle: its name and the signed unit axis (bone space) that it turns about."""
+
+    name: str
+    axis: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One joint. `dofs` in the order of application: the first one is the rightmost factor.
+
+    `smpl`: SMPL joint whose corrective directions it drives (0: none).
+    `start`: SMPL joint whose global rotation is the start of this bone.
+    """
+
+    name: str
+    parent: int
+    smpl: int
+    start: int
+    dofs: tuple[Dof, ...]
+
+
+_X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+
+
+def _negative(axis: tuple[float, float, float]) -> tuple[float, float, float]:
+    return (0.0 - axis[0], 0.0 - axis[1], 0.0 - axis[2])
+
+
+def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
+    # The oblique axes of the sources have norm 1 to 1e-8; unit here, which changes a rotation
+    # by at most 3e-8 rad and makes every matrix orthonormal in float64.
+    n = math.sqrt(x * x + y * y + z * z)
+    return (x / n, y / n, z / n)
+
+
+def _pin(e1: float, e2: float) -> tuple[float, float, float]:
+    """Third column of Rx(e1) Ry(e2) Rz(e3): the axis of a pin joint."""
+    return (math.sin(e2), -math.sin(e1) * math.cos(e2), math.cos(e1) * math.cos(e2))
+
+
+# The file format's left ankle has the right one's axis (not mirrored): kept by default because
+# released fits and networks use it; the mirrored axis is the option `corrected_left_ankle`.
+_TALUS = _pin(0.175895, -0.105208)
+CORRECTED_LEFT_ANKLE_AXIS = _pin(-0.175895, 0.105208)
+LEFT_ANKLE_DOF = 14
+
+
+def _dofs(*pairs: tuple[str, tuple[float, float, float]]) -> tuple[Dof, ...]:
+    return tuple(Dof(name, axis) for name, axis in pairs)
+
+
+JOINTS: tuple[Joint, ...] = (
+    Joint("pelvis", -1, 0, 0,
+          _dofs(("pelvis_tilt", _Z), ("pelvis_list", _X), ("pelvis_rotation", _Y))),
+    Joint("femur_r", 0, 2, 2,
+          _dofs(("hip_flexion_r", _Z), ("hip_adduction_r", _X), ("hip_rotation_r", _Y))),
+    Joint("tibia_r", 1, 5, 5, _dofs(("knee_angle_r", _negative(_Z)))),
+    Joint("talus_r", 2, 8, 8, _dofs(("ankle_angle_r", _TALUS))),
+    Joint("calcn_r", 3, 8, 8, _dofs(("subtalar_angle_r", _pin(-1.76818999, 0.906223)))),
+    Joint("toes_r", 4, 11, 11, _dofs(("mtp_angle_r", _pin(-3.141589999, 0.619901)))),
+    Joint("femur_l", 0, 1, 1,
+          _dofs(("hip_flexion_l", _Z), ("hip_adduction_l", _negative(_X)),
+                ("hip_rotation_l", _negative(_Y)))),
+    Joint("tibia_l", 6, 4, 4, _dofs(("knee_angle_l", _negative(_Z)))),
+    Joint("talus_l", 7, 7, 7, _dofs(("ankle_angle_l", _TALUS))),
+    Joint("calcn_l", 8, 7, 7, _dofs(("subtalar_angle_l", _pin(1.768189999, -0.906223)))),
+    Joint("toes_l", 9, 10, 10, _dofs(("mtp_angle_l", _pin(-3.141589999, -0.619901)))),
+    Joint("lumbar_body", 0, 3, 3,
+          _dofs(("lumbar_bending", _X), ("lumbar_extension", _Z), ("lumbar_twist", _Y))),
+    Joint("thorax", 11, 6, 9,
+          _dofs(("thorax_bending", _X), ("thorax_extension", _Z), ("thorax_twist", _Y))),
+    Joint("head", 12, 15, 15,
+          _dofs(("head_bending", _X), ("head_extension", _Z), ("head_twist", _Y))),
+    Joint("scapula_r", 12, 14, 14,
+          _dofs(("scapula_abduction_r", _Y), ("scapula_elevation_r", _negative(_Z)),
+                ("scapula_upward_rot_r", _negative(_X)))),
+    Joint("humerus_r", 14, 17, 17,
+          _dofs(("shoulder_r_x", _X), ("shoulder_r_y", _Y), ("shoulder_r_z", _Z))),
+    Joint("ulna_r", 15, 19, 19,
+          _dofs(("elbow_flexion_r", _unit(0.0494, 0.0366, 0.99810825)))),
+    Joint("radius_r", 16, 0, 21,
+          _dofs(("pro_sup_r", _unit(-0.01716099, 0.99266564, -0.11966796)))),
+    Joint("hand_r", 17, 21, 21,
+          _dofs(("wrist_flexion_r", _X), ("wrist_deviation_r", _negative(_Z)))),
+    Joint("scapula_l", 12, 13, 13,
+          _dofs(("scapula_abduction_l", _Y), ("scapula_elevation_l", _Z),
+                ("scapula_upward_rot_l", _X))),
+    Joint("humerus_l", 19, 16, 16,
+          _dofs(("shoulder_l_x", _X), ("shoulder_l_y", _Y), ("shoulder_l_z", _Z))),
+    Joint("ulna_l", 20, 18, 18,
+          _dofs(("elbow_flexion_l", _unit(-0.0494, -0.0366, 0.99810825)))),
+    Joint("radius_l", 21, 0, 20,
+          _dofs(("pro_sup_l", _unit(0.01716099, -0.99266564, -0.11966796)))),
+    Joint("hand_l", 22, 20, 20,
+          _dofs(("wrist_flexion_l", _negative(_X)), ("wrist_deviation_l", _negative(_Z)))),
+)
+
+JOINT_NAMES: tuple[str, ...] = tuple(joint.name for joint in JOINTS)
+PARENTS: tuple[int, ...] = tuple(joint.parent for joint in JOINTS)
+POSE_NAMES: tuple[str, ...] = tuple(dof.name for joint in JOINTS for dof in joint.dofs)
+JOINT_OF_DOF: tuple[int, ...] = tuple(j for j, joint in enumerate(JOINTS) for _ in joint.dofs)
+
+
+def _dofs_per_joint() -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(d for d, owner in enumerate(JOINT_OF_DOF) if owner == j) for j in range(NUM_JOINTS)
+    )
+
+
+#: Pose indices of each joint in the order of application (first = rightmost factor):
+#: Rp_j = Rot(AXES[d3], q[d3]) Rot(AXES[d2], q[d2]) Rot(AXES[d1], q[d1]), fixed bone-space axes.
+DOFS: tuple[tuple[int, ...], ...] = _dofs_per_joint()
+
+#: SMPL joint whose corrective directions each SKEL joint drives. Where two SKEL joints share one
+#: (talus and calcaneus), the later one wins.
+SMPL_JOINT_FOR_SKEL: tuple[int, ...] = tuple(joint.smpl for joint in JOINTS)
+
+#: SMPL joint whose global rotation starts each SKEL bone (fitting.md section 3).
+START_SMPL_JOINT: tuple[int, ...] = tuple(joint.start for joint in JOINTS)
+
+
+def _pose_feature_sources() -> tuple[int, ...]:
+    last = {smpl: j for j, smpl in enumerate(SMPL_JOINT_FOR_SKEL)}
+    return tuple(last.get(smpl, -1) for smpl in range(1, NUM_JOINTS))
+
+
+#: For SMPL joints 1..23: the SKEL joint whose local rotation feeds the correctives, -1 = identity.
+POSE_FEATURE_SOURCES: tuple[int, ...] = _pose_feature_sources()
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+def axes(*, corrected_left_ankle: bool = False) -> np.ndarray:
+    """Signed unit axes of the 46 angles, (46, 3) float64, bone space (x forward, y up, z right)."""
+    table = np.array([dof.axis for joint in JOINTS for dof in joint.dofs], dtype=np.float64)
+    if corrected_left_ankle:
+        table[LEFT_ANKLE_DOF] = CORRECTED_LEFT_ANKLE_AXIS
+    return table
+
+
+#: (46, 3) signed unit axes, flips applied, left ankle as in the published model.
+AXES: np.ndarray = _read_only(axes())
+
+# Left-right mirror (appendix B): mirrored = poses[..., MIRROR_PERMUTATION] * MIRROR_SIGNS.
+_NEGATED_BY_MIRROR = (1, 2, 17, 19, 20, 22, 23, 25, 26, 27, 29, 30, 36, 37, 39, 40)
+
+
+def _mirror_permutation() -> np.ndarray:
+    order = np.arange(NUM_POSES)
+    order[3:10], order[10:17] = np.arange(10, 17), np.arange(3, 10)
+    order[26:36], order[36:46] = np.arange(36, 46), np.arange(26, 36)
+    return order
+
+
+MIRROR_PERMUTATION: np.ndarray = _read_only(_mirror_permutation())
+MIRROR_SIGNS: np.ndarray = _read_only(
+    np.array([-1.0 if d in _NEGATED_BY_MIRROR else 1.0 for d in range(NUM_POSES)])
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Range of one angle, radians, and where the numbers come from."""
+
+    low: float
+    high: float
+    source: str
+
+
+LimitsName = Literal["default", "published", "none"]
+
+_HSMR = "HSMR limits (reference/skel-model.md section 4)"
+_BOTH = "SKEL and HSMR limits (reference/skel-model.md section 4)"
+_45 = 0.785398
+_PUBLISHED: dict[str, Limit] = {
+    "hip_flexion_r": Limit(-_45, 2.356194, _HSMR),
+    "hip_adduction_r": Limit(-_45, 0.523599, _HSMR),
+    "hip_rotation_r": Limit(-_45, _45, _HSMR),
+    "knee_angle_r": Limit(0.0, 2.356194, _BOTH),
+    "ankle_angle_r": Limit(-_45, _45, _BOTH),
+    "subtalar_angle_r": Limit(-_45, _45, _BOTH),
+    "mtp_angle_r": Limit(-_45, _45, _BOTH),
+    "hip_flexion_l": Limit(-_45, 2.356194, _HSMR),
+    "hip_adduction_l": Limit(-_45, 0.523599, _HSMR),
+    "hip_rotation_l": Limit(-_45, _45, _HSMR),
+    "knee_angle_l": Limit(0.0, 2.356194, _BOTH),
+    "ankle_angle_l": Limit(-_45, _45, _BOTH),
+    "subtalar_angle_l": Limit(-_45, _45, _BOTH),
+    "mtp_angle_l": Limit(-_45, _45, _BOTH),
+    "lumbar_bending": Limit(-0.523599, 0.523599, _BOTH),
+    "lumbar_extension": Limit(-_45, _45, _BOTH),
+    "lumbar_twist": Limit(-_45, _45, _BOTH),
+    "thorax_bending": Limit(-_45, _45, _BOTH),
+    "thorax_extension": Limit(-_45, _45, _BOTH),
+    "thorax_twist": Limit(-_45, _45, _BOTH),
+    "head_bending": Limit(-_45, _45, _BOTH),
+    "head_extension": Limit(-_45, _45, _BOTH),
+    "head_twist": Limit(-_45, _45, _BOTH),
+    "scapula_abduction_r": Limit(-0.628, 0.628, _BOTH),
+    "scapula_elevation_r": Limit(-0.4, -0.1, _BOTH),
+    "scapula_upward_rot_r": Limit(-0.190, 0.319, _BOTH),
+    "shoulder_r_x": Limit(-1.570796, 3.070796, _HSMR),
+    "shoulder_r_y": Limit(-1.570796, 1.570796, _BOTH),
+    "shoulder_r_z": Limit(-1.570796, 1.570796, _HSMR),
+    "elbow_flexion_r": Limit(0.0, 2.356194, _BOTH),
+    "pro_sup_r": Limit(-1.178097, 1.178097, _BOTH),
+    "wrist_flexion_r": Limit(-1.570796, 1.570796, _BOTH),
+    "wrist_deviation_r": Limit(-_45, _45, _BOTH),
+    "scapula_abduction_l": Limit(-0.628, 0.628, _BOTH),
+    "scapula_elevation_l": Limit(-0.4, -0.1, _BOTH + ", pair sorted"),
+    "scapula_upward_rot_l": Limit(-0.210, 0.219, _BOTH),
+    "shoulder_l_x": Limit(-3.070796, 1.570796, _HSMR),
+    "shoulder_l_y": Limit(-1.570796, 1.570796, _HSMR),
+    "shoulder_l_z": Limit(-1.570796, 1.570796, _HSMR),
+    "elbow_flexion_l": Limit(0.0, 2.356194, _BOTH),
+    "pro_sup_l": Limit(-1.570796, 1.570796, _BOTH),
+    "wrist_flexion_l": Limit(-1.570796, 1.570796, _BOTH),
+    "wrist_deviation_l": Limit(-_45, _45, _BOTH),
+}
+
+# The published elevation pair contradicts the model's own mirror rule and excludes rest; the mean
+# pose of the sources (+0.220 right, -0.209 left) shows that the right range is the wrong one.
+_ELEVATION = "mirrored and containing rest: reference/skel-model.md section 4 note (b)"
+_DEFAULT: dict[str, Limit] = {
+    **_PUBLISHED,
+    "scapula_elevation_r": Limit(-0.1, 0.4, _ELEVATION),
+    "scapula_elevation_l": Limit(-0.4, 0.1, _ELEVATION),
+}
+
+LIMIT_TABLES: dict[str, dict[str, Limit]] = {
+    "published": _PUBLISHED,
+    "default": _DEFAULT,
+    "none": {},
+}
+
+
+def limits(name: LimitsName) -> np.ndarray:
+    """Joint limits `name` as (46, 2) float64: low, high in radians; -inf, inf where free.
+
+    `published`: HSMR's 43, pairs sorted. `default`: those with the scapula elevation repaired.
+    `none`: all free. Raises ValueError for another name.
+    """
+    if name not in LIMIT_TABLES:
+        raise ValueError(f"limits: expected one of {', '.join(LIMIT_TABLES)}; found {name!r}")
+    table = LIMIT_TABLES[name]
+    free = Limit(-math.inf, math.inf, "free")
+    rows = [table.get(pose, free) for pose in POSE_NAMES]
+    return np.array([[row.low, row.high] for row in rows], dtype=np.float64)

@@ -1,0 +1,118 @@
+"""SMPL root <-> SKEL root, in closed form (reference/skel-model.md 7.2, 7.3, 7.5; fitting.md 2).
+
+SMPL turns the body by an axis-angle vector about its own pelvis joint; SKEL by three Euler angles
+about fixed axes of the pelvis bone, about another point. Both directions are computed in float64
+and returned in the dtype of the input.
+"""
+
+import smplx
+import torch
+from torch import Tensor
+
+from skel_fit.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rotation_about_axis
+from skel_fit.skel import SKEL
+
+# Below this cosine of the middle angle only the sum or difference of the outer angles is defined.
+_GIMBAL_COSINE = 1e-7
+
+
+def root_from_smpl(
+    skel: SKEL,
+    smpl: smplx.SMPL,
+    global_orient: Tensor,
+    betas: Tensor,
+    transl: Tensor,
+    skel_betas: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """SKEL root of an SMPL root.
+
+    global_orient: (B, 3) axis-angle, radians; betas: (B, 10) of the SMPL model; transl: (B, 3)
+    metres; skel_betas: (B, 10) where SKEL has other betas (gender transfer), else `betas`.
+    Returns poses[:, :3] (B, 3) in radians, principal range, and trans (B, 3) in metres.
+    At gimbal lock (pelvis_list = +-90 degrees) pelvis_tilt is 0.
+    """
+    frame = _root_frame(skel)
+    turn = axis_angle_to_matrix(global_orient.double())
+    angles = _euler_from_matrix(frame.T @ turn @ frame)
+    pelvis = _pelvis_difference(skel, smpl, betas, skel_betas)
+    trans = transl.double() + pelvis - (turn @ pelvis[..., None]).squeeze(-1)
+    return angles.to(global_orient.dtype), trans.to(transl.dtype)
+
+
+def root_to_smpl(
+    skel: SKEL,
+    smpl: smplx.SMPL,
+    poses_root: Tensor,
+    betas: Tensor,
+    trans: Tensor,
+    skel_betas: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Inverse of `root_from_smpl`.
+
+    poses_root: (B, 3) = SKEL poses[:, :3], radians; betas: (B, 10) of the SMPL model; trans: (B, 3)
+    metres. Returns global_orient (B, 3), axis-angle of norm at most pi, and transl (B, 3).
+    """
+    turn = root_rotation(skel, poses_root.double())
+    pelvis = _pelvis_difference(skel, smpl, betas, skel_betas)
+    transl = trans.double() - pelvis + (turn @ pelvis[..., None]).squeeze(-1)
+    return matrix_to_axis_angle(turn).to(poses_root.dtype), transl.to(trans.dtype)
+
+
+def root_rotation(skel: SKEL, poses_root: Tensor) -> Tensor:
+    """Body-frame rotation of the pelvis: poses_root (B, 3), radians -> (B, 3, 3) float64."""
+    frame = _root_frame(skel)
+    angles = poses_root.double()
+    x, y, z = torch.eye(3, dtype=torch.float64, device=angles.device)
+    tilt = rotation_about_axis(z, angles[..., 0])
+    tip = rotation_about_axis(x, angles[..., 1])
+    heading = rotation_about_axis(y, angles[..., 2])
+    return frame @ heading @ tip @ tilt @ frame.T
+
+
+def _root_frame(skel: SKEL) -> Tensor:
+    """M = per_joint_rot_0 Ra_0^T of the loaded file, (3, 3) float64.
+
+    Made orthonormal to float64 rounding: next to gimbal lock the two outer angles are read from
+    entries as small as the rounding of a float32 matrix.
+    """
+    frame = skel.per_joint_rot[0].double() @ skel.apose_rot[0].double().T
+    u, _, vh = torch.linalg.svd(frame)
+    return u @ vh
+
+
+def _euler_from_matrix(turn: Tensor) -> Tensor:
+    """(tilt, list, rotation) with Ry(rotation) Rx(list) Rz(tilt) = turn: (B, 3, 3) -> (B, 3)."""
+    sine = (-turn[..., 1, 2]).clamp(-1, 1)
+    cosine = torch.hypot(turn[..., 1, 0], turn[..., 1, 1])
+    tip = torch.atan2(sine, cosine)
+    locked = cosine <= _GIMBAL_COSINE
+    tilt = torch.atan2(turn[..., 1, 0], turn[..., 1, 1])
+    tilt = torch.where(locked, torch.zeros_like(tilt), tilt)
+    # The heading is what remains after the other two: consistent with them also where the entries
+    # that the textbook formula reads are mere rounding.
+    x, _, z = torch.eye(3, dtype=turn.dtype, device=turn.device)
+    rest = turn @ rotation_about_axis(z, -tilt) @ rotation_about_axis(x, -tip)
+    heading = torch.atan2(rest[..., 0, 2] - rest[..., 2, 0], rest[..., 0, 0] + rest[..., 2, 2])
+    return torch.stack((tilt, tip, heading), -1)
+
+
+def _pelvis_difference(
+    skel: SKEL, smpl: smplx.SMPL, betas: Tensor, skel_betas: Tensor | None
+) -> Tensor:
+    """J0_smpl(betas) - J0_skel(skel_betas): (B, 3) float64, metres."""
+    own = betas if skel_betas is None else skel_betas
+    smpl_pelvis = _pelvis(smpl.J_regressor, smpl.v_template, smpl.shapedirs, betas)
+    return smpl_pelvis - _pelvis(skel.joint_regressor, skel.template, skel.shapedirs, own)
+
+
+def _pelvis(regressor: Tensor, template: Tensor, shapedirs: Tensor, betas: Tensor) -> Tensor:
+    row = regressor[0].double()
+    directions = torch.einsum("v,vck->ck", row, shapedirs.double())
+    if betas.shape[-1] != directions.shape[-1]:
+        raise ValueError(
+            f"root: expected betas (B, {directions.shape[-1]}), found {tuple(betas.shape)}"
+        )
+    return row @ template.double() + betas.double() @ directions.T
+
+
+__all__ = ["root_from_smpl", "root_rotation", "root_to_smpl"]
