@@ -181,17 +181,23 @@ def test_neighbouring_triangles_leave_no_gap(seed, on_pixel_centres):
     """A jittered grid over the picture, its inner edges through pixel centres or anywhere."""
     rng = np.random.default_rng(seed)
     cam = Camera(np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1]]), 16, 16)
-    ticks = np.arange(-1, 19)
+    ticks = np.arange(-2, 20, 2)
     u, v = np.meshgrid(ticks, ticks, indexing="ij")
     uv = np.stack([u, v], -1) + 0.5
     if not on_pixel_centres:
-        uv = uv + rng.uniform(-0.45, 0.45, uv.shape)
-    z = rng.uniform(1, 5, uv.shape[:2])
+        uv = uv + rng.uniform(-0.9, 0.9, uv.shape)
+    # Powers of two project without rounding: the edges meet the pixel centres exactly.
+    z = rng.choice([1.0, 2.0, 4.0], uv.shape[:2])
     vertices = np.concatenate([uv * z[..., None], z[..., None]], -1).reshape(-1, 3)
     n = len(ticks)
     i, j = np.meshgrid(np.arange(n - 1), np.arange(n - 1), indexing="ij")
     a = (i * n + j).ravel()
     faces = np.concatenate([np.stack([a, a + n, a + 1], 1), np.stack([a + 1, a + n, a + n + 1], 1)])
+    faces = np.take_along_axis(  # any corner first: every edge takes every part in the inner loop
+        faces, (np.arange(3) + rng.integers(0, 3, (len(faces), 1))) % 3, axis=1
+    )
+    turned = rng.random(len(faces)) < 0.5
+    faces[turned] = faces[turned][:, ::-1]
     assert rasterise(vertices, faces, cam).silhouette.all()
 
 
