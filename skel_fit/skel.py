@@ -118,8 +118,8 @@ def _safe_norm(vector: Tensor) -> Tensor:
 def _minimal_rotation(source: Tensor, target: Tensor) -> Tensor:
     """Smallest rotation from the direction of `source` (..., 3) to that of `target` (..., 3).
 
-    Returns (..., 3, 3). As published (3.4): identity for exactly parallel and exactly opposite vectors, the zero matrix
-    where a vector has length zero. Gradients are finite in all these cases.
+    Returns (..., 3, 3). As published (3.4): identity for exactly parallel and exactly opposite
+    vectors, the zero matrix where a vector has length zero. Gradients are finite in all cases.
     """
     source_length, target_length = _safe_norm(source), _safe_norm(target)
     defined = (source_length > 0) & (target_length > 0)
@@ -236,6 +236,8 @@ class SKEL(nn.Module):
         self._ints("_parent_of_others", PARENTS[1:])
         self._ints("_child_of_turned", [child[j] for j in _TURNED])
         self._ints("_turned", _TURNED)
+        self._ints("_fixed", _FIXED_ORIENTATION)
+        self._ints("_turned_first", np.argsort((*_TURNED, *_FIXED_ORIENTATION)))
 
         levels: list[list[int]] = [[0]]
         while len(members := [j for j in range(NUM_JOINTS) if PARENTS[j] in levels[-1]]):
@@ -324,12 +326,16 @@ class SKEL(nn.Module):
         self._check("betas", betas, (NUM_BETAS,))
         batch = betas.shape[0]
         flat = torch.addmm(self._template_flat, betas, self._shape_basis.t())
-        joints = torch.addmm(self._joint_template, betas, self._joint_basis.t())
-        joints = joints.view(batch, NUM_JOINTS, 3)
+        # The small part in float64: rounding of the rest joints and bone orientations would be the
+        # largest part of the error of the posed mesh.
+        joints = torch.addmm(
+            self._joint_template.double(), betas.double(), self._joint_basis.double().t()
+        ).view(batch, NUM_JOINTS, 3)
         offsets = torch.cat(
             (joints[:, :1], joints[:, 1:] - joints[:, self._parent_of_others]), dim=1
         )
         orientations = self._bone_orientations(offsets)
+        bases = orientations @ self.apose_rot.double().transpose(1, 2)
         spine_y = joints[:, :, 1]
         spine = [(LUMBAR, PELVIS), (THORAX, LUMBAR), (HEAD, THORAX)]
         lengths = torch.stack([(spine_y[:, a] - spine_y[:, b]).abs() for a, b in spine], -1)
@@ -343,16 +349,16 @@ class SKEL(nn.Module):
         return SkelIdentity(
             betas=betas,
             vertices=flat.view(batch, 3, NUM_VERTICES).transpose(1, 2),
-            joints=joints,
-            offsets=offsets,
-            orientations=orientations,
-            bases=orientations @ self.apose_rot.transpose(1, 2),
-            spine_lengths=lengths,
-            scapula_extents=extents,
+            joints=joints.to(self.dtype),
+            offsets=offsets.to(self.dtype),
+            orientations=orientations.to(self.dtype),
+            bases=bases.to(self.dtype),
+            spine_lengths=lengths.to(self.dtype),
+            scapula_extents=extents.to(self.dtype),
         )
 
     def _bone_orientations(self, offsets: Tensor) -> Tensor:
-        """K_i (3.4): (B, 24, 3) joint offsets -> (B, 24, 3, 3)."""
+        """K_i (3.4) in the dtype of the offsets: (B, 24, 3) -> (B, 24, 3, 3)."""
         directions = list(offsets[:, self._child_of_turned].unbind(1))
         position = {joint: k for k, joint in enumerate(_TURNED)}
         for ulna, radius in ((ULNA_R, RADIUS_R), (ULNA_L, RADIUS_L)):
@@ -361,13 +367,11 @@ class SKEL(nn.Module):
         # of the published model).
         directions[position[THORAX]] = directions[position[LUMBAR]]
         target = torch.stack(directions, 1)
-        turn = _minimal_rotation(self._bone_directions.expand_as(target), target)
-        turned = turn @ self.per_joint_rot[self._turned]
-        fixed = self.per_joint_rot.expand(offsets.shape[0], -1, -1, -1)
-        rows = [
-            turned[:, position[j]] if j in position else fixed[:, j] for j in range(NUM_JOINTS)
-        ]
-        return torch.stack(rows, 1)
+        base = self.per_joint_rot.to(offsets.dtype)
+        source = self._bone_directions.to(offsets.dtype).expand_as(target)
+        turned = _minimal_rotation(source, target) @ base[self._turned]
+        both = torch.cat((turned, base[self._fixed].expand(offsets.shape[0], -1, 3, 3)), 1)
+        return both[:, self._turned_first]
 
     def bone_scale(self, identity: SkelIdentity) -> Tensor:
         """Bone scales sigma (B, 24, 3): front-back, up-down, left-right of bone space (3.10)."""
