@@ -1,0 +1,141 @@
+"""Reading a converted dataset back: columns in source order, rows for training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import Incomplete
+from pipeline.plan import Plan
+from pipeline.rundir import RunDirectory, ShardState
+from pipeline.shards import RESULT_COLUMNS, empty_columns, read_columns
+from pipeline.task import shard_path
+
+
+def open_dataset(
+    directory: str | Path, *, allow_incomplete: bool = False, checksums: bool = False
+) -> Dataset:
+    """Open the output of `hmr-skel convert`.
+
+    Args:
+        directory: the run directory.
+        allow_incomplete: accept missing shards; `source_row` then says which rows are there.
+        checksums: compare every shard's SHA-256 with its receipt now (2 GB/s). Without it sizes
+            are compared now, and HDF5 checks each chunk that is read.
+
+    Raises:
+        InputError: not a converted dataset.
+        Incomplete: shards are missing, failed or damaged.
+    """
+    run = RunDirectory(Path(directory))
+    plan = run.plan()
+    states = run.inspect_all(plan, checksums=checksums)
+    bad = [state for state in states if state.state != "done"]
+    if bad and not allow_incomplete:
+        first = bad[0]
+        raise Incomplete(
+            f"{directory}: {len(bad)} of {plan.shards} shards are not done "
+            f"(shard {first.shard}: {first.reason or first.state}); "
+            "rerun the conversion, or open with allow_incomplete=True"
+        )
+    return Dataset(run, plan, [state for state in states if state.state == "done"])
+
+
+class Dataset:
+    """Columns of a converted dataset as numpy arrays in source order, loaded when asked for.
+
+    `dataset["skel_poses"]` is (rows, 46) float32 and so on, see docs/format.md; original columns
+    have their source dtype. Picklable; files are opened in the process that reads.
+    """
+
+    def __init__(self, run: RunDirectory, plan: Plan, shards: Sequence[ShardState]) -> None:
+        self.directory = run.path
+        self.plan = plan
+        self._shards = tuple(state.shard for state in shards)
+        ranges = [plan.rows_of(shard) for shard in self._shards]
+        self._starts = (0, *itertools.accumulate(stop - start for start, stop in ranges))
+        self._columns: dict[str, np.ndarray] = {}
+        summary = run.summarise(plan, shards)
+        self.attrs: Mapping[str, Any] = MappingProxyType(
+            {
+                "subset": plan.name,
+                "plan_id": plan.plan_id,
+                "digest": summary.digest,
+                "complete": summary.complete,
+                "standin": any(model.standin for model in plan.models),
+                "plan": plan.to_json(),
+                "summary": summary.to_json(),
+                "models_directory": run.places().get("models"),
+                "data_root": run.places().get("data_root"),
+            }
+        )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all columns: results, then originals."""
+        return (*RESULT_COLUMNS, *(item.stored for item in self.plan.fields))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.fields
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A whole column; kept for the next time and therefore read-only."""
+        if name not in self._columns:
+            column = self.read(name, 0, len(self))
+            column.flags.writeable = False
+            self._columns[name] = column
+        return self._columns[name]
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop of one column, without keeping them: for columns beyond memory."""
+        self.check_names((name,))
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of {len(self)}")
+        parts = []
+        for index, (first, last) in enumerate(itertools.pairwise(self._starts)):
+            inside = slice(max(start - first, 0), min(stop, last) - first)
+            if inside.start < inside.stop:
+                parts.append(self.read_shard(index, (name,), inside)[name])
+        return np.concatenate(parts) if parts else empty_columns(self.plan)[name]
+
+    def chunks(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The columns shard by shard, in source order."""
+        self.check_names(names)
+        for index in range(len(self._shards)):
+            yield self.read_shard(index, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loaded columns stay out of a pickle: each process reads what it needs.
+        state = self.__dict__ | {"_columns": {}}
+        return state | {"attrs": dict(self.attrs)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.attrs = MappingProxyType(state["attrs"])
+
+    @property
+    def shard_rows(self) -> tuple[int, ...]:
+        """Rows of each shard that is there, in order."""
+        return tuple(last - first for first, last in itertools.pairwise(self._starts))
+
+    def read_shard(
+        self, index: int, names: Sequence[str], rows: slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Columns of the `index`-th shard that is there."""
+        shard = self._shards[index]
+        path = shard_path(self.directory, shard)
+        return read_columns(path, names, rows, expect=(self.plan.plan_id, shard))
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `KeyError` for a column that is not there."""
+        for name in names:
+            if name not in self.fields:
+                raise KeyError(f"no column '{name}'; there are {', '.join(self.fields)}")

@@ -1,0 +1,281 @@
+"""How a shard task fits its rows. The default is `skel_fit`; tests and benchmarks bring their own.
+
+A fitter is named `module:attribute` in the plan, so every process of a run opens the same one and
+two fitters are never mixed in one directory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import MODELS_VARIABLE
+from pipeline.plan import ModelRecord
+from pipeline.provenance import file_record
+from pipeline.shards import REGIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from skel_fit.recipe import FitConfig
+
+DEFAULT_FITTER = "pipeline.fitters:SkelFit"
+_RESIDUAL_ROWS = 64
+
+
+@dataclass(frozen=True)
+class FitColumns:
+    """Result of a fit, one row a person; float32, metres and radians.
+
+    Attributes:
+        poses: (n, 46) SKEL joint angles.
+        betas: (n, 10).
+        transl: (n, 3) SKEL translation, camera frame.
+        vertex_error_mean, vertex_error_max, vertex_error_unlimited: (n,).
+        region_errors: region name -> (n,), for every name in `REGIONS`.
+        active_limits: (n, 46) bool.
+        iterations, start: (n,) integers.
+        status: n strings.
+    """
+
+    poses: np.ndarray
+    betas: np.ndarray
+    transl: np.ndarray
+    vertex_error_mean: np.ndarray
+    vertex_error_max: np.ndarray
+    vertex_error_unlimited: np.ndarray
+    region_errors: Mapping[str, np.ndarray]
+    active_limits: np.ndarray
+    iterations: np.ndarray
+    start: np.ndarray
+    status: np.ndarray
+
+
+class Fitter(Protocol):
+    """Fits rows that share their pair of body models. A row's result may not depend on others."""
+
+    def fit(
+        self,
+        genders: tuple[str, str],
+        poses: np.ndarray,
+        betas: np.ndarray,
+        transl: np.ndarray,
+    ) -> FitColumns:
+        """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> result columns.
+
+        `genders` is (smpl gender, skel gender).
+        """
+
+    def residuals(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and largest vertex distance (n,), metres, of given SMPL and SKEL parameters."""
+
+
+class FitterFactory(Protocol):
+    """What the name in the plan resolves to."""
+
+    needs_models: bool
+
+    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated options with every default filled in, as JSON values."""
+
+    def models(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> tuple[ModelRecord, ...]:
+        """Identity of the model files that these (smpl, skel) gender pairs need."""
+
+    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> Fitter:
+        """A fitter; loads models when they are first needed."""
+
+
+def resolve_fitter(name: str) -> FitterFactory:
+    """Import the factory that `module:attribute` names and make one."""
+    module, _, attribute = name.partition(":")
+    try:
+        return cast("FitterFactory", getattr(importlib.import_module(module), attribute)())
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"fitter '{name}' cannot be imported: {error}") from error
+
+
+def models_directory(kind: str, given: Path | None) -> Path:
+    """Folder with the body-model files.
+
+    Args:
+        kind: `default-body` (the licence-free stand-in pair) or `licensed`.
+        given: `--models`; for `licensed` then HMR_SKEL_MODELS, then ./models. Never a fallback
+            from licensed to the stand-in.
+
+    Raises:
+        InputError: licensed models are wanted and the folder does not exist.
+    """
+    if kind == "default-body" and given is None:
+        from skel_fit.default_body import default_body_directory
+
+        return Path(default_body_directory())
+    path = Path(given or os.environ.get(MODELS_VARIABLE) or "models").absolute()
+    if not path.is_dir():
+        raise InputError(missing_models(path, "no such folder"))
+    return path
+
+
+def missing_models(path: Path, what: str) -> str:
+    """The one message about absent body models: what, where from, where to, and the demo."""
+    return (
+        f"{path}: {what}; this subset needs the licensed body models: download SKEL v1.1.1 "
+        "(skel.is.tue.mpg.de: skel_male.pkl, skel_female.pkl) and SMPL v1.1.0 "
+        "(smpl.is.tue.mpg.de: SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl) into that folder, "
+        f"or give --models DIR (or set {MODELS_VARIABLE}); "
+        "to try hmr-skel without them: hmr-skel convert demo"
+    )
+
+
+@dataclass
+class SkelFit:
+    """The default: `skel_fit.fit_skel`."""
+
+    needs_models: bool = True
+
+    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
+        from pydantic import ValidationError
+
+        from skel_fit.recipe import FitConfig
+
+        try:
+            return FitConfig.model_validate(dict(fit)).model_dump(mode="json")
+        except ValidationError as error:
+            problems = "; ".join(
+                f"fit.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
+            )
+            raise InputError(f"manifest: {problems}") from None
+
+    def models(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> tuple[ModelRecord, ...]:
+        if directory is None:
+            raise UsageError("the SKEL fit needs a models folder")
+        pairs = tuple(pairs)
+        wanted = {("smpl", smpl) for smpl, _ in pairs} | {("skel", skel) for _, skel in pairs}
+        records = []
+        for kind, gender in sorted(wanted):
+            record = file_record(_model_file(directory, kind, gender))
+            standin = bool(_load(directory, kind, gender).standin)
+            records.append(ModelRecord(kind, gender, **record.to_json(), standin=standin))
+        return tuple(records)
+
+    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> Fitter:
+        from skel_fit.recipe import FitConfig
+
+        if directory is None:
+            raise UsageError("the SKEL fit needs a models folder")
+        return _SkelFitter(directory, device, FitConfig.model_validate(dict(fit)))
+
+
+@dataclass
+class _SkelFitter:
+    directory: Path
+    device: str
+    config: FitConfig
+    _loaded: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+
+    def fit(
+        self,
+        genders: tuple[str, str],
+        poses: np.ndarray,
+        betas: np.ndarray,
+        transl: np.ndarray,
+    ) -> FitColumns:
+        from skel_fit.fit import fit_skel
+
+        smpl, skel = self._pair(genders, self.config.dtype)
+        rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
+        result = fit_skel(skel, smpl, *rows, self.config)
+
+        def f4(values: torch.Tensor) -> np.ndarray:
+            return values.detach().cpu().numpy().astype(np.float32)
+
+        return FitColumns(
+            poses=f4(result.poses),
+            betas=f4(result.betas),
+            transl=f4(result.trans),
+            vertex_error_mean=f4(result.vertex_error_mean),
+            vertex_error_max=f4(result.vertex_error_max),
+            vertex_error_unlimited=f4(result.unlimited_error),
+            region_errors={region: f4(result.region_errors[region]) for region in REGIONS},
+            active_limits=result.active_limits.cpu().numpy().astype(bool),
+            iterations=result.iterations.cpu().numpy().astype(np.int32),
+            start=result.start.cpu().numpy().astype(np.int8),
+            status=np.array(list(result.status), dtype=np.str_),
+        )
+
+    def residuals(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        smpl_model, skel_model = self._pair(genders, "float64")
+        mean, largest = [], []
+        with torch.no_grad():
+            for start in range(0, len(smpl[0]), _RESIDUAL_ROWS):
+                block = slice(start, start + _RESIDUAL_ROWS)
+                poses, betas, transl = (self._tensor(values[block]) for values in smpl)
+                target = smpl_model(
+                    global_orient=poses[:, :3], body_pose=poses[:, 3:], betas=betas, transl=transl
+                ).vertices
+                fitted = skel_model(*(self._tensor(values[block]) for values in skel))
+                distance = torch.linalg.vector_norm(fitted.skin_vertices - target, dim=-1)
+                mean.append(distance.mean(dim=1).cpu().numpy())
+                largest.append(distance.amax(dim=1).cpu().numpy())
+        return np.concatenate(mean), np.concatenate(largest)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(values, dtype=torch.float64, device=self.device)
+
+    def _pair(self, genders: tuple[str, str], dtype: str) -> tuple[Any, Any]:
+        return self._model("smpl", genders[0], dtype), self._model("skel", genders[1], dtype)
+
+    def _model(self, kind: str, gender: str, dtype: str) -> Any:
+        key = (kind, gender, dtype)
+        if key not in self._loaded:
+            self._loaded[key] = _load(self.directory, kind, gender, dtype).to(self.device)
+        return self._loaded[key]
+
+
+def _load(directory: Path, kind: str, gender: str, dtype: str = "float32") -> Any:
+    import torch
+
+    from skel_fit.errors import ModelFileError
+    from skel_fit.model_files import load_skel, load_smpl
+
+    path = _model_file(directory, kind, gender)
+    load = load_skel if kind == "skel" else load_smpl
+    try:
+        return load(path, gender, dtype=getattr(torch, dtype))
+    except ModelFileError as error:
+        raise InputError(str(error)) from error
+
+
+def _model_file(directory: Path, kind: str, gender: str) -> Path:
+    from skel_fit.errors import ModelFileError
+    from skel_fit.model_files import model_file
+
+    try:
+        return Path(model_file(directory, kind, gender))
+    except ModelFileError as error:
+        what = f"no {kind.upper()} model file for gender '{gender}'"
+        raise InputError(missing_models(directory, what)) from error

@@ -1,0 +1,180 @@
+"""The YAML a user writes: which labels, which bodies, which fit.
+
+A manifest names files relative to a data root and never holds a machine's paths, so that it can be
+committed and shared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import InputError, UsageError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA_ROOT_VARIABLE = "HMR_SKEL_DATA"
+MODELS_VARIABLE = "HMR_SKEL_MODELS"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _inside(value: str) -> str:
+    """A relative path without `..`: it cannot leave the root it is joined to."""
+    path = PurePosixPath(value)
+    if not value or path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value:
+        raise ValueError("expected a path relative to the data root, without '..'")
+    return value
+
+
+class Source(_Strict):
+    """The label file of a subset.
+
+    `path` and `spellings` are tried in this order below the data root. `generator: demo` makes the
+    file when it is absent. `options` go to the reader of that format.
+    """
+
+    path: str
+    spellings: tuple[str, ...] = ()
+    format: str | None = None
+    generator: Literal["demo"] | None = None
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    @field_validator("path")
+    @classmethod
+    def _path_inside(cls, value: str) -> str:
+        return _inside(value)
+
+    @field_validator("spellings")
+    @classmethod
+    def _spellings_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_inside(item) for item in value)
+
+
+class Genders(_Strict):
+    """Body models of the labels and of the result; `column` takes them from the label file."""
+
+    smpl: Literal["neutral", "male", "female", "column"] = "neutral"
+    skel: Literal["male", "female", "column"] = "male"
+
+
+class Resources(_Strict):
+    """What one Ray actor reserves. `num_gpus` defaults to 1 on a CUDA device, else 0.
+
+    These do not enter the plan: they cannot change a result.
+    """
+
+    num_gpus: float | None = Field(default=None, ge=0)
+    num_cpus: float = Field(default=1, gt=0)
+
+
+class Manifest(_Strict):
+    """One subset. See docs/format.md."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    source: Source
+    image_root: str = ""
+    genders: Genders = Genders()
+    models: Literal["licensed", "default-body"] = "licensed"
+    shard_rows: int = Field(default=8192, ge=1, le=1_000_000)
+    compression: Literal["gzip", "none"] = "gzip"
+    fit: dict[str, Any] = Field(default_factory=dict)
+    ray: Resources = Resources()
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (plain YAML keeps the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_manifest(name_or_path: str | Path) -> Manifest:
+    """Read a manifest by name (`manifests/NAME.yaml` here, else in the repository) or by path.
+
+    Raises:
+        UsageError: no such manifest; the message lists the names that exist.
+        InputError: not YAML, an unknown key, a value of the wrong kind.
+    """
+    path = find_manifest(name_or_path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {_one_line(str(error))}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping with name, source, ...")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}") from None
+
+
+def find_manifest(name_or_path: str | Path) -> Path:
+    """The file a SUBSET argument means."""
+    given = str(name_or_path)
+    if given.endswith((".yaml", ".yml")) or os.sep in given:
+        path = Path(given)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such manifest file")
+        return path
+    folders = (Path("manifests"), REPOSITORY / "manifests")
+    for folder in folders:
+        if (path := folder / f"{given}.yaml").is_file():
+            return path
+    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    raise UsageError(f"no manifest '{given}'; known subsets: {', '.join(known) or 'none'}")
+
+
+def data_root(given: Path | None) -> Path:
+    """Folder that holds label files and images: `--data-root`, else HMR_SKEL_DATA, else ./data."""
+    return Path(given or os.environ.get(DATA_ROOT_VARIABLE) or "data").absolute()
+
+
+def find_source(manifest: Manifest, root: Path) -> Path:
+    """The label file below `root`, by any accepted spelling; symbolic links may not leave `root`.
+
+    Raises:
+        InputError: absent; names the expected path and the accepted spellings.
+    """
+    names = (manifest.source.path, *manifest.source.spellings)
+    for name in names:
+        path = root / name
+        if path.exists():
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise InputError(f"{path}: leads out of the data root {root}; copy the file there")
+            return path
+    also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+    raise InputError(
+        f"{root / names[0]}: label file of '{manifest.name}' not found{also}; "
+        f"put it there or give --data-root (or set {DATA_ROOT_VARIABLE})"
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        place = ".".join(str(step) for step in item["loc"]) or "manifest"
+        unknown = item["type"] == "extra_forbidden"
+        parts.append(f"unknown key '{place}'" if unknown else f"{place}: {item['msg']}")
+    return "; ".join(parts)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

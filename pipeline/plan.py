@@ -1,0 +1,159 @@
+"""The frozen, hashed work list. Everything that can change a byte of the result is in it.
+
+`plan_id` is the SHA-256 of the plan's canonical JSON. A run directory belongs to one plan for ever.
+Source: reference/pipeline.md 4.4 step 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic import pretty_json, read_json
+from pipeline.errors import InputError, PlanMismatch
+from pipeline.provenance import FileRecord, sha256_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A body-model file that a run uses. `kind` is `smpl` or `skel`."""
+
+    kind: str
+    gender: str
+    name: str
+    size: int
+    sha256: str
+    standin: bool
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """An original column: the name it has in the shards, its source name, dtype and row shape."""
+
+    stored: str
+    source: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to convert, with what, cut into which shards."""
+
+    name: str
+    rows: int
+    shard_rows: int
+    compression: str
+    source_format: str
+    source_options: dict[str, Any]
+    source_files: tuple[FileRecord, ...]
+    smpl_gender: str
+    skel_gender: str
+    image_root: str
+    fields: tuple[StoredField, ...]
+    models_kind: str
+    models: tuple[ModelRecord, ...]
+    fitter: str
+    fit: dict[str, Any]
+    code: dict[str, str]
+    software: dict[str, str]
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @cached_property
+    def plan_id(self) -> str:
+        return sha256_json(self.to_json())
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    def rows_of(self, shard: int) -> tuple[int, int]:
+        """Half-open source row range of a shard."""
+        if not 0 <= shard < self.shards:
+            raise InputError(f"shard {shard} does not exist; the plan has {self.shards}")
+        start = shard * self.shard_rows
+        return start, min(start + self.shard_rows, self.rows)
+
+    def to_bytes(self) -> bytes:
+        """The content of `plan.json`."""
+        return pretty_json({"plan_id": self.plan_id, "plan": self.to_json()})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read `plan.json` and check that it still hashes to its own id.
+
+    Raises:
+        InputError: damaged, edited, or of another schema version.
+    """
+    content = read_json(path)
+    try:
+        body = content["plan"]
+        version = body["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
+                "use the version of hmr-skel that wrote it"
+            )
+        plan = Plan(
+            **body
+            | {
+                "source_files": tuple(FileRecord(**item) for item in body["source_files"]),
+                "fields": tuple(
+                    StoredField(**item | {"shape": tuple(item["shape"])}) for item in body["fields"]
+                ),
+                "models": tuple(ModelRecord(**item) for item in body["models"]),
+            }
+        )
+        intact = plan.plan_id == content["plan_id"]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        intact = False
+    if not intact:
+        raise InputError(
+            f"{path}: damaged or edited (its content does not hash to its plan id); "
+            "restore it, or convert into another directory"
+        )
+    return plan
+
+
+def check_same_plan(old: Plan, new: Plan, directory: Path) -> None:
+    """Refuse to mix two plans in one directory.
+
+    Raises:
+        PlanMismatch: names every differing field and spells out the choice.
+    """
+    if old.plan_id == new.plan_id:
+        return
+    fields = tuple(differences(old.to_json(), new.to_json()))
+    raise PlanMismatch(
+        f"{directory} was made with another plan; differing: {', '.join(fields)}. "
+        "Either restore what changed and rerun, or convert into another directory (--out), "
+        f"or remove {directory} to start again",
+        fields,
+    )
+
+
+def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Dotted names of the leaves that differ between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{place}.{key}" if place else str(key)
+            if key in old and key in new:
+                yield from differences(old[key], new[key], inner)
+            else:
+                yield inner
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        if len(old) != len(new):
+            yield place
+            return
+        for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from differences(left, right, f"{place}.{index}")
+    elif type(old) is not type(new) or old != new:
+        yield place

@@ -1,0 +1,154 @@
+"""From a manifest to a plan: find, check and hash every input. Writes nothing but a demo source."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.atomic import make_directory
+from pipeline.errors import InputError
+from pipeline.fitters import DEFAULT_FITTER, FitterFactory, models_directory, resolve_fitter
+from pipeline.manifest import Manifest, find_source
+from pipeline.plan import Plan
+from pipeline.provenance import code_version, file_record, software
+from pipeline.readers.base import AnnotationSource
+from pipeline.shards import stored_fields
+from pipeline.task import SourceLocation, check_unchanged, locate
+
+_SMPL_GENDERS = ("neutral", "male", "female")
+_SKEL_GENDERS = ("male", "female")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and where this machine has its inputs."""
+
+    plan: Plan
+    source: SourceLocation
+    models: Path | None
+
+
+@contextmanager
+def planned(
+    manifest: Manifest,
+    data_root: Path,
+    models: Path | None,
+    *,
+    fitter: str = DEFAULT_FITTER,
+    dry_run: bool = False,
+) -> Iterator[Planned]:
+    """Plan a subset.
+
+    Args:
+        manifest: what to convert.
+        data_root: folder with label files.
+        models: `--models`, or None for the default places.
+        fitter: `module:attribute` of a `FitterFactory`.
+        dry_run: make an absent generated source in a temporary folder instead of the data root;
+            it is gone when the context ends.
+
+    Raises:
+        InputError: an input is missing or broken; one line that says what to do.
+    """
+    factory = resolve_fitter(fitter)
+    directory = models_directory(manifest.models, models) if factory.needs_models else None
+    with _root_with_source(manifest, data_root, models, dry_run) as root:
+        yield _plan(manifest, root, directory, fitter, factory)
+
+
+def _plan(
+    manifest: Manifest,
+    root: Path,
+    models: Path | None,
+    fitter: str,
+    factory: FitterFactory,
+) -> Planned:
+    from pipeline.readers import open_source
+
+    fit = factory.check_config(manifest.fit)
+    source = open_source(
+        find_source(manifest, root),
+        format=manifest.source.format,
+        data_root=root,
+        smpl_gender=manifest.genders.smpl,
+        skel_gender=manifest.genders.skel,
+        **manifest.source.options,
+    )
+    location = locate(source, root)
+    source.check()
+    files = tuple(file_record(Path(path)) for path in source.files)
+    fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
+    plan = Plan(
+        name=manifest.name,
+        rows=source.rows,
+        shard_rows=manifest.shard_rows,
+        compression=manifest.compression,
+        source_format=source.format,
+        source_options=dict(manifest.source.options),
+        source_files=files,
+        smpl_gender=manifest.genders.smpl,
+        skel_gender=manifest.genders.skel,
+        image_root=manifest.image_root,
+        fields=tuple(stored_fields(fields)),
+        models_kind=manifest.models,
+        models=factory.models(models, _gender_pairs(manifest, source)),
+        fitter=fitter,
+        fit=fit,
+        code=code_version(),
+        software=software(),
+    )
+    check_unchanged(location)
+    return Planned(plan, location, models)
+
+
+def _gender_pairs(manifest: Manifest, source: AnnotationSource) -> set[tuple[str, str]]:
+    """The (smpl, skel) pairs of models that the accepted rows need.
+
+    Read from the rows when they are a column of the file: only then is it known that, say, no
+    neutral model is wanted.
+    """
+    genders = manifest.genders
+    if genders.smpl != "column" and genders.skel != "column":
+        return {(genders.smpl, genders.skel)}
+    pairs: set[tuple[str, str]] = set()
+    for start in range(0, source.rows, manifest.shard_rows):
+        rows = source.read(start, min(start + manifest.shard_rows, source.rows))
+        good = rows.reasons == ""
+        pairs |= set(
+            zip(rows.smpl_gender[good].tolist(), rows.skel_gender[good].tolist(), strict=True)
+        )
+    for smpl, skel in sorted(pairs):
+        if smpl not in _SMPL_GENDERS or skel not in _SKEL_GENDERS:
+            raise InputError(f"{source.path}: no body models for gender pair {smpl}, {skel}")
+    return pairs
+
+
+@contextmanager
+def _root_with_source(
+    manifest: Manifest, root: Path, models: Path | None, dry_run: bool
+) -> Iterator[Path]:
+    """The data root, with the generated source in it."""
+    if manifest.source.generator is None or (root / manifest.source.path).exists():
+        yield root
+        return
+    directory = models_directory(manifest.models, models)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as temporary:
+            _generate(manifest, Path(temporary), directory)
+            yield Path(temporary)
+        return
+    _generate(manifest, root, directory)
+    yield root
+
+
+def _generate(manifest: Manifest, root: Path, models: Path) -> None:
+    from pipeline.demo import write_demo
+
+    path = root / manifest.source.path
+    make_directory(path.parent)
+    write_demo(path, models)

@@ -1,0 +1,461 @@
+"""The run directory: lock, receipts, attempts, failures, and what they add up to.
+
+    plan.json  summary.json  run.json  .lock
+    shards/shard-00000.h5    receipts/shard-00000.json
+    attempts/shard-00000.json (while a shard is unfinished)   failed/shard-00000.json (quarantined)
+
+Existence is not completion: a shard is done when its receipt parses, names this plan and matches
+the size and SHA-256 of the file. Source: reference/pipeline.md 1.2 and 4.4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.atomic import (
+    make_directory,
+    pretty_json,
+    read_json,
+    remove,
+    temporaries,
+    write_bytes,
+    write_if_changed,
+    write_json,
+)
+from pipeline.errors import InputError, Locked, OutputError, UsageError
+from pipeline.plan import Plan, read_plan
+from pipeline.provenance import file_record, sha256_bytes
+from pipeline.task import (
+    HISTOGRAM_BIN,
+    Receipt,
+    receipt_from_json,
+    receipt_path,
+    shard_path,
+)
+
+MAX_FAILURES = 3
+MAX_LOST = 10
+"""Starts in a separate process whose driver died too. Usually somebody stopped the run, so they
+count apart from failures; a shard that takes the whole machine down is still given up one day."""
+_FOLDERS = ("shards", "receipts", "attempts", "failed")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One attempt that ended badly."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What happened to an unfinished shard so far. Written before the work starts."""
+
+    shard: int
+    failures: tuple[Failure, ...] = ()
+    lost: int = 0
+    running: str | None = None
+    """`here`: in the driver's process; `apart`: in a process of its own; None: not started."""
+
+    @property
+    def quarantined(self) -> bool:
+        return len(self.failures) >= MAX_FAILURES or self.lost >= MAX_LOST
+
+    @property
+    def suspect(self) -> bool:
+        """Ended badly before: run it last and in a process of its own."""
+        return bool(self.failures or self.lost)
+
+    def settled(self) -> Attempts:
+        """Account for a start that nobody reported about: the process of that run is dead."""
+        if self.running == "here":
+            died = Failure("process died", "the process that converted this shard died with it")
+            return replace(self, failures=(*self.failures, died), running=None)
+        if self.running == "apart":
+            return replace(self, lost=self.lost + 1, running=None)
+        return self
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """`done`, `pending`, `failed` (quarantined) or `damaged` with the reason."""
+
+    shard: int
+    state: str
+    receipt: Receipt | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The reconciled whole. Same data, same summary: it holds no time."""
+
+    plan_id: str
+    name: str
+    complete: bool
+    rows: int
+    rows_written: int
+    status: Mapping[str, int]
+    rejected: Mapping[str, int]
+    shards_total: int
+    shards: tuple[Mapping[str, Any], ...]
+    failed: tuple[Mapping[str, Any], ...]
+    missing: tuple[int, ...]
+    digest: str | None
+    vertex_error_mean: Mapping[str, float | None]
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and durable state of one run."""
+
+    path: Path
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.path / ".lock"
+
+    def plan(self) -> Plan:
+        """The plan of this directory; `InputError` when there is none."""
+        if not self.plan_path.is_file():
+            raise InputError(f"{self.path}: not a converted dataset (no plan.json)")
+        return read_plan(self.plan_path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory. The kernel lets go when the process dies.
+
+        Raises:
+            Locked: another run holds it.
+        """
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise OutputError(f"{self.lock_path}: cannot be opened: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(
+                    f"{self.path}: another run is converting into this directory; "
+                    "wait for it or stop it"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Whether a run is at work, found without writing."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def check_usable(self) -> None:
+        """Refuse to mix a run into a folder that holds something else."""
+        if not self.path.exists() or self.plan_path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path}: is a file; give an output directory")
+        ours = {".lock", *_FOLDERS}
+        other = [
+            found.name
+            for found in self.path.iterdir()
+            if found.name not in ours and not found.name.endswith(".tmp")
+        ]
+        if other:
+            raise UsageError(
+                f"{self.path}: holds no plan.json but other files ({other[0]}, ...); "
+                "give an empty or new directory"
+            )
+
+    def prepare(self) -> None:
+        """Make the folders and sweep what dead writers left."""
+        for name in _FOLDERS:
+            make_directory(self.path / name)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove temporary files. A zombie that still writes one fails to rename: harmless."""
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+            for leftover in temporaries(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    leftover.unlink()
+
+    def attempts(self, shard: int) -> Attempts:
+        """Attempts of a shard, unreported starts included as they stand."""
+        path = self._attempts_path(shard)
+        try:
+            content = read_json(path)
+            failures = tuple(Failure(**item) for item in content["failures"])
+            return Attempts(shard, failures, int(content["lost"]), content["running"])
+        except FileNotFoundError:
+            return Attempts(shard)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: damaged; remove it to try the shard afresh") from None
+
+    def write_attempts(self, attempts: Attempts, plan: Plan) -> None:
+        """Persist; an untouched record is a removed file."""
+        path = self._attempts_path(attempts.shard)
+        if attempts == Attempts(attempts.shard):
+            remove(path)
+            return
+        start, stop = plan.rows_of(attempts.shard)
+        record = asdict(attempts) | {"rows": [start, stop], "plan_id": plan.plan_id}
+        write_json(path, record)
+        if attempts.quarantined:
+            count = len(attempts.failures) + attempts.lost
+            write_json(self._failed_path(attempts.shard), record | {"attempts": count})
+
+    def clear_attempts(self, shard: int) -> None:
+        remove(self._attempts_path(shard))
+        remove(self._failed_path(shard))
+
+    def unfinished(self) -> dict[int, Attempts]:
+        """Every shard with an attempts record."""
+        shards = [_shard_number(path) for path in (self.path / "attempts").glob("shard-*.json")]
+        return {shard: self.attempts(shard) for shard in sorted(shards)}
+
+    def inspect(self, plan: Plan, shard: int, *, checksums: bool = True) -> ShardState:
+        """Whether a shard is done, and if not why.
+
+        Args:
+            checksums: read the file and compare its SHA-256 (2 GB/s); sizes only otherwise.
+        """
+        path = receipt_path(self.path, shard)
+        if not path.is_file():
+            return ShardState(shard, "pending")
+        try:
+            receipt = receipt_from_json(read_json(path))
+        except InputError:
+            return ShardState(shard, "damaged", reason=f"receipt {path.name} is not readable")
+        problem = self._mismatch(plan, shard, receipt, checksums)
+        if problem:
+            return ShardState(shard, "damaged", reason=problem)
+        return ShardState(shard, "done", receipt)
+
+    def inspect_all(self, plan: Plan, *, checksums: bool = True) -> list[ShardState]:
+        """State of every shard, quarantine included."""
+        quarantined = {
+            shard for shard, found in self.unfinished().items() if found.settled().quarantined
+        }
+        states = []
+        for shard in range(plan.shards):
+            state = self.inspect(plan, shard, checksums=checksums)
+            if state.state != "done" and shard in quarantined:
+                state = replace(state, state="failed", reason=self._last_failure(shard))
+            states.append(state)
+        return states
+
+    def summarise(self, plan: Plan, states: Iterable[ShardState]) -> Summary:
+        """Reconcile: every row of the source in exactly one finished shard, or not complete."""
+        states = list(states)
+        receipts = [state.receipt for state in states if state.receipt is not None]
+        status: Counter[str] = Counter()
+        for receipt in receipts:
+            status.update(receipt.status)
+        written = sum(receipt.rows for receipt in receipts)
+        accounted = sum(status.values()) == written == plan.rows
+        complete = accounted and len(receipts) == plan.shards
+        return Summary(
+            plan_id=plan.plan_id,
+            name=plan.name,
+            complete=complete,
+            rows=plan.rows,
+            rows_written=written,
+            status=dict(sorted(status.items())),
+            rejected={
+                name.partition(":")[2]: count
+                for name, count in sorted(status.items())
+                if name.startswith("rejected:")
+            },
+            shards_total=plan.shards,
+            shards=tuple(
+                {"shard": r.shard, "rows": r.rows, "bytes": r.bytes, "sha256": r.sha256}
+                for r in receipts
+            ),
+            failed=tuple(
+                {
+                    "shard": state.shard,
+                    "rows": list(plan.rows_of(state.shard)),
+                    "reason": state.reason,
+                }
+                for state in states
+                if state.state == "failed"
+            ),
+            missing=tuple(s.shard for s in states if s.state in ("pending", "damaged")),
+            digest=dataset_digest(plan, [r.sha256 for r in receipts]) if complete else None,
+            vertex_error_mean=_percentiles(receipts),
+            bytes=sum(receipt.bytes for receipt in receipts),
+        )
+
+    def write_summary(self, summary: Summary) -> None:
+        write_if_changed(self.summary_path, pretty_json(summary.to_json()))
+
+    def write_plan(self, plan: Plan) -> None:
+        write_bytes(self.plan_path, plan.to_bytes())
+
+    def write_places(self, source: Path, data_root: Path, models: Path | None) -> None:
+        """Note where this machine has the inputs, so that `verify` and `report` find them.
+
+        Not part of the plan: folders may move.
+        """
+        places = {
+            "source": str(source),
+            "data_root": str(data_root),
+            "models": str(models) if models else None,
+        }
+        write_if_changed(self.path / "run.json", pretty_json(places))
+
+    def places(self) -> dict[str, str | None]:
+        """What `write_places` noted; empty when absent."""
+        path = self.path / "run.json"
+        return read_json(path) if path.is_file() else {}
+
+    def _mismatch(self, plan: Plan, shard: int, receipt: Receipt, checksums: bool) -> str:
+        if receipt.plan_id != plan.plan_id:
+            return "receipt belongs to another plan"
+        if (receipt.shard, (receipt.row_start, receipt.row_stop)) != (shard, plan.rows_of(shard)):
+            return "receipt belongs to another shard"
+        if sum(receipt.status.values()) != receipt.rows:
+            return "receipt does not account for its rows"
+        path = shard_path(self.path, shard)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        if size != receipt.bytes:
+            return f"{path.name} has {size} bytes, its receipt says {receipt.bytes}"
+        if checksums and file_record(path).sha256 != receipt.sha256:
+            return f"{path.name} has another SHA-256 than its receipt"
+        return ""
+
+    def _last_failure(self, shard: int) -> str:
+        attempts = self.attempts(shard).settled()
+        if not attempts.failures:
+            return f"its process was lost {attempts.lost} times"
+        last = attempts.failures[-1]
+        return f"{last.kind}: {last.message}"
+
+    def _attempts_path(self, shard: int) -> Path:
+        return self.path / "attempts" / f"shard-{shard:05d}.json"
+
+    def _failed_path(self, shard: int) -> Path:
+        return self.path / "failed" / f"shard-{shard:05d}.json"
+
+
+class Ledger:
+    """Attempt counting of one run: on disk before the work, corrected after it."""
+
+    def __init__(self, run: RunDirectory, plan: Plan) -> None:
+        self._run = run
+        self._plan = plan
+        self._known: dict[int, Attempts] = {}
+        for shard, found in run.unfinished().items():
+            self._known[shard] = found.settled()
+            if self._known[shard] != found:
+                run.write_attempts(self._known[shard], plan)
+
+    def attempts(self, shard: int) -> Attempts:
+        return self._known.get(shard, Attempts(shard))
+
+    def start(self, shard: int, *, isolated: bool) -> int:
+        """Record a start; returns the number of this attempt, from 1."""
+        self._set(replace(self.attempts(shard), running="apart" if isolated else "here"))
+        return len(self.attempts(shard).failures) + 1
+
+    def finish(self, shard: int) -> None:
+        self._known.pop(shard, None)
+        self._run.clear_attempts(shard)
+
+    def fail(self, shard: int, failure: Failure) -> Attempts:
+        before = self.attempts(shard)
+        self._set(replace(before, failures=(*before.failures, failure), running=None))
+        return self.attempts(shard)
+
+    def forget(self, shard: int) -> None:
+        """The run was stopped, which is no fault of the shard."""
+        self._set(replace(self.attempts(shard), running=None))
+
+    def _set(self, attempts: Attempts) -> None:
+        self._known[attempts.shard] = attempts
+        self._run.write_attempts(attempts, self._plan)
+
+
+def dataset_digest(plan: Plan, shard_digests: Iterable[str]) -> str:
+    """SHA-256 over the plan id and the shards' SHA-256 in order, one hexadecimal line each."""
+    lines = "".join(f"{digest}\n" for digest in (plan.plan_id, *shard_digests))
+    return sha256_bytes(lines.encode("ascii"))
+
+
+def throughput(receipts: Iterable[Receipt], window: float = 1800.0) -> float | None:
+    """Rows per second over the shards that ended in the last `window` seconds of work."""
+    ended = sorted((r.started + r.seconds, r.started, r.rows) for r in receipts)
+    if not ended:
+        return None
+    last = ended[-1][0]
+    recent = [item for item in ended if item[0] > last - window]
+    seconds = last - min(started for _, started, _ in recent)
+    return sum(rows for _, _, rows in recent) / seconds if seconds > 0 else None
+
+
+def age(receipts: Iterable[Receipt]) -> float | None:
+    """Seconds since the last shard was finished."""
+    ends = [receipt.started + receipt.seconds for receipt in receipts]
+    return time.time() - max(ends) if ends else None
+
+
+def _percentiles(receipts: Iterable[Receipt]) -> dict[str, float | None]:
+    """Median and 95th percentile (to half a 0.1 mm bin) and maximum, metres."""
+    histogram: Counter[int] = Counter()
+    largest: float | None = None
+    for receipt in receipts:
+        histogram.update({int(b): n for b, n in receipt.error_histogram.items()})
+        if receipt.error_histogram:
+            largest = max(largest or 0.0, receipt.error_max)
+    total = sum(histogram.values())
+    result: dict[str, float | None] = {"median": None, "p95": None, "max": largest}
+    for name, share in (("median", 0.5), ("p95", 0.95)):
+        seen = 0
+        for index in sorted(histogram):
+            seen += histogram[index]
+            if seen >= share * total:
+                result[name] = round((index + 0.5) * HISTOGRAM_BIN, 6)
+                break
+    return result
+
+
+def _shard_number(path: Path) -> int:
+    try:
+        return int(path.stem.removeprefix("shard-"))
+    except ValueError:
+        raise InputError(f"{path}: does not belong here; remove it") from None

@@ -1,0 +1,209 @@
+"""The shard file: one HDF5 dataset a column, rows first, built in memory, same content same bytes.
+
+Layout and reasons: docs/format.md; measurements: reference/pipeline.md 2.1-2.6.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import h5py
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.plan import Plan, StoredField
+from pipeline.provenance import sha256_json
+
+CHUNK_ROWS = 256
+REGIONS = ("lower_body", "torso", "arms", "head")
+_TEXT, _BYTES = "text", "bytes"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A result column: numpy dtype in memory, row shape, and what it holds."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    description: str
+
+
+RESULT_COLUMNS: dict[str, Column] = {
+    "skel_poses": Column("<f4", (46,), "SKEL joint angles, radians"),
+    "skel_betas": Column("<f4", (10,), "SKEL shape coefficients"),
+    "skel_trans": Column("<f4", (3,), "SKEL translation, camera frame, metres"),
+    "vertex_error_mean": Column("<f4", (), "mean distance to the SMPL target, metres"),
+    "vertex_error_max": Column("<f4", (), "largest distance to the SMPL target, metres"),
+    **{
+        f"vertex_error_{region}": Column("<f4", (), f"mean distance over the {region}, metres")
+        for region in REGIONS
+    },
+    "vertex_error_unlimited": Column(
+        "<f4", (), "mean distance without joint limits, metres; NaN unless a limit is active"
+    ),
+    "active_limits": Column("|b1", (46,), "angle lies on a joint limit"),
+    "iterations": Column("<i4", (), "solver iterations"),
+    "start": Column("|i1", (), "which start won; -1 for rejected rows"),
+    "status": Column("U", (), "converged, limited, max_iter or rejected:<reason>"),
+    "smpl_gender": Column("U", (), "body model of the label"),
+    "skel_gender": Column("U", (), "body model of the result"),
+    "source_row": Column("<i8", (), "row in the label file"),
+}
+
+
+def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> list[StoredField]:
+    """Names for the original columns: a name of ours becomes `source_<name>`, `/` becomes `%2F`.
+
+    Args:
+        fields: source name -> (dtype, shape of one row), as the reader gives them.
+
+    Raises:
+        InputError: a column whose dtype HDF5 files of ours cannot hold.
+    """
+    taken = set(RESULT_COLUMNS)
+    result = []
+    for name in sorted(fields):
+        dtype, shape = fields[name]
+        if dtype.kind not in "biufSUc" or dtype.itemsize > 1 << 20:
+            raise InputError(f"column '{name}': dtype {dtype} cannot be carried into shards")
+        stored = quote(name, safe=" ()[]{}+,;=@!$&'*:") if "/" in name or "." in name else name
+        while stored in taken:
+            stored = f"source_{stored}"
+        taken.add(stored)
+        result.append(StoredField(stored, name, dtype.str, tuple(shape)))
+    return result
+
+
+def root_attributes(plan: Plan, shard: int) -> dict[str, Any]:
+    """What identifies a shard. No time and no host: the same content gives the same bytes."""
+    start, stop = plan.rows_of(shard)
+    return {
+        "code_version": json.dumps(plan.code, sort_keys=True),
+        "fit_config_sha256": sha256_json(plan.fit),
+        "models": json.dumps(plan.to_json()["models"], sort_keys=True),
+        "plan_id": plan.plan_id,
+        "row_start": start,
+        "row_stop": stop,
+        "schema_version": plan.schema_version,
+        "shard": shard,
+        "source": json.dumps(plan.to_json()["source_files"], sort_keys=True),
+        "subset": plan.name,
+    }
+
+
+def build_shard(
+    columns: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compression: str
+) -> bytes:
+    """The bytes of a shard file.
+
+    Args:
+        columns: stored name -> (rows, ...) array; text (`U`) becomes fixed-width UTF-8.
+        attributes: root attributes.
+        compression: `gzip` (shuffle + gzip 4) or `none`; fletcher32 either way.
+
+    A full disk makes HDF5 crash at exit (pipeline.md 2.1), so the file lives in memory and is
+    written by us.
+    """
+    with h5py.File(
+        "shard", "w", driver="core", backing_store=False, libver=("earliest", "v110")
+    ) as file:
+        for name in sorted(attributes):
+            file.attrs[name] = attributes[name]
+        for name in sorted(columns):
+            _write_column(file, name, columns[name], compression)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def read_columns(
+    path: Path,
+    names: Iterable[str],
+    rows: slice = slice(None),
+    expect: tuple[str, int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Columns of one shard, text decoded, original dtypes restored. fletcher32 is checked on read.
+
+    Args:
+        path: the shard file.
+        names: stored column names.
+        rows: rows within the shard.
+        expect: (plan id, shard number) that the file must carry.
+
+    Raises:
+        InputError: not this shard, a column is missing, or a checksum inside the file fails.
+    """
+    with open_shard(path, expect) as file:
+        return {name: read_column(file, name, rows) for name in names}
+
+
+@contextmanager
+def open_shard(path: Path, expect: tuple[str, int] | None = None) -> Iterator[h5py.File]:
+    """An open shard; every HDF5 error inside the context becomes an `InputError` naming it."""
+    try:
+        with h5py.File(path, "r") as file:
+            if expect is not None and (file.attrs["plan_id"], file.attrs["shard"]) != expect:
+                raise InputError(f"{path}: holds another shard; run hmr-skel verify")
+            yield file
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]} is missing") from None
+    except OSError as error:
+        raise InputError(f"{path}: damaged or not a shard ({error})") from None
+
+
+def read_column(
+    file: h5py.File, name: str, rows: slice | np.ndarray = slice(None)
+) -> np.ndarray:
+    """Rows of one column from an open shard; `rows` is a slice or sorted unique indices."""
+    if name not in file:
+        raise KeyError(f"column '{name}'")
+    dataset = file[name]
+    stored = dataset[rows]
+    dtype = np.dtype(dataset.attrs["source_dtype"])
+    if dataset.attrs["kind"] == _TEXT:
+        return np.char.decode(stored, "utf-8", "surrogatepass").astype(dtype)
+    return stored.astype(dtype, copy=False)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Root attributes of a shard as plain Python values."""
+    with open_shard(path) as file:
+        return {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in file.attrs.items()
+        }
+
+
+def empty_columns(plan: Plan) -> dict[str, np.ndarray]:
+    """Every column of a plan with zero rows: what an empty source converts to."""
+    empty = {
+        name: np.zeros((0, *column.shape), "<U1" if column.dtype == "U" else column.dtype)
+        for name, column in RESULT_COLUMNS.items()
+    }
+    return empty | {
+        item.stored: np.zeros((0, *item.shape), np.dtype(item.dtype)) for item in plan.fields
+    }
+
+
+def _write_column(file: h5py.File, name: str, values: np.ndarray, compression: str) -> None:
+    source_dtype = values.dtype
+    kind = _BYTES if source_dtype.kind == "S" else "numeric"
+    if source_dtype.kind == "U":
+        kind, values = _TEXT, np.char.encode(values, "utf-8", "surrogatepass")
+    if values.dtype.kind == "S" and values.dtype.itemsize == 0:
+        values = values.astype("S1")  # HDF5 has no strings of width 0
+    options: dict[str, Any] = {}
+    if values.size:
+        options = {"chunks": (min(CHUNK_ROWS, len(values)), *values.shape[1:]), "fletcher32": True}
+        if compression == "gzip":
+            options |= {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+    dataset = file.create_dataset(name, data=np.ascontiguousarray(values), **options)
+    dataset.attrs["kind"] = kind
+    dataset.attrs["source_dtype"] = source_dtype.str
+    if name in RESULT_COLUMNS:
+        dataset.attrs["description"] = RESULT_COLUMNS[name].description

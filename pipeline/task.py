@@ -1,0 +1,325 @@
+"""The one shard task, the same for every executor: read, fit, build, publish, leave a receipt."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.atomic import write_bytes, write_json
+from pipeline.errors import InputError, UsageError
+from pipeline.fitters import FitColumns, Fitter, resolve_fitter
+from pipeline.plan import Plan
+from pipeline.provenance import file_record, machine, sha256_bytes, software
+from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.shards import REGIONS, RESULT_COLUMNS, build_shard, root_attributes
+
+HISTOGRAM_BIN = 1e-4
+"""Width in metres of the bins in which receipts count `vertex_error_mean`."""
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """Where this machine finds the label file, and what the driver saw when it hashed it."""
+
+    path: Path
+    data_root: Path
+    stats: tuple[tuple[str, int, int], ...]
+    """(path, size, mtime in ns) of every file of the source."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shard tasks of one run share. Small and picklable: rows are never sent."""
+
+    plan: Plan
+    directory: Path
+    source: SourceLocation
+    models: Path | None
+    device: str = "cpu"
+    threads: int = 0
+    """Torch threads; 0 leaves the library's choice."""
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """One shard of a job, at its n-th attempt."""
+
+    job: Job
+    shard: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard leaves, bound to the plan and to the bytes of the file."""
+
+    plan_id: str
+    shard: int
+    row_start: int
+    row_stop: int
+    rows: int
+    status: Mapping[str, int]
+    """Rows by status; `rejected:<reason>` among them."""
+    error_histogram: Mapping[str, int]
+    """Fitted rows by `vertex_error_mean`, bin index (0.1 mm) -> count."""
+    error_max: float
+    """Largest `vertex_error_mean`, metres; 0 without fitted rows."""
+    bytes: int
+    sha256: str
+    attempts: int
+    started: float
+    seconds: float
+    machine: Mapping[str, Any]
+    software: Mapping[str, str]
+
+    @property
+    def rejected(self) -> int:
+        return sum(n for status, n in self.status.items() if status.startswith("rejected"))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def shard_path(directory: Path, shard: int) -> Path:
+    return directory / "shards" / f"shard-{shard:05d}.h5"
+
+
+def receipt_path(directory: Path, shard: int) -> Path:
+    return directory / "receipts" / f"shard-{shard:05d}.json"
+
+
+class ShardWorker:
+    """A process's open source and loaded models; runs any shard of its job."""
+
+    def __init__(self, job: Job) -> None:
+        if job.threads:
+            import torch
+
+            torch.set_num_threads(job.threads)
+        _check_device(job.device)
+        self.job = job
+        _check_software(job.plan)
+        self._source = open_job_source(job)
+        factory = resolve_fitter(job.plan.fitter)
+        check_models(job.plan, job.models)
+        self._fitter = factory.open(job.models, job.device, job.plan.fit)
+
+    def run(self, shard: int, attempt: int) -> Receipt:
+        """Convert one shard and publish file, then receipt.
+
+        Raises:
+            InputError: the source changed since it was hashed.
+            OutputError: the file could not be written.
+        """
+        started, clock = time.time(), time.perf_counter()
+        plan = self.job.plan
+        check_unchanged(self.job.source)
+        start, stop = plan.rows_of(shard)
+        rows = self._source.read(start, stop)
+        _check_rows(rows, start, stop)
+        columns = shard_columns(plan, rows, self._fitter)
+        data = build_shard(columns, root_attributes(plan, shard), plan.compression)
+        write_bytes(shard_path(self.job.directory, shard), data)
+        receipt = Receipt(
+            plan_id=plan.plan_id,
+            shard=shard,
+            row_start=start,
+            row_stop=stop,
+            rows=stop - start,
+            status=dict(sorted(Counter(columns["status"].tolist()).items())),
+            error_histogram=_histogram(columns["vertex_error_mean"]),
+            error_max=_largest(columns["vertex_error_mean"]),
+            bytes=len(data),
+            sha256=sha256_bytes(data),
+            attempts=attempt,
+            started=round(started, 3),
+            seconds=round(time.perf_counter() - clock, 3),
+            machine=machine(self.job.device),
+            software=software(),
+        )
+        write_json(receipt_path(self.job.directory, shard), receipt.to_json())
+        return receipt
+
+
+def run_shard(spec: ShardSpec) -> Receipt:
+    """Convert one shard in a fresh worker; executors keep a `ShardWorker` between shards."""
+    return ShardWorker(spec.job).run(spec.shard, spec.attempt)
+
+
+def open_job_source(job: Job) -> AnnotationSource:
+    """Open the label file of a job as its plan says."""
+    return open_plan_source(job.plan, job.source.path, job.source.data_root)
+
+
+def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSource:
+    """Open the label file of a plan at its place on this machine."""
+    from pipeline.readers import open_source
+
+    return open_source(
+        path,
+        format=plan.source_format,
+        data_root=data_root,
+        smpl_gender=plan.smpl_gender,
+        skel_gender=plan.skel_gender,
+        **plan.source_options,
+    )
+
+
+def locate(source: AnnotationSource, data_root: Path) -> SourceLocation:
+    """The location of an open source with the stamps that reveal a later change."""
+    return SourceLocation(
+        path=Path(source.path),
+        data_root=data_root,
+        stats=tuple(_stat(Path(path)) for path in source.files),
+    )
+
+
+def check_unchanged(source: SourceLocation) -> None:
+    """Raise `InputError` when a source file is not the one that was hashed."""
+    for seen in source.stats:
+        if _stat(Path(seen[0])) != seen:
+            raise InputError(
+                f"{seen[0]}: changed while it was being converted; restore it and rerun, "
+                "finished shards are kept"
+            )
+
+
+def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str, np.ndarray]:
+    """All columns of a shard: originals bit for bit, results, NaN results for rejected rows."""
+    columns = _rejected_columns(rows)
+    pairs = np.char.add(np.char.add(rows.smpl_gender, ":"), rows.skel_gender)
+    accepted = rows.reasons == ""
+    for pair in np.unique(pairs[accepted]):
+        chosen = np.flatnonzero(accepted & (pairs == pair))
+        smpl_gender, skel_gender = str(pair).split(":")
+        result = fitter.fit(
+            (smpl_gender, skel_gender),
+            rows.poses[chosen],
+            rows.betas[chosen],
+            rows.transl[chosen],
+        )
+        _scatter(columns, chosen, result)
+    columns["status"] = columns["status"].astype(np.str_)  # from object: width of the longest
+    for item in plan.fields:
+        values = rows.fields[item.source]
+        if values.dtype.str != item.dtype or values.shape != (len(accepted), *item.shape):
+            raise InputError(
+                f"column '{item.source}': {values.dtype.str} {values.shape[1:]}, "
+                f"the plan says {item.dtype} {item.shape}"
+            )
+        columns[item.stored] = values
+    return columns
+
+
+def _rejected_columns(rows: AnnotationRows) -> dict[str, np.ndarray]:
+    n = len(rows.source_row)
+    columns: dict[str, np.ndarray] = {}
+    for name, column in RESULT_COLUMNS.items():
+        if column.dtype != "U":
+            empty = np.nan if column.dtype == "<f4" else 0
+            columns[name] = np.full((n, *column.shape), empty, column.dtype)
+    columns["start"][:] = -1
+    columns["source_row"] = rows.source_row.astype("<i8")
+    columns["smpl_gender"] = rows.smpl_gender.astype(np.str_)
+    columns["skel_gender"] = rows.skel_gender.astype(np.str_)
+    columns["status"] = np.array([f"rejected:{reason}" for reason in rows.reasons], dtype=object)
+    return columns
+
+
+def _scatter(columns: dict[str, np.ndarray], chosen: np.ndarray, result: FitColumns) -> None:
+    columns["skel_poses"][chosen] = result.poses
+    columns["skel_betas"][chosen] = result.betas
+    columns["skel_trans"][chosen] = result.transl
+    columns["vertex_error_mean"][chosen] = result.vertex_error_mean
+    columns["vertex_error_max"][chosen] = result.vertex_error_max
+    columns["vertex_error_unlimited"][chosen] = result.vertex_error_unlimited
+    for region in REGIONS:
+        columns[f"vertex_error_{region}"][chosen] = result.region_errors[region]
+    columns["active_limits"][chosen] = result.active_limits
+    columns["iterations"][chosen] = result.iterations
+    columns["start"][chosen] = result.start
+    columns["status"][chosen] = result.status
+
+
+def _check_rows(rows: AnnotationRows, start: int, stop: int) -> None:
+    if not np.array_equal(rows.source_row, np.arange(start, stop)):
+        raise RuntimeError(f"the reader did not return rows {start} to {stop} in order")
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"device '{device}' cannot be used on {machine('cpu')['host']}: {reason}"
+        ) from error
+
+
+def _check_software(plan: Plan) -> None:
+    here = software()
+    other = [
+        f"{name} {here[name]} instead of {version}"
+        for name, version in plan.software.items()
+        if here.get(name) != version
+    ]
+    if other:
+        raise InputError(
+            f"this worker ({machine('cpu')['host']}) has {', '.join(other)}; "
+            "install the same versions on every node"
+        )
+
+
+def check_models(plan: Plan, directory: Path | None) -> None:
+    """The models folder of this machine must hold the very files of the plan.
+
+    Raises:
+        InputError: a file is absent or another one.
+    """
+    if directory is None:
+        return
+    for model in plan.models:
+        found = [path for path in directory.rglob(model.name) if path.is_file()]
+        if not any(file_record(path).sha256 == model.sha256 for path in found):
+            raise InputError(
+                f"{directory}: {model.name} is absent or not the file of the plan "
+                f"(SHA-256 {model.sha256[:12]}...); give --models DIR with that file, "
+                "on a cluster on every node"
+            )
+
+
+def _stat(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+def _histogram(errors: np.ndarray) -> dict[str, int]:
+    finite = errors[np.isfinite(errors)].astype(np.float64)
+    bins, counts = np.unique((finite / HISTOGRAM_BIN).astype(np.int64), return_counts=True)
+    return {str(int(b)): int(n) for b, n in zip(bins, counts, strict=True)}
+
+
+def _largest(errors: np.ndarray) -> float:
+    finite = errors[np.isfinite(errors)]
+    return float(finite.max()) if finite.size else 0.0
+
+
+def receipt_from_json(value: Any) -> Receipt:
+    """Parse a receipt; `InputError` when it is not one."""
+    try:
+        return Receipt(**value)
+    except TypeError as error:
+        raise InputError(f"not a receipt: {error}") from None

@@ -1,0 +1,214 @@
+"""The console script `hmr-skel`: verbs, exit codes, one-line errors.
+
+Exit codes: 0 done; 1 a bug; 2 usage; 3 shards failed, missing or damaged; 4 another plan; 5 bad or
+missing input; 74 input/output error; 75 locked; 130 Ctrl-C; 143 SIGTERM.
+
+Verbs import what they need when they run, so that `--help` and refusals are immediate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from pipeline.errors import PipelineError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Turn SMPL-annotated image datasets into SKEL datasets.",
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="Output directory of a conversion.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder with label files and images. [default: $HMR_SKEL_DATA or ./data]"),
+]
+Models = Annotated[
+    Path | None,
+    typer.Option(help="Folder with body models. [default: $HMR_SKEL_MODELS or ./models]"),
+]
+Device = Annotated[str, typer.Option(help="Torch device of the fit, e.g. cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an `Exception`: nothing may treat it as a failed shard."""
+
+
+@app.command()
+def convert(
+    subset: Annotated[
+        str, typer.Argument(metavar="SUBSET", help="A name in manifests/ or a YAML file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Output directory. [default: outputs/SUBSET]")
+    ] = None,
+    data_root: DataRoot = None,
+    models: Models = None,
+    device: Device = "cpu",
+    executor: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes or Ray actors.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Convert the first N rows, rounded up to shards.")
+    ] = None,
+    shards: Annotated[str | None, typer.Option(help="Convert these shards, e.g. 3,7-9.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try shards again that failed three times.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    log_json: Annotated[
+        Path | None, typer.Option(help="Append events to this file, one JSON object a line.")
+    ] = None,
+    fitter: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Convert a subset to SKEL shards, or resume where an earlier run stopped."""
+    from pipeline.manifest import data_root as find_data_root
+    from pipeline.manifest import load_manifest
+
+    if executor not in ("local", "ray"):
+        raise UsageError(f"--executor {executor}: expected local or ray")
+    manifest = load_manifest(subset)
+    directory = out or Path("outputs") / manifest.name
+    if not dry_run:
+        _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
+
+    from pipeline.fitters import DEFAULT_FITTER
+    from pipeline.run import Request, parse_shards
+    from stages.convert import run_convert
+
+    request = Request(
+        manifest=manifest,
+        directory=directory,
+        data_root=find_data_root(data_root),
+        models=models,
+        device=device,
+        executor=executor,
+        workers=workers,
+        limit=limit,
+        shards=parse_shards(shards) if shards else None,
+        retry_failed=retry_failed,
+        fitter=fitter or DEFAULT_FITTER,
+    )
+    run_convert(request, dry_run=dry_run, quiet=quiet, log_json=log_json)
+
+
+@app.command()
+def status(directory: Directory, as_json: AsJson = False) -> None:
+    """Counts, failures with reasons, throughput and ETA of a conversion."""
+    from stages.status import print_status
+
+    print_status(directory, as_json)
+
+
+@app.command()
+def verify(
+    directory: Directory,
+    as_json: AsJson = False,
+    data_root: DataRoot = None,
+    models: Models = None,
+    device: Device = "cpu",
+) -> None:
+    """Re-read every shard, account for every row, recompute residuals of a sample."""
+    from stages.verify import run_verify
+
+    run_verify(directory, data_root=data_root, models=models, device=device, as_json=as_json)
+
+
+@app.command()
+def report(directory: Directory) -> None:
+    """Write DIR/report.html: residuals, limits, pictures."""
+    from stages.report import report as write_report
+
+    write_report(directory)
+
+
+@app.command("default-body")
+def default_body(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files, made if missing.")],
+) -> None:
+    """Write the licence-free stand-in body models into a folder."""
+    from stages.default_body import default_body as write
+
+    write(out)
+
+
+@app.command()
+def lint(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A label file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Find known defects in a label file."""
+    from stages.lint import lint as run
+
+    run(file, as_json)
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` closed the pipe; nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; returns its exit code."""
+    from click.exceptions import Abort, ClickException, Exit
+
+    try:
+        result = app(arguments, prog_name="hmr-skel", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except Exit as error:
+        return error.exit_code
+    except ClickException as error:
+        error.show()
+        return 2
+    except PipelineError as error:
+        return _say(str(error), error.exit_code)
+    except (KeyboardInterrupt, Abort):
+        return _say("interrupted; the same command resumes", 130)
+    except Terminated:
+        return _say("terminated; the same command resumes", 143)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "ModelFileError":  # without importing skel_fit to say no
+            return _say(str(error), 5)
+        if isinstance(error, OSError):
+            return _say(str(error), 74)
+        raise
+
+
+def _say(text: str, code: int) -> int:
+    print(f"hmr-skel: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _refuse_if_locked(directory: Path) -> None:
+    from pipeline.rundir import RunDirectory
+
+    run_directory = RunDirectory(directory)
+    if run_directory.is_locked():
+        with run_directory.lock():  # raises Locked
+            pass
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""`hmr-skel status`: where a run stands, read without writing anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.rundir import RunDirectory, age, throughput
+from stages.convert import aligned, duration, rows_per_second
+
+
+def status(directory: Path) -> dict[str, Any]:
+    """Counts, failures with reasons, throughput and ETA of a run directory.
+
+    File sizes are compared with the receipts; `hmr-skel verify` also reads the bytes.
+
+    Raises:
+        InputError: not a run directory.
+    """
+    run = RunDirectory(directory)
+    plan = run.plan()
+    states = run.inspect_all(plan, checksums=False)
+    receipts = [state.receipt for state in states if state.receipt is not None]
+    summary = run.summarise(plan, states)
+    running = run.is_locked()
+    rate = throughput(receipts)
+    left = summary.rows - summary.rows_written
+    counts = {
+        name: sum(state.state == name for state in states)
+        for name in ("done", "pending", "failed", "damaged")
+    }
+    return {
+        "subset": plan.name,
+        "plan_id": plan.plan_id,
+        "complete": summary.complete,
+        "running": running,
+        "rows": summary.rows,
+        "rows_written": summary.rows_written,
+        "rejected": dict(summary.rejected),
+        "status": dict(summary.status),
+        "shards": {"total": plan.shards, **counts},
+        "failures": [dict(item) for item in summary.failed],
+        "damaged": [
+            {"shard": state.shard, "reason": state.reason}
+            for state in states
+            if state.state == "damaged"
+        ],
+        "unfinished": [
+            {"shard": shard, "failures": len(found.failures), "running": bool(found.running)}
+            for shard, found in run.unfinished().items()
+            if not found.settled().quarantined
+        ],
+        "vertex_error_mean": dict(summary.vertex_error_mean),
+        "rows_per_second": rate,
+        "eta_seconds": left / rate if running and rate and left else None,
+        "seconds_since_last_shard": age(receipts),
+        "digest": summary.digest,
+        "bytes": summary.bytes,
+        "standin": any(model.standin for model in plan.models),
+    }
+
+
+def print_status(directory: Path, as_json: bool) -> None:
+    """Print `status` as a table or as one JSON object."""
+    found = status(directory)
+    if as_json:
+        print(json.dumps(found, sort_keys=True))
+        return
+    shards = found["shards"]
+    state = "complete" if found["complete"] else "running" if found["running"] else "not complete"
+    rows = [
+        ("subset", found["subset"] + (" (stand-in bodies)" if found["standin"] else "")),
+        ("state", state),
+        ("rows", f"{found['rows_written']} of {found['rows']}"),
+        ("rejected", _counts(found["rejected"])),
+        ("status", _counts(found["status"])),
+        (
+            "shards",
+            ", ".join(f"{shards[name]} {name}" for name in ("done", "pending", "failed", "damaged"))
+            + f" of {shards['total']}",
+        ),
+        ("throughput", rows_per_second(found["rows_per_second"])),
+        ("ETA", duration(found["eta_seconds"])),
+        ("last shard", f"{duration(found['seconds_since_last_shard'])} ago"),
+        ("digest", found["digest"] or "-"),
+    ]
+    for item in found["failures"]:
+        first, stop = item["rows"]
+        rows.append(
+            ("failed", f"shard {item['shard']} (rows {first} to {stop - 1}): {item['reason']}")
+        )
+    for item in found["damaged"]:
+        rows.append(("damaged", f"shard {item['shard']}: {item['reason']}"))
+    print(aligned(rows))
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,0 +1,1 @@
+"""Fault injection: fitters that misbehave on purpose, and a seeded killer (`make chaos`)."""

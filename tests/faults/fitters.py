@@ -1,0 +1,115 @@
+"""Fitters without body models: a cheap deterministic one, and one that misbehaves on command.
+
+The latter reads its orders from the folder in HMR_SKEL_FAULTS, because it runs in spawned workers
+and Ray actors.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.fitters import FitColumns
+from pipeline.plan import ModelRecord
+from pipeline.shards import REGIONS
+
+FAULTS_VARIABLE = "HMR_SKEL_FAULTS"
+
+
+class TrivialFit:
+    """Pose columns are simple elementwise functions of the SMPL pose: exact on every machine."""
+
+    needs_models = False
+
+    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(fit)
+
+    def models(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> tuple[ModelRecord, ...]:
+        return ()
+
+    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> TrivialFitter:
+        return TrivialFitter()
+
+
+class TrivialFitter:
+    def fit(
+        self,
+        genders: tuple[str, str],
+        poses: np.ndarray,
+        betas: np.ndarray,
+        transl: np.ndarray,
+    ) -> FitColumns:
+        n = len(poses)
+        mean, largest = self.residuals(genders, (poses, betas, transl), (poses, betas, transl))
+        return FitColumns(
+            poses=(poses[:, :46] * 0.5).astype(np.float32),
+            betas=betas.astype(np.float32),
+            transl=transl.astype(np.float32),
+            vertex_error_mean=mean.astype(np.float32),
+            vertex_error_max=largest.astype(np.float32),
+            vertex_error_unlimited=np.full(n, np.nan, np.float32),
+            region_errors={region: mean.astype(np.float32) for region in REGIONS},
+            active_limits=poses[:, :46] > 1.0,
+            iterations=np.full(n, 7, np.int32),
+            start=np.zeros(n, np.int8),
+            status=np.array(["converged"] * n),
+        )
+
+    def residuals(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        mean = 0.005 + 0.001 * np.abs(smpl[1][:, 0])
+        return mean, 3 * mean
+
+
+class FaultyFit(TrivialFit):
+    """Trivial, but obeys orders in the folder HMR_SKEL_FAULTS.
+
+    An order is a file `KIND-ROW`: when a source row is among the rows to fit, do KIND: `kill`
+    (SIGKILL to itself), `raise` (ValueError), `memory` (MemoryError), `slow` (sleep for the seconds
+    in the file). `KIND-all` holds for every call. Test sources hold the row number in
+    `betas[:, 1] * 1e6`. Every call appends `pid first-row` to the file `calls`.
+    """
+
+    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> TrivialFitter:
+        return FaultyFitter(Path(os.environ[FAULTS_VARIABLE]))
+
+
+class FaultyFitter(TrivialFitter):
+    def __init__(self, orders: Path) -> None:
+        self._orders = orders
+
+    def fit(
+        self,
+        genders: tuple[str, str],
+        poses: np.ndarray,
+        betas: np.ndarray,
+        transl: np.ndarray,
+    ) -> FitColumns:
+        rows = np.round(betas[:, 1] * 1e6).astype(int).tolist()
+        with (self._orders / "calls").open("a") as calls:
+            calls.write(f"{os.getpid()} {rows[0]}\n")
+        for order in sorted(self._orders.glob("*-*")):
+            kind, _, key = order.name.partition("-")
+            if key != "all" and int(key) not in rows:
+                continue
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif kind == "raise":
+                raise ValueError(f"told to fail at row {key}")
+            elif kind == "memory":
+                raise MemoryError("told to run out of memory")
+            elif kind == "slow":
+                time.sleep(float(order.read_text()))
+        return super().fit(genders, poses, betas, transl)
