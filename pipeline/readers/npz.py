@@ -1,0 +1,296 @@
+"""npz files by row range: memory-mapped where stored, streamed where deflated, never unpickled.
+
+Source: reference/pipeline.md 2.5 (memmap of a stored member at its zip offset) and 4.2 (what
+broken files look like). A stored member is mapped: no worker copies it. A deflated member in C
+order is streamed: each worker keeps one decompressor per member and reads forward, so rows asked
+for in rising order cost one pass in total and no memory; going back starts the pass anew. A member
+that is deflated and in Fortran order is decompressed into memory at first use.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.readers.base import FieldSpec
+from pipeline.readers.tables import Table
+
+_KINDS = "biufcSU"
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_CHUNK = 1 << 20
+_MAX_HEADER = 10_000  # bytes of a npy header, numpy's own bound
+_BOMB_BYTES = 256 << 20
+_BOMB_RATIO = 500  # real labels deflate 1.2 to 3 times
+_DAMAGE = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, ValueError, EOFError,
+    KeyError, OSError, MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError,
+    OverflowError, RecursionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A plain array in an npz file. `dtype` may be object: then only `NpzFile.bytes` reads it."""
+
+    name: str
+    entry: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran: bool
+    stored: bool
+    size: int
+    """Bytes of the array."""
+    header: int
+    """Bytes before the array within the member."""
+    offset: int
+    """Place of the array in the file; meaningful for stored members."""
+
+
+class NpzFile:
+    """The members of one npz file, their headers checked. Holds no open handle when pickled.
+
+    Raises InputError: not a zip file, truncated, two members of one name, a header that does not
+    fit its member, a member that no array of numbers or text is in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.members = self._guard("", self._scan)
+        self._maps: dict[str, np.ndarray] = {}
+        self._streams: dict[str, IO[bytes]] = {}
+        self._archive: zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "members": self.members}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.members = state["path"], state["members"]
+        self._maps, self._streams, self._archive = {}, {}, None
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of a member of rank 1 or more, C order, own memory, dtype as stored."""
+        member = self.members[name]
+        return self._guard(name, lambda: self._rows(member, start, stop))
+
+    def whole(self, name: str) -> np.ndarray:
+        """All of a plain member."""
+        return self._guard(name, lambda: self._whole(self.members[name]))
+
+    def content(self, name: str, limit: int) -> bytes:
+        """The bytes after the header of an object member (a pickle), at most `limit`."""
+        member = self.members[name]
+        if member.size > limit:
+            raise self.error(name, f"{member.size} bytes of Python objects, at most {limit} read")
+
+        def read() -> bytes:
+            with self._zip().open(member.entry) as stream:
+                return stream.read()[member.header :]
+
+        return self._guard(name, read)
+
+    def check(self) -> None:
+        """Read every member once against its CRC-32; memory stays at 1 MB."""
+        for name, member in self.members.items():
+            self._guard(name, lambda member=member: self._check_crc(member))
+
+    def error(self, name: str, problem: str) -> InputError:
+        where = f"{self.path}: member '{name}'" if name else f"{self.path}"
+        return InputError(f"{where}: {problem}")
+
+    # ---- opening ----
+
+    def _scan(self) -> dict[str, Member]:
+        size = self.path.stat().st_size
+        if size == 0:
+            raise ValueError("the file is empty")
+        members: dict[str, Member] = {}
+        with zipfile.ZipFile(self.path) as archive, self.path.open("rb") as raw:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                if info.is_dir() or name == info.filename:
+                    raise self.error(info.filename, "not an array (.npy), expected a npz file")
+                if name in members:
+                    raise self.error(name, "stored twice; write the file again")
+                opened = self._guard(name, lambda i=info, n=name: _member(archive, raw, i, n, size))
+                members[name] = opened
+        return members
+
+    def _guard(self, name: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise self.error("", "no such file") from None
+        except _DAMAGE as error:
+            what = " ".join(str(error).split())[:200] or type(error).__name__
+            if not name and isinstance(error, zipfile.BadZipFile | EOFError | struct.error):
+                what = f"not a whole npz file ({what}); download or copy it again"
+            raise self.error(name, what) from error
+
+    # ---- reading ----
+
+    def _zip(self) -> zipfile.ZipFile:
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(self.path)
+        return self._archive
+
+    def _rows(self, member: Member, start: int, stop: int) -> np.ndarray:
+        if member.stored or member.fortran:
+            return np.array(self._array(member)[start:stop], order="C")
+        stream = self._streams.get(member.name)
+        if stream is None:
+            stream = self._streams[member.name] = self._zip().open(member.entry)
+        row = math.prod(member.shape[1:]) * member.dtype.itemsize
+        stream.seek(member.header + start * row)
+        data = _read_exactly(stream, (stop - start) * row)
+        return np.frombuffer(data, member.dtype).reshape(stop - start, *member.shape[1:]).copy()
+
+    def _array(self, member: Member) -> np.ndarray:
+        if member.name not in self._maps:
+            self._maps[member.name] = (
+                self._map(member) if member.stored else self._whole(member)
+            )
+        return self._maps[member.name]
+
+    def _map(self, member: Member) -> np.ndarray:
+        if member.size == 0:
+            return np.empty(member.shape, member.dtype)
+        page = member.offset - member.offset % mmap.ALLOCATIONGRANULARITY
+        lead = member.offset - page
+        with self.path.open("rb") as raw:
+            data = mmap.mmap(raw.fileno(), lead + member.size, access=mmap.ACCESS_READ, offset=page)
+        flat = np.frombuffer(data, member.dtype, math.prod(member.shape), lead)
+        return flat.reshape(member.shape, order="F" if member.fortran else "C")
+
+    def _whole(self, member: Member) -> np.ndarray:
+        if member.dtype.hasobject:
+            raise ValueError("an array of Python objects; save it as plain numbers or text")
+        if member.size == 0:
+            return np.empty(member.shape, member.dtype)
+        with self._zip().open(member.entry) as stream:
+            _read_exactly(stream, member.header)
+            data = _read_exactly(stream, member.size)
+        flat = np.frombuffer(data, member.dtype)
+        return flat.reshape(member.shape, order="F" if member.fortran else "C")
+
+    def _check_crc(self, member: Member) -> None:
+        with zipfile.ZipFile(self.path) as archive, archive.open(member.entry) as stream:
+            left = member.header + member.size
+            while block := stream.read(_CHUNK):
+                left -= len(block)
+        if left:
+            raise ValueError(f"{left} bytes are missing; download or copy the file again")
+
+
+class NpzTable(Table):
+    """Columns of an npz file: members with `rows` first, and constants that hold for every row.
+
+    names: members to serve. extra: further columns (object arrays read apart) as whole arrays.
+    """
+
+    def __init__(
+        self,
+        file: NpzFile,
+        rows: int,
+        names: Iterable[str],
+        constants: Iterable[str] = (),
+        extra: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        self.path, self.files, self.rows = file.path, (file.path,), rows
+        self._file, self._extra = file, dict(extra or {})
+        self._constants = frozenset(constants)
+        self.specs = {name: self._spec(name) for name in names}
+
+    def _spec(self, name: str) -> FieldSpec:
+        if name in self._extra:
+            return FieldSpec(self._extra[name].dtype, self._extra[name].shape[1:])
+        member = self._file.members[name]
+        constant = name in self._constants
+        return FieldSpec(member.dtype, member.shape if constant else member.shape[1:])
+
+    def read(self, start: int, stop: int, names: Iterable[str] | None = None) -> dict:
+        return {name: self._one(name, start, stop) for name in names or self.specs}
+
+    def check(self) -> None:
+        self._file.check()
+
+    def _one(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name in self._extra:
+            return self._extra[name][start:stop].copy()
+        if name in self._constants:
+            value = self._file.whole(name)
+            return np.broadcast_to(value, (stop - start, *value.shape)).copy()
+        return self._file.rows(name, start, stop)
+
+
+def _member(
+    archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.ZipInfo, name: str, file_size: int
+) -> Member:
+    if info.flag_bits & 1:
+        raise ValueError("encrypted; expected a plain npz file")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed in a way numpy does not write; save it with numpy.savez")
+    if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
+        raise ValueError(
+            f"{info.compress_size} bytes that expand to {info.file_size}; if that is meant, save "
+            "the file uncompressed"
+        )
+    with archive.open(info) as stream:
+        shape, fortran, dtype = _npy_header(stream)
+        header = stream.tell()
+    stored = info.compress_type == zipfile.ZIP_STORED
+    size = info.file_size - header
+    if not dtype.hasobject:
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"an array of type {dtype}; expected numbers or text")
+        expected = math.prod(shape) * dtype.itemsize
+        if expected != size:
+            raise ValueError(f"the header says {expected} bytes, the member has {size}")
+        if dtype.itemsize == 0 and math.prod(shape) > 0:
+            raise ValueError("text of width 0")
+    offset = _data_offset(raw, info) + header
+    if info.compress_size + offset - header > file_size or (
+        stored and info.compress_size != info.file_size
+    ):
+        raise ValueError("reaches beyond the end of the file; download or copy it again")
+    return Member(name, info.filename, dtype, shape, fortran, stored, size, header, offset)
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        read = np.lib.format.read_array_header_1_0
+    elif version == (2, 0):
+        read = np.lib.format.read_array_header_2_0
+    else:
+        raise ValueError(f"an array of npy version {version}; expected 1.0 or 2.0")
+    shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"an array of shape {shape}")
+    return shape, fortran, dtype
+
+
+def _data_offset(raw: IO[bytes], info: zipfile.ZipInfo) -> int:
+    raw.seek(info.header_offset)
+    fields = _LOCAL_HEADER.unpack(raw.read(_LOCAL_HEADER.size))
+    if fields[0] != b"PK\x03\x04":
+        raise ValueError("no zip header where the index says; download or copy the file again")
+    return info.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
+
+
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) != size:
+        raise EOFError(f"ends {size - len(data)} bytes early; download or copy the file again")
+    return data

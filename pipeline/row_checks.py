@@ -1,0 +1,169 @@
+"""Why a row is rejected. A row's verdict depends on that row (and the image root) alone.
+
+Thresholds: boxes below 1 px stop the published training code (datasets.md 1.4); 4 image diagonals
+is the unit mix-up rule of datasets.md 4.4; |beta| beyond 5 is outside any human (filters upstream
+stop at 3, datasets.md 3.2, which `hmr-skel lint` reports); the rest refuses numbers that overflow
+float32 geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+REASONS = {
+    "no_smpl_pose": "the label says that it has no valid SMPL pose",
+    "no_smpl_betas": "the label says that it has no valid SMPL shape",
+    "unknown_gender": "gender is not neutral, male or female (SKEL: male or female)",
+    "non_finite_pose": "NaN or infinity in the pose",
+    "pose_out_of_range": "a rotation vector longer than 4 pi",
+    "pose_not_rotation": "a pose matrix that is no rotation",
+    "non_finite_betas": "NaN or infinity in the shape",
+    "betas_out_of_range": "a shape coefficient beyond the limit (default 5)",
+    "non_finite_transl": "NaN or infinity in the translation",
+    "transl_out_of_range": "a translation longer than 1 km",
+    "bad_camera": "intrinsics that are not finite, focal length <= 0, last row not 0 0 1",
+    "non_finite_box": "NaN or infinity in centre or scale",
+    "box_too_small": "box side below 1 px",
+    "box_too_large": "box side above 4 image diagonals (100,000 px without a camera)",
+    "non_finite_keypoints": "a visible keypoint that is not finite",
+    "bad_image_name": "image name empty, not UTF-8, or with a control character or backslash",
+    "image_path_escapes": "image name leads out of the image root",
+}
+"""Reason code -> what it means. The first that applies, in this order, is a row's reason."""
+
+MAX_ROTATION = 4 * np.pi
+MAX_BETA = 5.0
+MAX_TRANSLATION = 1000.0
+MIN_BOX = 1.0
+MAX_BOX = 1e5
+MAX_BOX_DIAGONALS = 4.0
+_ORTHONORMAL = 1e-3
+_DTYPE = f"<U{max(map(len, REASONS))}"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Collects reasons; the first one given to a row stays."""
+
+    reasons: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int) -> Verdicts:
+        return cls(np.full(rows, "", _DTYPE))
+
+    def reject(self, bad: np.ndarray, reason: str) -> None:
+        """bad: (n,) bool."""
+        if reason not in REASONS:
+            raise KeyError(reason)
+        self.reasons[bad & (self.reasons == "")] = reason
+
+
+def check_body(
+    verdicts: Verdicts, poses: np.ndarray, betas: np.ndarray, transl: np.ndarray, max_beta: float
+) -> None:
+    """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64."""
+    verdicts.reject(~np.isfinite(poses).all(1), "non_finite_pose")
+    with np.errstate(over="ignore", invalid="ignore"):
+        angles = np.linalg.norm(poses.reshape(len(poses), -1, 3), axis=2)
+        length = np.linalg.norm(transl, axis=1)
+    verdicts.reject((angles > MAX_ROTATION).any(1), "pose_out_of_range")
+    verdicts.reject(~np.isfinite(betas).all(1), "non_finite_betas")
+    verdicts.reject((np.abs(betas) > max_beta).any(1), "betas_out_of_range")
+    verdicts.reject(~np.isfinite(transl).all(1), "non_finite_transl")
+    verdicts.reject(length > MAX_TRANSLATION, "transl_out_of_range")
+
+
+def check_camera(verdicts: Verdicts, cam_int: np.ndarray) -> None:
+    """cam_int: (n, 3, 3) pixels."""
+    verdicts.reject(~good_cameras(cam_int), "bad_camera")
+
+
+def good_cameras(cam_int: np.ndarray) -> np.ndarray:
+    """(n,) bool: finite, focal lengths > 0, last row 0 0 1."""
+    finite = np.isfinite(cam_int).all((1, 2))
+    positive = (cam_int[:, 0, 0] > 0) & (cam_int[:, 1, 1] > 0)
+    return finite & positive & (cam_int[:, 2] == (0.0, 0.0, 1.0)).all(1)
+
+
+def check_boxes(
+    verdicts: Verdicts, center: np.ndarray, side: np.ndarray, cam_int: np.ndarray | None
+) -> None:
+    """center: (n, 2) pixels; side: (n,) pixels; cam_int: (n, 3, 3) or None."""
+    verdicts.reject(~(np.isfinite(center).all(1) & np.isfinite(side)), "non_finite_box")
+    verdicts.reject(side < MIN_BOX, "box_too_small")
+    verdicts.reject(side > largest_box(len(side), cam_int), "box_too_large")
+
+
+def largest_box(rows: int, cam_int: np.ndarray | None) -> np.ndarray:
+    """(rows,) pixels: 4 image diagonals, the principal point taken for the image centre."""
+    limit = np.full(rows, MAX_BOX)
+    if cam_int is None:
+        return limit
+    with np.errstate(over="ignore", invalid="ignore"):
+        diagonal = 2 * np.hypot(cam_int[:, 0, 2], cam_int[:, 1, 2])
+    # A principal point at the corner says nothing about the image.
+    known = good_cameras(cam_int) & (diagonal > 2)
+    return np.where(known, np.minimum(MAX_BOX_DIAGONALS * diagonal, limit), limit)
+
+
+def check_keypoints(verdicts: Verdicts, keypoints: np.ndarray) -> None:
+    """keypoints: (n, k, 3) pixels, confidence; a point of confidence 0 may be anything."""
+    confidence = keypoints[:, :, 2]
+    broken = ~np.isfinite(keypoints[:, :, :2]).all(2) & (confidence > 0)
+    verdicts.reject((broken | ~np.isfinite(confidence)).any(1), "non_finite_keypoints")
+
+
+def check_rotations(verdicts: Verdicts, matrices: np.ndarray) -> None:
+    """matrices: (n, j, 3, 3)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = np.einsum("njab,njcb->njac", matrices, matrices) - np.eye(3)
+        bad = (np.abs(product) > _ORTHONORMAL) | (np.linalg.det(matrices) < 0)[..., None, None]
+    finite = np.isfinite(matrices).all((1, 2, 3))
+    verdicts.reject(~finite, "non_finite_pose")
+    verdicts.reject(finite & bad.any((1, 2, 3)), "pose_not_rotation")
+
+
+def check_names(verdicts: Verdicts, names: np.ndarray, image_root: Path | None) -> None:
+    """names: (n,) str or bytes, relative to the image root.
+
+    Symbolic links are followed when the root exists; nothing is opened.
+    """
+    root = image_root.resolve() if image_root and image_root.is_dir() else None
+    folders: dict[str, bool] = {}
+    text = [image_name(value) for value in names.tolist()]
+    bad = np.array([not _well_formed(name) for name in text], bool)
+    verdicts.reject(bad, "bad_image_name")
+    escapes = [
+        not broken and (_climbs(name) or (root is not None and _links_out(root, name, folders)))
+        for name, broken in zip(text, bad, strict=True)
+    ]
+    verdicts.reject(np.array(escapes, bool), "image_path_escapes")
+
+
+def image_name(value: str | bytes) -> str:
+    """Text of a stored name; undecodable bytes become a character that no check accepts."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _well_formed(name: str) -> bool:
+    return (
+        any(part not in ("", ".") for part in name.split("/"))
+        and "\\" not in name
+        and "�" not in name
+        and not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
+    )
+
+
+def _climbs(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def _links_out(root: Path, name: str, folders: dict[str, bool]) -> bool:
+    folder, _, _ = name.rpartition("/")
+    if folder not in folders:
+        folders[folder] = not (root / folder).resolve().is_relative_to(root)
+    path = root / name
+    return folders[folder] or (path.is_symlink() and not path.resolve().is_relative_to(root))
