@@ -55,6 +55,11 @@ class Stage(_Frozen):
     joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...] = ()
     joint_weight: float = Field(0.0, ge=0.0)
     rounds: int = Field(ge=1, le=200)
+    """At most so many evaluations of the stage's vertices."""
+    steps: int = Field(4, ge=1, le=100)
+    """At most so many Levenberg-Marquardt steps between two evaluations."""
+    tolerance: float = Field(1e-2, gt=0.0)
+    """Largest parameter change (rad) of a round after which a row is settled."""
 
     @field_validator("parameters", "frozen")
     @classmethod
@@ -110,12 +115,10 @@ class FitConfig(_Frozen):
     kernels: Literal["auto", "numba", "torch"] = "auto"
     block_size: int = Field(64, ge=1, le=65536)
     """Rows computed together. Part of the result's identity: rows are bit-equal at one size."""
-    tolerance: float = Field(1e-3, gt=0.0)
-    """Parameter change (rad) below which a row of an intermediate stage is settled."""
-    final_tolerance: float = Field(1e-2, gt=0.0)
-    """Largest parameter change (rad) of a last-stage round after which a row is converged. One
-    more round would move it about fifty times less (docs/solver.md)."""
-    inner_steps: int = Field(8, ge=1)
+    tolerance: float | None = Field(None, gt=0.0)
+    """Overrides the tolerance of every stage."""
+    steps: int | None = Field(None, ge=1)
+    """Overrides the inner steps of every stage."""
     prior_spine: float = Field(1e-5, ge=0.0)
     """m^2/rad^2 on the nine spine and head angles."""
     prior_scapula: float = Field(1e-5, ge=0.0)

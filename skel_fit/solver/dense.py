@@ -31,12 +31,10 @@ class DenseProblem:
     ) -> DenseProblem:
         """The problem that `solver` poses in one of its stages. skel: float64."""
         plan = solver.plans[stage]
-        targets, _ = solver.surface(poses, smpl_betas)
-        joints = torch.einsum("jv,vcn->njc", solver.joint_regressor, targets)
-        chosen = targets[torch.as_tensor(plan.vertices.indices)]
-        return DenseProblem(
-            skel, plan, skel.shape(betas), chosen.permute(2, 0, 1).double(), joints.double()
-        )
+        targets = solver.surface(poses, smpl_betas).double()
+        joints = solver.joint_regressor.double() @ targets
+        chosen = targets[:, torch.as_tensor(plan.vertices.indices)]
+        return DenseProblem(skel, plan, skel.shape(betas), chosen, joints)
 
     def rows(self, index: Tensor) -> DenseProblem:
         """Some rows of the problem."""

@@ -216,7 +216,7 @@ class Solver:
         """Rows whose residual or limits suggest another basin."""
         active = self.active_limits(solution.poses).sum(dim=1)
         error = solution.error_mean
-        stuck = (error > 0.02) | ((error > 0.012) & (active >= 2)) | ~solution.settled
+        stuck = (error > 0.03) | ((error > 0.02) & (active >= 3)) | ~solution.settled
         return torch.nonzero(stuck)[:, 0]
 
     def active_limits(self, poses: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class Solver:
         everything = torch.arange(poses.shape[0], device=self.device)
         for part in everything.split(self.config.block_size):
             index = padded(part, self.width)
-            targets, _ = self.surface(poses[index], smpl_betas[index])
+            targets, _ = self._surface(poses[index], smpl_betas[index])
             start, pose = skel_betas[index], solution.poses[index]
             base = self._skin_of(pose, start)
             columns = []
@@ -255,7 +255,16 @@ class Solver:
         )
         return self.kernels.skin(self.skinning, transforms, points)
 
-    def surface(self, poses: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    def surface(self, poses: Tensor, betas: Tensor) -> Tensor:
+        """SMPL surface (n,V,3) in the root frame of poses (n,72) and betas (n,10), m."""
+        parts = []
+        for part in torch.arange(poses.shape[0], device=self.device).split(self.width):
+            index = padded(part, self.width)
+            points, _ = self._surface(poses[index], betas[index])
+            parts.append(points[:, :, : part.numel()].permute(2, 0, 1))
+        return torch.cat(parts)
+
+    def _surface(self, poses: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         """SMPL surface (V,3,n) and global rotations (n,24,3,3) in the root frame."""
         _, rotations, transforms, features = self.kernels.pose_smpl(poses, betas)
         points = (self.smpl_basis @ features).view(-1, 3, poses.shape[0])
@@ -276,8 +285,8 @@ class Solver:
         waiting: list[tuple[Block, SearchState]] = []
         for part in rows.split(self.config.block_size):
             index = padded(part, self.width)
-            targets, rotations = self.surface(poses[index], smpl_betas[index])
-            joints = torch.einsum("jv,vcn->njc", self.joint_regressor, targets).to(poses.dtype)
+            targets, rotations = self._surface(poses[index], smpl_betas[index])
+            joints = self._joint_targets(targets)
             shape = self.kernels.identity(skel_betas[index])
             block = Block(index, shape, targets, joints, rotations)
             state = SearchState.begin(self._start(start, block))
@@ -288,6 +297,14 @@ class Solver:
             if unfinished is not None:
                 waiting.append(unfinished)
         self._finish(waiting, start, solution)
+
+    def _joint_targets(self, targets: Tensor) -> Tensor:
+        """Anatomical joints (n,24,3) regressed from the surface, where a stage asks for them."""
+        count, _, n = targets.shape
+        if not any(plan.tables.joint_masses.any() for plan in self.plans):
+            return torch.zeros(n, 24, 3, dtype=torch.float64, device=self.device)
+        joints = self.joint_regressor @ targets.view(count, 3 * n)
+        return joints.view(24, 3, n).permute(2, 0, 1).to(torch.float64).contiguous()
 
     def _start(self, start: int, block: Block) -> Tensor:
         lower = torch.as_tensor(self.lower, device=self.device)
@@ -335,10 +352,13 @@ class Solver:
             block.joint_targets,
             (energy, moments, corrective),
             active,
-            self.config.inner_steps,
+            self.config.steps or plan.stage.steps,
             0.2 * tolerance,
             state,
         )
+
+    def _tolerance(self, plan: StagePlan) -> float:
+        return self.config.tolerance or plan.stage.tolerance
 
     def _pair_moments(self, plan: StagePlan, shape: Identity) -> Tensor:
         products = tables.shape_products(shape.betas)
@@ -350,7 +370,7 @@ class Solver:
         targets = block.targets[torch.as_tensor(plan.vertices.indices, device=self.device)]
         pair_moments = self._pair_moments(plan, block.shape)
         active = torch.ones(block.rows.numel(), dtype=torch.bool, device=self.device)
-        tolerance = self.config.tolerance if plan is not self.plans[-1] else 0.0
+        tolerance = self._tolerance(plan)
         for _ in range(plan.stage.rounds):
             evaluated = self._evaluate(plan.vertices, state.poses, block.shape)
             self._round(plan, block, state, pair_moments, evaluated, targets, active, tolerance)
@@ -370,7 +390,7 @@ class Solver:
     ) -> tuple[Block, SearchState] | None:
         """A few rounds of the last stage. Settled rows go to the solution; the others come back."""
         plan = self.plans[-1]
-        tolerance = self.config.final_tolerance
+        tolerance = self._tolerance(plan)
         if rounds_done == 0:
             state = SearchState.begin(state.poses)._replace(steps=state.steps)
         pair_moments = self._pair_moments(plan, block.shape)
@@ -414,7 +434,7 @@ class Solver:
         energy = squares / count + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
-        small = (state.step_size < self.config.final_tolerance) & (
+        small = (state.step_size < self._tolerance(plan)) & (
             energy <= state.best_energy * (1.0 + _WORSE) + 1e-13
         )
         done = active & (small | force)

@@ -1,0 +1,519 @@
+"""Kinematics of SKEL and SMPL and the closed-form start, one row at a time (numba).
+
+Twins: `kernels_torch`. Conventions and sources: reference skel-model.md, docs/solver.md. Lengths in
+metres, angles in radians, float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+from skel_fit.solver.tables import PARAMETERS
+
+JOINTS = 24
+_OPTIONS = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+# --- small 3x3 helpers ----------------------------------------------------------------------
+
+
+@njit(inline="always")
+def _multiply(a, b, out):
+    """out = a b, 3x3."""
+    for i in range(3):
+        a0, a1, a2 = a[i, 0], a[i, 1], a[i, 2]
+        for j in range(3):
+            out[i, j] = a0 * b[0, j] + a1 * b[1, j] + a2 * b[2, j]
+
+
+@njit(inline="always")
+def _multiply_transposed(a, b, out):
+    """out = a b^T, 3x3."""
+    for i in range(3):
+        a0, a1, a2 = a[i, 0], a[i, 1], a[i, 2]
+        for j in range(3):
+            out[i, j] = a0 * b[j, 0] + a1 * b[j, 1] + a2 * b[j, 2]
+
+
+@njit(inline="always")
+def _axis_rotation(axis, angle, out):
+    """out = rotation by |axis| angle about axis (an axis need not have unit length)."""
+    length = math.sqrt(axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2])
+    x, y, z = axis[0] / length, axis[1] / length, axis[2] / length
+    c, s = math.cos(length * angle), math.sin(length * angle)
+    v = 1.0 - c
+    out[0, 0] = c + x * x * v
+    out[0, 1] = x * y * v - z * s
+    out[0, 2] = x * z * v + y * s
+    out[1, 0] = x * y * v + z * s
+    out[1, 1] = c + y * y * v
+    out[1, 2] = y * z * v - x * s
+    out[2, 0] = x * z * v - y * s
+    out[2, 1] = y * z * v + x * s
+    out[2, 2] = c + z * z * v
+
+
+@njit(inline="always")
+def _arc(length, angle):
+    """End of a constant-curvature arc and its derivative: X, Y, dX, dY (skel-model.md 3.6)."""
+    t = angle
+    if abs(t) < 2e-2:
+        t2 = t * t
+        x = length * t * (0.5 - t2 / 24.0 + t2 * t2 / 720.0)
+        y = length * (1.0 - t2 / 6.0 + t2 * t2 / 120.0)
+        dx = length * (0.5 - t2 / 8.0 + t2 * t2 / 144.0)
+        dy = length * t * (-1.0 / 3.0 + t2 / 30.0 - t2 * t2 / 840.0)
+        return x, y, dx, dy
+    c, s = math.cos(t), math.sin(t)
+    x = length * (1.0 - c) / t
+    y = length * s / t
+    dx = length * (t * s - (1.0 - c)) / (t * t)
+    dy = length * (t * c - s) / (t * t)
+    return x, y, dx, dy
+
+
+# --- identity: what depends on the shape alone ----------------------------------------------
+
+
+@njit(inline="always")
+def _minimal_rotation(source, target, out):
+    """Minimal rotation taking source/|source| to target/|target| (identity if antiparallel)."""
+    ns = math.sqrt(source[0] ** 2 + source[1] ** 2 + source[2] ** 2)
+    nt = math.sqrt(target[0] ** 2 + target[1] ** 2 + target[2] ** 2)
+    for i in range(3):
+        for j in range(3):
+            out[i, j] = 1.0 if i == j else 0.0
+    if ns == 0.0 or nt == 0.0:
+        return
+    a0, a1, a2 = source[0] / ns, source[1] / ns, source[2] / ns
+    b0, b1, b2 = target[0] / nt, target[1] / nt, target[2] / nt
+    x, y, z = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
+    c = a0 * b0 + a1 * b1 + a2 * b2
+    s = math.sqrt(x * x + y * y + z * z) + 2.2204e-16
+    f = (1.0 - c) / (s * s)
+    out[0, 0] += -f * (y * y + z * z)
+    out[0, 1] += -z + f * x * y
+    out[0, 2] += y + f * x * z
+    out[1, 0] += z + f * x * y
+    out[1, 1] += -f * (x * x + z * z)
+    out[1, 2] += -x + f * y * z
+    out[2, 0] += -y + f * x * z
+    out[2, 1] += x + f * y * z
+    out[2, 2] += -f * (x * x + y * y)
+
+
+@njit(parallel=True, **_OPTIONS)
+def identity(skeleton, betas, joints, frames, lengths):
+    """Rest joints (n,24,3), joint frames Q = K Ra^T (n,24,3,3), lengths (n,5): spine arcs l of
+    11, 12, 13, scapula width W and height H. skel-model.md 3.3, 3.4, 3.6."""
+    for row in prange(betas.shape[0]):
+        rest = joints[row]
+        for j in range(JOINTS):
+            for c in range(3):
+                value = skeleton.joint_template[j, c]
+                for k in range(betas.shape[1]):
+                    value += skeleton.joint_directions[j, c, k] * betas[row, k]
+                rest[j, c] = value
+        target = np.empty(3)
+        alignment = np.empty((3, 3))
+        for j in range(JOINTS):
+            if skeleton.aligned[j]:
+                for c in range(3):
+                    target[c] = 0.0
+                    for k in range(JOINTS):
+                        if skeleton.bone_sum[j, k] != 0:
+                            target[c] += rest[k, c] - rest[skeleton.parents[k], c]
+                _minimal_rotation(skeleton.bone_source[j], target, alignment)
+                _multiply(alignment, skeleton.rest_frames[j], frames[row, j])
+            else:
+                frames[row, j] = skeleton.rest_frames[j]
+        lengths[row, 0] = abs(rest[11, 1] - rest[0, 1])
+        lengths[row, 1] = abs(rest[12, 1] - rest[11, 1])
+        lengths[row, 2] = abs(rest[13, 1] - rest[12, 1])
+        width, height = 0.0, 0.0
+        for c in range(3):
+            width += (rest[19, c] - rest[14, c]) ** 2
+            height += (rest[12, c] - rest[11, c]) ** 2
+        lengths[row, 3] = math.sqrt(width)
+        lengths[row, 4] = math.sqrt(height)
+
+
+# --- kinematics of one row ------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """Scratch of one row."""
+
+    rotations: np.ndarray  # (24,3,3) world rotations
+    positions: np.ndarray  # (24,3) world joint positions
+    local: np.ndarray  # (24,3,3) local rotations R_i
+    axes: np.ndarray  # (49,3) world axis of each angle
+    local_axes: np.ndarray  # (49,3) the same in the parent's frame
+    velocity: np.ndarray  # (49,3) derivative of the joint's own offset, world
+    shift: np.ndarray  # (49,3) linear part of the twist
+    offset: np.ndarray  # (3,)
+    scratch: np.ndarray  # (3,3,3)
+    second: np.ndarray  # (24,24,4,4) subtree second moments
+    factor: np.ndarray  # (49,49)
+    index: np.ndarray  # (49,)
+    fixed: np.ndarray  # (49,) bool
+    shifted: np.ndarray  # (49,)
+
+
+@njit(cache=True)
+def make_work():
+    """Fresh scratch."""
+    return Work(
+        np.empty((JOINTS, 3, 3)),
+        np.empty((JOINTS, 3)),
+        np.empty((JOINTS, 3, 3)),
+        np.zeros((PARAMETERS, 3)),
+        np.zeros((PARAMETERS, 3)),
+        np.zeros((PARAMETERS, 3)),
+        np.zeros((PARAMETERS, 3)),
+        np.empty(3),
+        np.empty((3, 3, 3)),
+        np.empty((JOINTS, JOINTS, 4, 4)),
+        np.empty((PARAMETERS, PARAMETERS)),
+        np.empty(PARAMETERS, np.int64),
+        np.empty(PARAMETERS, np.bool_),
+        np.empty(PARAMETERS),
+    )
+
+
+@njit(**_OPTIONS)
+def _kinematics(skeleton, q, joints, frames, lengths, work):
+    """World rotations, joint positions, local rotations, world axes and offset velocities of one
+    row, into `work`. skel-model.md 2.3, 3.5-3.7; derivatives: docs/solver.md."""
+    rotation, joint_rotation, product = work.scratch[0], work.scratch[1], work.scratch[2]
+    offset = work.offset
+    for j in range(JOINTS):
+        p = skeleton.parents[j]
+        first, last = skeleton.first_parameter[j], skeleton.first_parameter[j + 1]
+        frame = frames[j]
+        for i in range(3):
+            for k in range(3):
+                joint_rotation[i, k] = 1.0 if i == k else 0.0
+        for d in range(last - 1, first - 1, -1):
+            axis = skeleton.axes[d]
+            # axis of this angle after the later rotations of the same joint, in the parent's frame
+            a0 = (
+                joint_rotation[0, 0] * axis[0]
+                + joint_rotation[0, 1] * axis[1]
+                + joint_rotation[0, 2] * axis[2]
+            )
+            a1 = (
+                joint_rotation[1, 0] * axis[0]
+                + joint_rotation[1, 1] * axis[1]
+                + joint_rotation[1, 2] * axis[2]
+            )
+            a2 = (
+                joint_rotation[2, 0] * axis[0]
+                + joint_rotation[2, 1] * axis[1]
+                + joint_rotation[2, 2] * axis[2]
+            )
+            for c in range(3):
+                work.local_axes[d, c] = frame[c, 0] * a0 + frame[c, 1] * a1 + frame[c, 2] * a2
+                work.velocity[d, c] = 0.0
+            _axis_rotation(axis, q[d], rotation)
+            _multiply(joint_rotation, rotation, product)
+            for i in range(3):
+                for k in range(3):
+                    joint_rotation[i, k] = product[i, k]
+        _multiply(frame, joint_rotation, product)
+        _multiply_transposed(product, frame, work.local[j])
+        for c in range(3):
+            offset[c] = joints[j, c] - (joints[p, c] if p >= 0 else 0.0)
+        if 11 <= j <= 13:
+            x0, y0, dx0, dy0 = _arc(lengths[j - 11], q[first])
+            x1, y1, dx1, dy1 = _arc(lengths[j - 11], q[first + 1])
+            offset[0] -= x0
+            offset[1] += y0 + y1 - 2.0 * lengths[j - 11]
+            offset[2] -= x1
+            work.velocity[first, 0] = -dx0
+            work.velocity[first, 1] = dy0
+            work.velocity[first + 1, 1] = dy1
+            work.velocity[first + 1, 2] = -dx1
+        elif j == 14 or j == 19:
+            side = 1.0 if j == 14 else -1.0
+            w, h = 0.25 * lengths[3], 0.5 * lengths[4]
+            abduction, elevation = side * q[first], side * q[first + 1] - 0.25 * math.pi
+            ca, sa = math.cos(abduction), math.sin(abduction)
+            ce, se = math.cos(elevation), math.sin(elevation)
+            root_half = math.sqrt(0.5)
+            offset[0] += -side * w * (ce * ca - root_half)
+            offset[1] += -h * (se + root_half)
+            offset[2] += w * sa
+            work.velocity[first, 0] = w * ce * sa
+            work.velocity[first, 2] = side * w * ca
+            work.velocity[first + 1, 0] = w * se * ca
+            work.velocity[first + 1, 1] = -side * h * ce
+        if p < 0:
+            for i in range(3):
+                work.positions[j, i] = offset[i] + q[46 + i]
+                for k in range(3):
+                    work.rotations[j, i, k] = work.local[j, i, k]
+            for d in range(first, last):
+                for c in range(3):
+                    work.axes[d, c] = work.local_axes[d, c]
+        else:
+            parent = work.rotations[p]
+            _multiply(parent, work.local[j], work.rotations[j])
+            for i in range(3):
+                work.positions[j, i] = (
+                    work.positions[p, i]
+                    + parent[i, 0] * offset[0]
+                    + parent[i, 1] * offset[1]
+                    + parent[i, 2] * offset[2]
+                )
+            for d in range(first, last):
+                a0, a1, a2 = work.local_axes[d, 0], work.local_axes[d, 1], work.local_axes[d, 2]
+                v0, v1, v2 = work.velocity[d, 0], work.velocity[d, 1], work.velocity[d, 2]
+                for i in range(3):
+                    work.axes[d, i] = parent[i, 0] * a0 + parent[i, 1] * a1 + parent[i, 2] * a2
+                    work.velocity[d, i] = parent[i, 0] * v0 + parent[i, 1] * v1 + parent[i, 2] * v2
+
+
+@njit(inline="always")
+def _transforms(work, joints, out):
+    """Skinning transforms A_k = [R_k | p_k - R_k J_k] (24,3,4)."""
+    for k in range(JOINTS):
+        r = work.rotations[k]
+        for i in range(3):
+            out[k, i, 0] = r[i, 0]
+            out[k, i, 1] = r[i, 1]
+            out[k, i, 2] = r[i, 2]
+            out[k, i, 3] = work.positions[k, i] - (
+                r[i, 0] * joints[k, 0] + r[i, 1] * joints[k, 1] + r[i, 2] * joints[k, 2]
+            )
+
+
+@njit(parallel=True, **_OPTIONS)
+def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
+    """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
+    rows; poses (n,49)."""
+    n = poses.shape[0]
+    shape_size = betas.shape[1]
+    for row in prange(n):
+        work = make_work()
+        a = np.empty((JOINTS, 3, 4))
+        _kinematics(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
+        _transforms(work, joints[row], a)
+        for k in range(JOINTS):
+            for i in range(3):
+                for c in range(4):
+                    transforms[k, 4 * i + c, row] = a[k, i, c]
+        features[0, row] = 1.0
+        for k in range(shape_size):
+            features[1 + k, row] = betas[row, k]
+        for s in range(23):
+            source = skeleton.feature_source[s]
+            for i in range(3):
+                for c in range(3):
+                    value = 0.0
+                    if source >= 0:
+                        value = work.local[source, i, c] - (1.0 if i == c else 0.0)
+                    features[1 + shape_size + 9 * s + 3 * i + c, row] = value
+
+
+# --- the SMPL side --------------------------------------------------------------------------
+
+
+@njit(parallel=True, **_OPTIONS)
+def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
+    """SMPL kinematics with the global orientation left out (fitting happens in that frame).
+
+    poses (n,72) axis-angle; joints (n,24,3) rest joints out; rotations (n,24,3,3) global rotations
+    out; transforms (24,12,n); features (1+K+207, n). skel-model.md 1.3.
+    """
+    shape_size = betas.shape[1]
+    for row in prange(poses.shape[0]):
+        rest = joints[row]
+        local = np.empty((3, 3))
+        positions = np.empty((JOINTS, 3))
+        features[0, row] = 1.0
+        for k in range(shape_size):
+            features[1 + k, row] = betas[row, k]
+        for j in range(JOINTS):
+            for c in range(3):
+                value = smpl_tree.joint_template[j, c]
+                for k in range(shape_size):
+                    value += smpl_tree.joint_directions[j, c, k] * betas[row, k]
+                rest[j, c] = value
+        for j in range(JOINTS):
+            p = smpl_tree.parents[j]
+            if p < 0:
+                for i in range(3):
+                    positions[j, i] = rest[j, i]
+                    for c in range(3):
+                        rotations[row, j, i, c] = 1.0 if i == c else 0.0
+            else:
+                _rodrigues(poses[row, 3 * j], poses[row, 3 * j + 1], poses[row, 3 * j + 2], local)
+                for i in range(3):
+                    for c in range(3):
+                        features[1 + shape_size + 9 * (j - 1) + 3 * i + c, row] = local[i, c] - (
+                            1.0 if i == c else 0.0
+                        )
+                parent = rotations[row, p]
+                _multiply(parent, local, rotations[row, j])
+                for i in range(3):
+                    value = positions[p, i]
+                    for c in range(3):
+                        value += parent[i, c] * (rest[j, c] - rest[p, c])
+                    positions[j, i] = value
+            for i in range(3):
+                shift = positions[j, i]
+                for c in range(3):
+                    transforms[j, 4 * i + c, row] = rotations[row, j, i, c]
+                    shift -= rotations[row, j, i, c] * rest[j, c]
+                transforms[j, 4 * i + 3, row] = shift
+
+
+@njit(inline="always")
+def _rodrigues(x, y, z, out):
+    """Rotation matrix of an axis-angle vector; smplx adds 1e-8 to each component of the norm."""
+    angle = math.sqrt((x + 1e-8) ** 2 + (y + 1e-8) ** 2 + (z + 1e-8) ** 2)
+    x, y, z = x / angle, y / angle, z / angle
+    s, v = math.sin(angle), 1.0 - math.cos(angle)
+    out[0, 0] = 1.0 - v * (y * y + z * z)
+    out[0, 1] = v * x * y - s * z
+    out[0, 2] = v * x * z + s * y
+    out[1, 0] = v * x * y + s * z
+    out[1, 1] = 1.0 - v * (x * x + z * z)
+    out[1, 2] = v * y * z - s * x
+    out[2, 0] = v * x * z - s * y
+    out[2, 1] = v * y * z + s * x
+    out[2, 2] = 1.0 - v * (x * x + y * y)
+
+
+# --- closed-form start ----------------------------------------------------------------------
+
+
+@njit(inline="always")
+def _wrap(angle):
+    """The angle in (-pi, pi]."""
+    return angle - 2.0 * math.pi * math.ceil((angle - math.pi) / (2.0 * math.pi))
+
+
+@njit(inline="always")
+def _violation(value, low, high):
+    excess = max(low - value, value - high, 0.0)
+    return excess * excess
+
+
+@njit(**_OPTIONS)
+def _project_joint(skeleton, j, wanted, lower, upper, branch, q):
+    """Angles of joint j nearest to the wanted joint rotation (bone space), inside the limits.
+
+    branch 0 takes the Euler branch with less limit violation, branch 1 the other one."""
+    first = skeleton.first_parameter[j]
+    count = skeleton.first_parameter[j + 1] - first
+    if count == 1:
+        a = skeleton.axes[first]
+        sine = (
+            a[0] * (wanted[2, 1] - wanted[1, 2])
+            + a[1] * (wanted[0, 2] - wanted[2, 0])
+            + a[2] * (wanted[1, 0] - wanted[0, 1])
+        )
+        cosine = wanted[0, 0] + wanted[1, 1] + wanted[2, 2]
+        for i in range(3):
+            for c in range(3):
+                cosine -= a[i] * wanted[i, c] * a[c]
+        angle = math.atan2(sine, cosine)
+        q[first] = min(max(angle, lower[first]), upper[first])
+        return
+    # wanted = R_a(x) R_b(y) R_c(z) about coordinate axes; the first parameter is the innermost (c)
+    a, b, c = skeleton.euler[j, 0], skeleton.euler[j, 1], skeleton.euler[j, 2]
+    parity = 1.0 if (a + 1) % 3 == b else -1.0
+    sine = parity * wanted[a, c]
+    cosine = math.sqrt(wanted[a, a] ** 2 + wanted[a, b] ** 2)
+    y = math.atan2(sine, cosine)
+    if cosine > 1e-7:
+        z = math.atan2(-parity * wanted[a, b], wanted[a, a])
+        x = math.atan2(-parity * wanted[b, c], wanted[c, c])
+    else:
+        z = 0.0
+        x = math.atan2(parity * wanted[c, b], wanted[b, b])
+    last = first + count - 1
+    sign_x, sign_z = skeleton.euler_sign[j, 0], skeleton.euler_sign[j, 2]
+    if count == 2:
+        q[first] = min(max(sign_z * z, lower[first]), upper[first])
+        q[last] = min(max(sign_x * x, lower[last]), upper[last])
+        return
+    sign_y = skeleton.euler_sign[j, 1]
+    x0, y0, z0 = sign_x * x, sign_y * y, sign_z * z
+    x1, y1, z1 = (
+        sign_x * _wrap(x + math.pi),
+        sign_y * _wrap(math.pi - y),
+        sign_z * _wrap(z + math.pi),
+    )
+    cost0 = (
+        _violation(z0, lower[first], upper[first])
+        + _violation(y0, lower[first + 1], upper[first + 1])
+        + _violation(x0, lower[last], upper[last])
+    )
+    cost1 = (
+        _violation(z1, lower[first], upper[first])
+        + _violation(y1, lower[first + 1], upper[first + 1])
+        + _violation(x1, lower[last], upper[last])
+    )
+    if (cost1 < cost0) != (branch == 1):
+        x0, y0, z0 = x1, y1, z1
+    q[first] = min(max(z0, lower[first]), upper[first])
+    q[first + 1] = min(max(y0, lower[first + 1]), upper[first + 1])
+    q[last] = min(max(x0, lower[last]), upper[last])
+
+
+@njit(parallel=True, **_OPTIONS)
+def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
+    """Closed-form start: project each bone's wanted world rotation (n,24,3,3) onto its joint,
+    walking down the tree, so that children make up for what a joint cannot take.
+    fitting.md section 3. branch (24,) int; poses (n,49) out, root and translation 0."""
+    for row in prange(rotations.shape[0]):
+        q = poses[row]
+        for d in range(PARAMETERS):
+            q[d] = 0.0
+        world = np.empty((JOINTS, 3, 3))
+        axis_rotation = np.empty((3, 3))
+        achieved = np.empty((3, 3))
+        product = np.empty((3, 3))
+        wanted = np.empty((3, 3))
+        for j in range(JOINTS):
+            p = skeleton.parents[j]
+            frame = frames[row, j]
+            if p < 0:
+                for i in range(3):
+                    for c in range(3):
+                        world[j, i, c] = 1.0 if i == c else 0.0
+                continue
+            # Q^T (R_parent^T R_wanted) Q
+            for i in range(3):
+                for c in range(3):
+                    value = 0.0
+                    for k in range(3):
+                        value += world[p, k, i] * rotations[row, skeleton.start_source[j], k, c]
+                    product[i, c] = value
+            _multiply(product, frame, achieved)
+            for i in range(3):
+                for c in range(3):
+                    value = 0.0
+                    for k in range(3):
+                        value += frame[k, i] * achieved[k, c]
+                    wanted[i, c] = value
+            _project_joint(skeleton, j, wanted, lower, upper, branch[j], q)
+            for i in range(3):
+                for c in range(3):
+                    achieved[i, c] = 1.0 if i == c else 0.0
+            for d in range(skeleton.first_parameter[j], skeleton.first_parameter[j + 1]):
+                _axis_rotation(skeleton.axes[d], q[d], axis_rotation)
+                _multiply(axis_rotation, achieved, product)
+                for i in range(3):
+                    for c in range(3):
+                        achieved[i, c] = product[i, c]
+            _multiply(frame, achieved, product)
+            _multiply_transposed(product, frame, achieved)
+            _multiply(world[p], achieved, world[j])
