@@ -9,6 +9,7 @@ bytes. Zip (npz) files are read member by member, without pickles.
 import math
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -511,7 +512,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 _DAMAGE = (
     pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
     OverflowError, MemoryError, RecursionError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error,
 )  # fmt: skip
 
 

@@ -399,7 +399,7 @@ class SKEL(nn.Module):
 
     def _measured_ratios(self, vertices: Tensor) -> Tensor:
         """Signed extents of the shaped skin over those of the template: (B, 9)."""
-        flat = vertices.transpose(1, 2).reshape(vertices.shape[0], -1)
+        flat = vertices.transpose(1, 2).flatten(1)
         extents = flat[:, self._extent_first] - flat[:, self._extent_second]
         known = self._extents != 0
         return torch.where(known, extents / torch.where(known, self._extents, 1.0), 1.0)

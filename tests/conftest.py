@@ -1,0 +1,90 @@
+"""Fixtures shared by the test suite. No licensed data: model files are made from seeds."""
+
+import importlib.util
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from skel_fit.model_files import load_skel, load_smpl
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN_SEED = 11
+
+# Same examples on every run, and no assertion on time.
+settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def asset_maker() -> ModuleType:
+    """The committed generator of synthetic model files, as a module."""
+    path = GOLDEN / "make_synthetic_skel_asset.py"
+    spec = importlib.util.spec_from_file_location("make_synthetic_skel_asset", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden_skel_dict(asset_maker: ModuleType) -> dict:
+    """Contents of the golden SKEL file (do not change it: copy)."""
+    return asset_maker.build(GOLDEN_SEED)
+
+
+@pytest.fixture(scope="session")
+def golden_smpl_dict(asset_maker: ModuleType, golden_skel_dict: dict) -> dict:
+    """Contents of the matching SMPL file (do not change it: copy)."""
+    return asset_maker.build_smpl(golden_skel_dict, GOLDEN_SEED)
+
+
+@pytest.fixture(scope="session")
+def golden_models(
+    tmp_path_factory: pytest.TempPathFactory, golden_skel_dict: dict, golden_smpl_dict: dict
+) -> Path:
+    """Folder with skel_male.pkl and SMPL_MALE.pkl, synthetic, seed 11."""
+    folder = tmp_path_factory.mktemp("golden_models")
+    (folder / "skel_male.pkl").write_bytes(pickle.dumps(golden_skel_dict, protocol=4))
+    (folder / "SMPL_MALE.pkl").write_bytes(pickle.dumps(golden_smpl_dict, protocol=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_skel(golden_models: Path):
+    """SKEL of the golden file, float32."""
+    return load_skel(golden_models, "male")
+
+
+@pytest.fixture(scope="session")
+def golden_skel64(golden_models: Path):
+    """SKEL of the golden file, float64."""
+    return load_skel(golden_models, "male", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def golden_smpl(golden_models: Path):
+    """SMPL layer that matches `golden_skel`, float32."""
+    return load_smpl(golden_models, "male")
+
+
+@pytest.fixture(scope="session")
+def golden_smpl64(golden_models: Path):
+    """SMPL layer that matches `golden_skel64`, float64."""
+    return load_smpl(golden_models, "male", dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def golden_arrays() -> Callable[[str], dict[str, np.ndarray]]:
+    """Reader of a committed golden npz by its stem."""
+
+    def read(stem: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{stem}.npz", allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    return read
