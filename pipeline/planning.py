@@ -77,6 +77,7 @@ def _plan(
         data_root=root,
         smpl_gender=manifest.genders.smpl,
         skel_gender=manifest.genders.skel,
+        image_root=manifest.image_root,
         **manifest.source.options,
     )
     location = locate(source, root)

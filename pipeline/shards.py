@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import h5py
 import numpy as np
@@ -70,10 +69,10 @@ def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> lis
     result = []
     for name in sorted(fields):
         dtype, shape = fields[name]
-        if dtype.kind not in "biufSUc" or dtype.itemsize > 1 << 20:
+        if dtype.kind not in "biufSUc" or dtype.itemsize > 1 << 20 or "\0" in name:
             raise InputError(f"column '{name}': dtype {dtype} cannot be carried into shards")
-        stored = quote(name, safe=" ()[]{}+,;=@!$&'*:") if "/" in name or "." in name else name
-        while stored in taken:
+        stored = name.replace("/", "%2F")  # a slash would make an HDF5 group
+        while stored in taken or stored in ("", ".", ".."):
             stored = f"source_{stored}"
         taken.add(stored)
         result.append(StoredField(stored, name, dtype.str, tuple(shape)))

@@ -167,6 +167,7 @@ def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSourc
         data_root=data_root,
         smpl_gender=plan.smpl_gender,
         skel_gender=plan.skel_gender,
+        image_root=plan.image_root,
         **plan.source_options,
     )
 

@@ -1,0 +1,207 @@
+"""Sources, manifests and processes for the data-plane tests and for `make chaos`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.manifest import load_manifest
+from pipeline.run import Request, Result, convert
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRIVIAL = "tests.faults.fitters:TrivialFit"
+FAULTY = "tests.faults.fitters:FaultyFit"
+
+
+def label_columns(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Columns of a CameraHMR label file; `shape[:, 1] * 1e6` is the row number."""
+    generator = np.random.default_rng(seed)
+    camera = np.zeros((rows, 3, 3))
+    camera[:] = [[800.0, 0, 320], [0, 800.0, 240], [0, 0, 1]]
+    keypoints = generator.uniform(50, 400, (rows, 44, 3))
+    keypoints[:, :, 2] = generator.uniform(0.3, 1, (rows, 44))
+    shape = generator.normal(0, 1, (rows, 10)).clip(-3, 3)
+    shape[:, 1] = np.arange(rows) * 1e-6
+    transl = np.tile([0.0, 0.2, 5.0], (rows, 1)) + generator.normal(0, 0.1, (rows, 3))
+    return {
+        "imgname": np.array([f"images/{row % 97:05d}_é.jpg" for row in range(rows)], dtype="<U24"),
+        "center": np.tile([320.0, 240.0], (rows, 1)),
+        "scale": generator.uniform(0.8, 2, rows),
+        "pose_cam": generator.normal(0, 0.3, (rows, 72)),
+        "shape": shape,
+        "trans_cam": transl,
+        "cam_int": camera,
+        "gtkps": keypoints,
+        "status": np.arange(rows, dtype=np.int16),  # a name of ours
+    }
+
+
+def write_source(
+    path: Path, rows: int, *, seed: int = 0, bad_rows: Iterable[int] = (), compressed: bool = False
+) -> None:
+    """Write a label file; `bad_rows` get a NaN pose."""
+    columns = label_columns(rows, seed)
+    for row in bad_rows:
+        columns["pose_cam"][row, 5] = np.nan
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (np.savez_compressed if compressed else np.savez)(path, **columns)
+
+
+def write_manifest(path: Path, shard_rows: int = 8, **changes: Any) -> Path:
+    """A manifest (JSON is YAML) for `labels.npz` in the data root."""
+    content = {
+        "name": "test",
+        "source": {"path": "labels.npz", "format": "camerahmr"},
+        "shard_rows": shard_rows,
+        **changes,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder with a source, a manifest and outputs."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "test.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def labels(self) -> Path:
+        return self.data / "labels.npz"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    @property
+    def faults(self) -> Path:
+        return self.root / "faults"
+
+    def order(self, name: str, text: str = "") -> None:
+        """Give an order to `FaultyFit`."""
+        (self.faults / name).write_text(text)
+
+    def calls(self) -> list[tuple[int, int]]:
+        """(pid, first row) of every call of `FaultyFit`."""
+        path = self.faults / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(int(pid), int(row)) for pid, row in (line.split() for line in lines)]
+
+    def request(self, **changes: Any) -> Request:
+        settings: dict[str, Any] = {
+            "manifest": load_manifest(self.manifest),
+            "directory": self.out,
+            "data_root": self.data,
+            "fitter": TRIVIAL,
+        }
+        return Request(**settings | changes)
+
+    def convert(self, **changes: Any) -> Result:
+        """Convert in this process."""
+        return convert(self.request(**changes), lambda event, data: None)
+
+    def command(self, *options: str, fitter: str = FAULTY, out: Path | None = None) -> list[str]:
+        """The command line of a conversion."""
+        return [
+            *(sys.executable, "-m", "stages.cli", "convert", str(self.manifest)),
+            *("--out", str(out or self.out), "--data-root", str(self.data), "--fitter", fitter),
+            *options,
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PYTHONPATH": str(REPOSITORY),
+            "HMR_SKEL_FAULTS": str(self.faults),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def run(
+        self, *options: str, fitter: str = FAULTY, out: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Convert in a process of its own."""
+        return self.cli(self.command(*options, fitter=fitter, out=out))
+
+    def cli(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def start(self, *options: str, fitter: str = FAULTY) -> subprocess.Popen[str]:
+        """Start a conversion as the leader of its own process group."""
+        return subprocess.Popen(
+            self.command(*options, fitter=fitter),
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def make_bench(
+    root: Path,
+    rows: int = 60,
+    shard_rows: int = 8,
+    bad_rows: Iterable[int] = (3, 17),
+    **changes: Any,
+) -> Bench:
+    bench = Bench(root)
+    bench.faults.mkdir(parents=True)
+    write_source(bench.labels, rows, bad_rows=bad_rows)
+    write_manifest(bench.manifest, shard_rows, **changes)
+    return bench
+
+
+def shard_digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file under its final name in `shards/`."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((directory / "shards").iterdir())
+    }
+
+
+def tree(directory: Path) -> Mapping[str, tuple[int, int, str]]:
+    """(mtime, size, SHA-256) of every file below a folder: equal trees mean nothing was written."""
+    return {
+        str(path.relative_to(directory)): (
+            path.stat().st_mtime_ns,
+            path.stat().st_size,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def leftovers(directory: Path) -> list[str]:
+    """Temporary files that nobody removed."""
+    return [str(path) for path in directory.rglob("*.tmp")]
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
