@@ -10,6 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+# Proportions that people vary in besides the phenotype; each runs from -1 to 1 over the targets
+# `<name>-decr` and `<name>-incr`.
+LOCAL_AXES = {
+    "torso length": ("torso/torso-scale-vert",),
+    "torso width": ("torso/torso-scale-horiz",),
+    "v shape": ("torso/torso-vshape",),
+    "waist": ("torso/measure-waist-circ",),
+    "hip width": ("hip/hip-scale-horiz",),
+    "leg length": ("legs/measure-upperleg-height", "legs/measure-lowerleg-height"),
+    "arm length": ("arms/measure-upperarm-length", "arms/measure-lowerarm-length"),
+}
 N_BODY = 13380  # the closed body surface; helper geometry (joints, eyes, clothes) follows it
 METRES = 0.1  # file unit: decimetre
 
@@ -67,15 +78,18 @@ def _read_target(path: Path, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Targets:
-    """Phenotype targets: `names` such as 'male-young-maxmuscle-averageweight'; (T, 19158, 3)."""
+    """Phenotype targets: `names` such as 'male-young-maxmuscle-averageweight', `displacements`
+    (T, 19158, 3); `local`: axis -> (2, 19158, 3) displacements at -1 and at 1."""
 
     names: tuple[str, ...]
     displacements: np.ndarray
+    local: dict[str, np.ndarray]
 
     def shape(self, base: np.ndarray, phenotype: dict[str, float]) -> np.ndarray:
         """(19158, 3) mesh in MakeHuman's A pose.
 
-        phenotype: a value in [0, 1] for each axis, and a share for each of the three ancestries.
+        phenotype: a value in [0, 1] for each axis, a share for each of the three ancestries, and
+        any of the local axes (0 if not given).
         A target counts as the product of the piecewise-linear shares of the nodes in its name.
         """
         share: dict[str, float] = {}
@@ -88,11 +102,15 @@ class Targets:
                 share[node] = float(np.interp(phenotype[axis], places, hat))
         weight = np.array([np.prod([share[n] for n in name.split("-")]) for name in self.names])
         used = np.flatnonzero(weight)
-        return base + np.tensordot(weight[used], self.displacements[used], 1)
+        out = base + np.tensordot(weight[used], self.displacements[used], 1)
+        for axis, (less, more) in self.local.items():
+            value = phenotype.get(axis, 0.0)
+            out += max(-value, 0) * less + max(value, 0) * more
+        return out
 
 
 def read_targets(root: Path, count: int) -> Targets:
-    """Every adult phenotype target that exists (336)."""
+    """Every adult phenotype target that exists (336), and the local ones."""
     targets = root / "targets"
     macro = targets / "macrodetails"
     files: dict[str, Path] = {}
@@ -110,7 +128,16 @@ def read_targets(root: Path, count: int) -> Targets:
     files = {name: path for name, path in files.items() if path.exists()}
     if len(files) < 300:
         raise FileNotFoundError(f"{targets}: only {len(files)} of about 336 phenotype targets")
-    return Targets(tuple(files), np.stack([_read_target(p, count) for p in files.values()]))
+    local = {
+        axis: np.stack(
+            [
+                sum(_read_target(targets / f"{name}-{end}.target.gz", count) for name in names)
+                for end in ("decr", "incr")
+            ]
+        )
+        for axis, names in LOCAL_AXES.items()
+    }
+    return Targets(tuple(files), np.stack([_read_target(p, count) for p in files.values()]), local)
 
 
 class Rig:

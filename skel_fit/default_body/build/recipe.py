@@ -23,7 +23,7 @@ from .tpose import t_pose
 
 # The body that the decimation measures its errors on: the middle of every axis.
 AVERAGE = {axis: 0.5 for axis in ("gender", "muscle", "weight", "proportions", "cupsize",
-                                  "firmness")} | {"age": 0.0, "height": 0.44}  # fmt: skip
+                                  "firmness")} | {"age": 0.0, "height": 0.41}  # fmt: skip
 AVERAGE |= dict.fromkeys(("african", "asian", "caucasian"), 1 / 3)
 
 
@@ -45,13 +45,18 @@ def build_body(sources: Sources, say: Callable[[str], None]) -> dict[str, Any]:
     out: dict[str, Any] = {"smpl_weights": weights, "skel_weights": anatomical}
     for sex, gender in SEXES.items():
         samples = sample_bodies(rig, base, targets, topology, gender)
-        template, directions = principal_shapes(samples.vertices, mirror)
+        template, directions = principal_shapes(samples.vertices)
         regressor = fit_regressor(
             samples.vertices, samples.joints, smpl_near(weights), mirror, SMPL_MIRROR
         )
         miss = np.linalg.norm(regressor @ samples.vertices - samples.joints, axis=2)
         height = np.ptp(samples.vertices[..., 1], axis=1)
         say(f"{sex}: height {height.mean():.3f} +- {height.std():.3f} m")
+        betas = _betas(samples.vertices, template, directions)
+        lost = samples.vertices - template - np.einsum("vck,sk->svc", directions, betas)
+        share = 1 - (lost**2).sum() / ((samples.vertices - template) ** 2).sum()
+        lost = np.linalg.norm(lost, axis=2).mean() * 1e3
+        say(f"{sex}: ten directions explain {share:.4f}, {lost:.1f} mm are left")
         say(f"{sex}: joints within {miss.mean() * 1e3:.1f} mm, at worst {miss.max() * 1e3:.0f} mm")
         out |= {
             f"{sex}_template": template,
@@ -102,6 +107,12 @@ def build_body(sources: Sources, say: Callable[[str], None]) -> dict[str, Any]:
         for name in ("regressor",) if gender is None else ("regressor", "anatomical"):
             out[f"{sex}_{name}"] = out[f"{sex}_{name}"][:, order]
     return out
+
+
+def _betas(vertices: np.ndarray, template: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """(S, 10) coordinates of bodies (S, 6890, 3); the directions are orthogonal."""
+    flat = directions.reshape(-1, directions.shape[2])
+    return (vertices - template).reshape(len(vertices), -1) @ flat / (flat**2).sum(0)
 
 
 def build_motion(sources: Sources, body: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -14,6 +14,16 @@ from .tpose import t_pose
 
 N_SAMPLES = 250
 N_DIRECTIONS = 10
+# Standard deviation of each local axis: 2-3 cm of leg, arm and trunk length, some of girth.
+LOCAL_DEVIATION = {
+    "torso length": 0.25,
+    "torso width": 0.4,
+    "v shape": 0.5,
+    "waist": 0.5,
+    "hip width": 0.4,
+    "leg length": 0.2,
+    "arm length": 0.2,
+}
 # MakeHuman's gender axis: 0 male, 1 female.
 SEXES: dict[str, float | None] = {"neutral": None, "male": 0.0, "female": 1.0}
 
@@ -32,11 +42,12 @@ def draw_phenotype(rng: np.random.Generator, gender: float | None) -> dict[str, 
         "age": float(rng.beta(1.2, 2.0)),
         "muscle": normal(0.5, 0.22),
         "weight": normal(0.55, 0.27),
-        "height": normal(0.44, 0.045, 0.3, 0.6),
+        "height": normal(0.41, 0.04, 0.27, 0.55),
         "proportions": normal(0.5, 0.2),
         "cupsize": normal(0.45, 0.2),
         "firmness": normal(0.5, 0.2),
     }
+    out |= {axis: normal(0.0, size, -1.0) for axis, size in LOCAL_DEVIATION.items()}
     ancestry = rng.dirichlet([1, 1, 1])
     return out | dict(zip(("african", "asian", "caucasian"), map(float, ancestry), strict=True))
 
@@ -119,7 +130,7 @@ def sample_bodies(
     return Samples(*(np.array(x) for x in (vertices, heads, tails, joints)))
 
 
-def principal_shapes(vertices: np.ndarray, mirror: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def principal_shapes(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (6890, 3) and ten directions (6890, 3, 10) scaled so that betas are N(0, 1).
 
     Signs: beta 0 makes taller; each other one is positive where it moves the left half most.
