@@ -166,25 +166,23 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code."""
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
         result = app(arguments, prog_name="hmr-skel", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except ClickException as error:
-        error.show()
-        return 2
     except PipelineError as error:
         return _say(str(error), error.exit_code)
-    except (KeyboardInterrupt, Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted; the same command resumes", 130)
     except Terminated:
         return _say("terminated; the same command resumes", 143)
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if hasattr(error, "show"):  # typer's usage errors; their base class is not public
+            error.show()
+            return 2
         if type(error).__name__ == "ModelFileError":  # without importing skel_fit to say no
             return _say(str(error), 5)
         if isinstance(error, OSError):
