@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify status report test lint clean
+.PHONY: help setup convert verify status report test lint clean build-tools default-body-asset test-rebuild
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,17 @@ report: $(STAMP)  ## write the HTML report of SUBSET
 test: $(STAMP)  ## lint and run the test suite
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+BUILD_WORK ?= build/default-body
+
+build-tools: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,build]'
+
+default-body-asset: build-tools  ## rebuild the committed stand-in body (downloads 130 MB)
+	$(BIN)/python -m skel_fit.default_body.build --work $(BUILD_WORK)
+
+test-rebuild: build-tools  ## compare a rebuilt stand-in body with the committed one
+	HMR_SKEL_BUILD_WORK=$(abspath $(BUILD_WORK)) $(BIN)/python -m pytest -m rebuild tests/test_default_body.py
 
 lint: $(STAMP)  ## ruff only
 	$(BIN)/ruff check .

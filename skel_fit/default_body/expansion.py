@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import coo_matrix, csc_matrix
 
+from ..pose_table import POSE_NAMES
 from .tables import (
-    POSE_NAMES,
     SKEL_JOINTS,
     SKEL_MIRROR,
     SKEL_PARENTS,
@@ -40,9 +40,9 @@ def asset_sha256() -> str:
     return hashlib.sha256(ASSET.read_bytes()).hexdigest()
 
 
-def load_asset() -> dict[str, np.ndarray]:
-    """The arrays of `asset.npz` as stored."""
-    with np.load(ASSET, allow_pickle=False) as data:
+def load_asset(path: Path = ASSET) -> dict[str, np.ndarray]:
+    """The arrays of an `asset.npz` as stored."""
+    with np.load(path, allow_pickle=False) as data:
         return {key: data[key] for key in data.files}
 
 
@@ -196,15 +196,16 @@ def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
     }
 
 
-def default_body_arrays(kind: str, gender: str) -> dict[str, Any]:
+def default_body_arrays(kind: str, gender: str, asset: Path = ASSET) -> dict[str, Any]:
     """One stand-in model as the dict of the official pickle.
 
     kind 'smpl' (gender neutral, male, female; schema skel-model.md 1.2) or 'skel' (male, female;
     schema 1.1). Metres, T pose, +x to the subject's left, +y up, +z forward. The key `standin`
-    tells readers what it is. Raises ValueError for any other kind or gender.
+    tells readers what it is. asset: another file than the committed one, as `build/` makes them.
+    Raises ValueError for any other kind or gender.
     """
     if kind not in GENDERS:
         raise ValueError(f"kind {kind!r}: expected 'smpl' or 'skel'")
     if gender not in GENDERS[kind]:
         raise ValueError(f"{kind} gender {gender!r}: expected one of {', '.join(GENDERS[kind])}")
-    return (_smpl if kind == "smpl" else _skel)(load_asset(), gender)
+    return (_smpl if kind == "smpl" else _skel)(load_asset(asset), gender)

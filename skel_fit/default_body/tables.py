@@ -1,15 +1,11 @@
-"""Names, trees and vertex numbers that both the stand-in and the official files agree on."""
+"""Trees and vertex numbers that both the stand-in and the official files agree on."""
 
 from __future__ import annotations
 
 import numpy as np
 
-SMPL_JOINTS = (
-    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle",
-    "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar",
-    "head", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist",
-    "right_wrist", "left_hand", "right_hand",
-)  # fmt: skip
+from ..pose_table import JOINT_NAMES, PARENTS
+
 SMPL_PARENTS = np.array(
     [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21]
 )
@@ -18,34 +14,11 @@ SMPL_MIRROR = np.array(
     [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22]
 )
 
-SKEL_JOINTS = (
-    "pelvis", "femur_r", "tibia_r", "talus_r", "calcn_r", "toes_r", "femur_l", "tibia_l", "talus_l",
-    "calcn_l", "toes_l", "lumbar_body", "thorax", "head", "scapula_r", "humerus_r", "ulna_r",
-    "radius_r", "hand_r", "scapula_l", "humerus_l", "ulna_l", "radius_l", "hand_l",
-)  # fmt: skip
-SKEL_PARENTS = np.array(
-    [-1, 0, 1, 2, 3, 4, 0, 6, 7, 8, 9, 0, 11, 12, 12, 14, 15, 16, 17, 12, 19, 20, 21, 22]
-)
+SKEL_JOINTS = JOINT_NAMES
+SKEL_PARENTS = np.array(PARENTS)
 SKEL_MIRROR = np.array(
     [0, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 11, 12, 13, 19, 20, 21, 22, 23, 14, 15, 16, 17, 18]
 )
-# skel-model.md 2.2
-POSE_NAMES = (
-    "pelvis_tilt", "pelvis_list", "pelvis_rotation",
-    "hip_flexion_r", "hip_adduction_r", "hip_rotation_r", "knee_angle_r", "ankle_angle_r",
-    "subtalar_angle_r", "mtp_angle_r",
-    "hip_flexion_l", "hip_adduction_l", "hip_rotation_l", "knee_angle_l", "ankle_angle_l",
-    "subtalar_angle_l", "mtp_angle_l",
-    "lumbar_bending", "lumbar_extension", "lumbar_twist",
-    "thorax_bending", "thorax_extension", "thorax_twist",
-    "head_bending", "head_extension", "head_twist",
-    "scapula_abduction_r", "scapula_elevation_r", "scapula_upward_rot_r",
-    "shoulder_r_x", "shoulder_r_y", "shoulder_r_z", "elbow_flexion_r", "pro_sup_r",
-    "wrist_flexion_r", "wrist_deviation_r",
-    "scapula_abduction_l", "scapula_elevation_l", "scapula_upward_rot_l",
-    "shoulder_l_x", "shoulder_l_y", "shoulder_l_z", "elbow_flexion_l", "pro_sup_l",
-    "wrist_flexion_l", "wrist_deviation_l",
-)  # fmt: skip
 
 # Vertices that other programs address by number; the builder orders the mesh so that the number
 # means the same place as on SMPL (numbers only: no geometry is taken from anywhere).
