@@ -12,10 +12,11 @@ from torch import Tensor
 
 from skel_fit.pose_table import NUM_POSES
 from skel_fit.recipe import FitConfig
-from skel_fit.root import root_from_smpl, root_rotation
+from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from skel_fit.shape import shape_transfer
-from skel_fit.solver.engine import STARTS, Solution, Solver, padded
+from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
+from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.solver.tables import REGIONS
 
 ABSURD_BETAS = 10.0
@@ -80,20 +81,8 @@ def fit_skel(
 
     solver = _solver(skel, smpl, config)
     skel_betas = _skel_betas(skel, smpl, betas, config)
-    solution = solver.solve(poses, betas, skel_betas)
-    if config.betas == "fit":
-        for _ in range(SHAPE_ROUNDS):
-            skel_betas = solver.refit_shape(poses, betas, skel_betas, solution)
-            solution = solver.solve(poses, betas, skel_betas)
-    active = solver.active_limits(solution.poses)
-    limited = active.any(dim=1) & (solution.error_mean > config.limited_above)
-    unlimited = torch.full_like(solution.error_mean, torch.nan)
-    if limited.any():
-        index = torch.nonzero(limited)[:, 0]
-        free = _solver(skel, smpl, config.model_copy(update={"limits": "none"}))
-        found = free.solve(poses[index], betas[index], skel_betas[index])
-        # the limited optimum is feasible without limits too
-        unlimited[index] = torch.minimum(found.error_mean, solution.error_mean[index])
+    free = _solver(skel, smpl, config.model_copy(update={"limits": "none"}))
+    found = _search(solver, free, solver.smpl_goal(poses, betas), skel_betas, config)
     root, trans = _in_blocks(
         lambda index: _root(
             skel,
@@ -101,15 +90,81 @@ def fit_skel(
             poses[index],
             betas[index],
             transl[index],
-            skel_betas[index],
-            solution.poses[index],
+            found.betas[index],
+            found.solution.poses[index],
             config,
         ),
         rows.numel(),
         solver,
     )
-    angles = torch.cat([root, _principal(solution.poses[:, 3:46], config)], dim=1)
-    return _result(reasons, rows, angles, skel_betas, trans, solution, active, limited, unlimited)
+    return _result(reasons, rows, found, root, trans, config)
+
+
+def fit_skel_to_vertices(
+    skel: torch.nn.Module,
+    vertices: Tensor,
+    betas: Tensor,
+    config: FitConfig | None = None,
+) -> FitResult:
+    """Fit SKEL to bare meshes of its own topology, root and translation free.
+
+    vertices: (n, 6890, 3) m; betas: (n, 10) of SKEL. The start is the rotation of each bone's own
+    vertices (orthogonal Procrustes, fitting.md section 3). The recipe must free the root: `surface`
+    is the default. Raises ValueError where shapes do not fit.
+    """
+    config = config or FitConfig(recipe="surface")
+    if not config.resolved_recipe().root_is_free:
+        raise ValueError(f"recipe {config.recipe!r} freezes the root; a bare mesh needs 'surface'")
+    expected = (betas.shape[0], *skel.template.shape)
+    if tuple(vertices.shape) != expected:
+        raise ValueError(f"vertices: expected {expected}, found {tuple(vertices.shape)}")
+    device = skel.template.device
+    vertices, betas = (t.detach().to(device, torch.float64) for t in (vertices, betas))
+    reasons = [
+        "" if finite else "non_finite_vertices"
+        for finite in (
+            torch.isfinite(vertices).all(dim=2).all(dim=1) & torch.isfinite(betas).all(dim=1)
+        ).tolist()
+    ]
+    rows = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device).nonzero()[:, 0]
+    solver = _solver(skel, None, config)
+    free = _solver(skel, None, config.model_copy(update={"limits": "none"}))
+    placed = place_surfaces(skel, vertices[rows], betas[rows])
+    goal = placed.goal(solver.dtype)
+    found = _search(solver, free, goal, betas[rows], config)
+    shift = found.solution.poses[:, 46:49, None]
+    turned = placed.orient @ root_rotation(skel, found.solution.poses[:, :3])
+    trans = placed.trans + (placed.orient @ shift)[:, :, 0]
+    return _result(reasons, rows, found, root_angles(skel, turned), trans, config)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A search with what limits did to it."""
+
+    solution: Solution
+    betas: Tensor
+    active: Tensor
+    limited: Tensor
+    unlimited: Tensor
+
+
+def _search(solver: Solver, free: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _Found:
+    """Solve; where limits cost much, solve again without them to know how much."""
+    solution = solver.solve(goal, betas)
+    if config.betas == "fit":
+        for _ in range(SHAPE_ROUNDS):
+            betas = solver.refit_shape(goal, betas, solution)
+            solution = solver.solve(goal, betas)
+    active = solver.active_limits(solution.poses)
+    limited = active.any(dim=1) & (solution.error_mean > config.limited_above)
+    unlimited = torch.full_like(solution.error_mean, torch.nan)
+    if limited.any():
+        index = torch.nonzero(limited)[:, 0]
+        found = free.solve(lambda rows: goal(index[rows]), betas[index])
+        # the limited optimum is feasible without limits too
+        unlimited[index] = torch.minimum(found.error_mean, solution.error_mean[index])
+    return _Found(solution, betas, active, limited, unlimited)
 
 
 def _check_inputs(
@@ -157,13 +212,14 @@ _SOLVERS: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, FitConfig],
 )
 
 
-def _solver(skel: torch.nn.Module, smpl: torch.nn.Module, config: FitConfig) -> Solver:
+def _solver(skel: torch.nn.Module, smpl: torch.nn.Module | None, config: FitConfig) -> Solver:
     """The solver of a model pair; its tables take a second to make and are kept with the model."""
     made = _SOLVERS.setdefault(skel, {})
     key = (id(smpl), str(skel.template.device), config)
     if key not in made:
         made[key] = Solver(skel, smpl, config)
-        weakref.finalize(smpl, made.pop, key, None)
+        if smpl is not None:  # ids are reused: forget the solver with its model
+            weakref.finalize(smpl, made.pop, key, None)
     return made[key]
 
 
@@ -234,15 +290,14 @@ def _principal(angles: Tensor, config: FitConfig) -> Tensor:
 def _result(
     reasons: list[str],
     rows: Tensor,
-    angles: Tensor,
-    skel_betas: Tensor,
+    found: _Found,
+    root: Tensor,
     trans: Tensor,
-    solution: Solution,
-    active: Tensor,
-    limited: Tensor,
-    unlimited: Tensor,
+    config: FitConfig,
 ) -> FitResult:
-    n, device = len(reasons), rows.device
+    """Spread the fitted rows over all rows; NaN, -1 and a reason elsewhere."""
+    n, device, solution = len(reasons), rows.device, found.solution
+    poses = torch.cat([root, _principal(solution.poses[:, 3:46], config)], dim=1)
 
     def spread(values: Tensor) -> Tensor:
         out = torch.full((n, *values.shape[1:]), torch.nan, dtype=torch.float32, device=device)
@@ -255,19 +310,19 @@ def _result(
         return out
 
     status = [f"rejected:{reason}" if reason else "" for reason in reasons]
-    settled, beyond = solution.settled.tolist(), limited.tolist()
-    for n_row, row in enumerate(rows.tolist()):
-        status[row] = "limited" if beyond[n_row] else "converged" if settled[n_row] else "max_iter"
+    settled, limited = solution.settled.tolist(), found.limited.tolist()
+    for k, row in enumerate(rows.tolist()):
+        status[row] = "limited" if limited[k] else "converged" if settled[k] else "max_iter"
     return FitResult(
-        poses=spread(angles),
-        betas=spread(skel_betas),
+        poses=spread(poses),
+        betas=spread(found.betas),
         trans=spread(trans),
         vertex_error_mean=spread(solution.error_mean),
         vertex_error_max=spread(solution.error_max),
         region_errors={name: spread(solution.region_errors[k]) for k, name in enumerate(REGIONS)},
-        active_limits=count(active, 0),
+        active_limits=count(found.active, 0),
         iterations=count(solution.iterations, -1),
         start=count(solution.start, -1),
-        unlimited_error=spread(unlimited),
+        unlimited_error=spread(found.unlimited),
         status=status,
     )

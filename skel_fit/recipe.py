@@ -105,7 +105,7 @@ class Recipe(_Frozen):
 class FitConfig(_Frozen):
     """Options of a fit. Everything here changes results, and is hashed into provenance."""
 
-    recipe: Literal["hierarchical", "full", "released"] | Recipe = "hierarchical"
+    recipe: Literal["hierarchical", "full", "released", "surface"] | Recipe = "hierarchical"
     limits: Literal["default", "published", "none"] = "default"
     betas: Literal["auto", "copy", "transfer", "fit"] = "auto"
     """Shape: copy the SMPL betas, transfer them in closed form, or fit them. auto: copy where the
@@ -119,9 +119,9 @@ class FitConfig(_Frozen):
     """Overrides the tolerance of every stage."""
     steps: int | None = Field(None, ge=1)
     """Overrides the inner steps of every stage."""
-    prior_spine: float = Field(1e-5, ge=0.0)
+    prior_spine: float = Field(1e-6, ge=0.0)
     """m^2/rad^2 on the nine spine and head angles."""
-    prior_scapula: float = Field(1e-5, ge=0.0)
+    prior_scapula: float = Field(1e-6, ge=0.0)
     """m^2/rad^2 on the six scapula angles."""
     restarts: bool = True
     """Try further starts on rows that look stuck and keep the best."""

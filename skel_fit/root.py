@@ -31,9 +31,8 @@ def root_from_smpl(
     Returns poses[:, :3] (B, 3) in radians, principal range, and trans (B, 3) in metres.
     At gimbal lock (pelvis_list = +-90 degrees) pelvis_tilt is 0.
     """
-    frame = _root_frame(skel)
     turn = axis_angle_to_matrix(global_orient.double())
-    angles = _euler_from_matrix(frame.T @ turn @ frame)
+    angles = root_angles(skel, turn)
     pelvis = _pelvis_difference(skel, smpl, betas, skel_betas)
     trans = transl.double() + pelvis - (turn @ pelvis[..., None]).squeeze(-1)
     return angles.to(global_orient.dtype), trans.to(transl.dtype)
@@ -67,6 +66,12 @@ def root_rotation(skel: SKEL, poses_root: Tensor) -> Tensor:
     tip = rotation_about_axis(x, angles[..., 1])
     heading = rotation_about_axis(y, angles[..., 2])
     return frame @ heading @ tip @ tilt @ frame.T
+
+
+def root_angles(skel: SKEL, rotation: Tensor) -> Tensor:
+    """Inverse of `root_rotation`: body-frame rotations (B, 3, 3) float64 -> poses_root (B, 3)."""
+    frame = _root_frame(skel)
+    return _euler_from_matrix(frame.T @ rotation @ frame)
 
 
 def _root_frame(skel: SKEL) -> Tensor:

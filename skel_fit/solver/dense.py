@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skel_fit.skel import SKEL, SkelIdentity
-from skel_fit.solver.engine import Solver, StagePlan
+from skel_fit.solver.engine import GoalOf, Solver, StagePlan
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,10 @@ class DenseProblem:
     joint_targets: Tensor  # (n, 24, 3) m
 
     @staticmethod
-    def of(
-        skel: SKEL, solver: Solver, stage: int, poses: Tensor, smpl_betas: Tensor, betas: Tensor
-    ) -> DenseProblem:
-        """The problem that `solver` poses in one of its stages. skel: float64."""
+    def of(skel: SKEL, solver: Solver, stage: int, goal: GoalOf, betas: Tensor) -> DenseProblem:
+        """The problem that `solver` poses in one of its stages. skel: float64; betas (n,10)."""
         plan = solver.plans[stage]
-        targets = solver.surface(poses, smpl_betas).double()
+        targets = solver.surface(goal, betas.shape[0]).double()
         joints = solver.joint_regressor.double() @ targets
         chosen = targets[:, torch.as_tensor(plan.vertices.indices)]
         return DenseProblem(skel, plan, skel.shape(betas), chosen, joints)

@@ -10,6 +10,7 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +50,17 @@ class StagePlan:
     vertices: VertexSet
 
 
+class Goal(NamedTuple):
+    """What rows are fitted to, in the root frame."""
+
+    targets: Tensor  # (V,3,n) surface, m, of the fit's dtype
+    rotations: Tensor  # (n,24,3,3) world rotation that each SKEL bone should start from, float64
+
+
+GoalOf = Callable[[Tensor], Goal]
+"""The goal of the listed rows."""
+
+
 class Block(NamedTuple):
     """Rows under way with what does not change while they are fitted."""
 
@@ -56,7 +68,7 @@ class Block(NamedTuple):
     shape: Identity
     targets: Tensor  # (V,3,n) SMPL surface in the root frame, m
     joint_targets: Tensor  # (n,24,3) anatomical joints regressed from it
-    rotations: Tensor  # (n,24,3,3) SMPL global rotations in the root frame
+    rotations: Tensor  # (n,24,3,3) wanted world rotations
 
     def select(self, index: Tensor) -> Block:
         """Some rows of the block."""
@@ -118,34 +130,39 @@ class Solution(NamedTuple):
 
 
 class Solver:
-    """Fits SKEL to the surfaces of one SMPL model. Make it once, use it for many rows."""
+    """Fits SKEL to surfaces: of one SMPL model, or (smpl None) bare meshes. Make it once, use it
+    for many rows."""
 
-    def __init__(self, skel: torch.nn.Module, smpl: torch.nn.Module, config: FitConfig) -> None:
+    def __init__(
+        self, skel: torch.nn.Module, smpl: torch.nn.Module | None, config: FitConfig
+    ) -> None:
         self.config = config
         self.device = skel.template.device
         self.dtype = getattr(torch, config.dtype)
         self.numpy_dtype = np.dtype(config.dtype)
-        smpl_weights = tables.numpy_of(smpl.lbs_weights)
         self.skinning = tables.sparse_weights(tables.numpy_of(skel.skin_weights), self.numpy_dtype)
-        self.smpl_skinning = tables.sparse_weights(smpl_weights, self.numpy_dtype)
         self.region = tables.regions(skel)
         counts = np.bincount(self.region, minlength=len(REGIONS))
         self.region_counts = torch.as_tensor(counts, device=self.device)[:, None]
-        posedirs = tables.numpy_of(smpl.posedirs).T
-        self.smpl_basis = torch.as_tensor(
-            tables.basis_matrix(
-                tables.numpy_of(smpl.v_template),
-                tables.numpy_of(smpl.shapedirs)[:, :, :10],
-                posedirs,
-            ),
-            dtype=self.dtype,
-        ).to(self.device)
+        smpl_weights, smpl_tree = None, None
+        if smpl is not None:
+            smpl_weights, smpl_tree = tables.numpy_of(smpl.lbs_weights), tables.smpl_tables(smpl)
+            self.smpl_skinning = tables.sparse_weights(smpl_weights, self.numpy_dtype)
+            self.smpl_basis = self._smpl_basis(smpl)
         self.joint_regressor = skel.joint_regressor.to(self.device, self.dtype)
         self.lower, self.upper = self._limits()
         self.skeleton = tables.skeleton_tables(skel)
-        self.kernels = _kernels(config, self)(self.skeleton, tables.smpl_tables(smpl), self.dtype)
+        self.kernels = _kernels(config, self)(self.skeleton, smpl_tree, self.dtype)
         self.plans = self._plans(skel, smpl_weights)
         self.width = -(-config.block_size // LANES) * LANES
+
+    def _smpl_basis(self, smpl: torch.nn.Module) -> Tensor:
+        basis = tables.basis_matrix(
+            tables.numpy_of(smpl.v_template),
+            tables.numpy_of(smpl.shapedirs)[:, :, :10],
+            tables.numpy_of(smpl.posedirs).T,
+        )
+        return torch.as_tensor(basis, dtype=self.dtype).to(self.device)
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         table = pose_table.limits(self.config.limits)
@@ -158,14 +175,16 @@ class Solver:
         upper32 = np.where(upper32 > upper, np.nextafter(upper32, np.float32(-np.inf)), upper32)
         return lower32.astype(np.float64), upper32.astype(np.float64)
 
-    def _plans(self, skel: torch.nn.Module, smpl_weights: np.ndarray) -> list[StagePlan]:
+    def _plans(self, skel: torch.nn.Module, smpl_weights: np.ndarray | None) -> list[StagePlan]:
         prior = np.zeros(PARAMETERS)
         prior[_SPINE] = self.config.prior_spine
         prior[list(_SCAPULA)] = self.config.prior_scapula
         plans: list[StagePlan] = []
         for stage in self.config.resolved_recipe().stages:
-            mask = np.ones(smpl_weights.shape[0], bool)
+            mask = np.ones(skel.template.shape[0], bool)
             if stage.vertices is not None:
+                if smpl_weights is None:
+                    raise ValueError(f"stage {stage.name}: its vertex mask needs an SMPL model")
                 mask = stage.vertices.select(smpl_weights)
             chosen = np.nonzero(mask)[0][:: stage.stride]
             if chosen.size == 0:
@@ -197,20 +216,32 @@ class Solver:
 
     # --- public ----------------------------------------------------------------------------
 
-    def solve(self, poses: Tensor, smpl_betas: Tensor, skel_betas: Tensor) -> Solution:
-        """Fit n rows: SMPL poses (n,72), SMPL betas (n,10), SKEL betas (n,10), float64."""
-        n = poses.shape[0]
+    def solve(self, goal: GoalOf, betas: Tensor) -> Solution:
+        """Fit n rows to their goals; betas (n,10) of SKEL, float64."""
+        n = betas.shape[0]
         solution = Solution.empty(n, self.device)
         if n == 0:
             return solution
         everything = torch.arange(n, device=self.device)
-        self._solve_from(0, everything, poses, smpl_betas, skel_betas, solution)
+        self._solve_from(0, everything, goal, betas, solution)
         if self.config.restarts:
             for start in range(1, len(STARTS)):
                 suspects = self._suspects(solution)
                 if suspects.numel():
-                    self._solve_from(start, suspects, poses, smpl_betas, skel_betas, solution)
+                    self._solve_from(start, suspects, goal, betas, solution)
         return solution
+
+    def smpl_goal(self, poses: Tensor, betas: Tensor) -> GoalOf:
+        """The surfaces of SMPL poses (n,72) and betas (n,10), float64."""
+        source = torch.as_tensor(self.skeleton.start_source, device=self.device)
+
+        def goal(rows: Tensor) -> Goal:
+            _, rotations, transforms, features = self.kernels.pose_smpl(poses[rows], betas[rows])
+            points = (self.smpl_basis @ features).view(-1, 3, rows.numel())
+            targets = self.kernels.skin(self.smpl_skinning, transforms, points)
+            return Goal(targets, rotations[:, source])
+
+        return goal
 
     def _suspects(self, solution: Solution) -> Tensor:
         """Rows whose residual or limits suggest another basin."""
@@ -225,16 +256,14 @@ class Solver:
         upper = torch.as_tensor(self.upper[:46], device=self.device)
         return (poses[:, :46] <= lower + 1e-9) | (poses[:, :46] >= upper - 1e-9)
 
-    def refit_shape(
-        self, poses: Tensor, smpl_betas: Tensor, skel_betas: Tensor, solution: Solution
-    ) -> Tensor:
+    def refit_shape(self, goal: GoalOf, betas: Tensor, solution: Solution) -> Tensor:
         """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas."""
-        out = skel_betas.clone()
-        everything = torch.arange(poses.shape[0], device=self.device)
+        out = betas.clone()
+        everything = torch.arange(betas.shape[0], device=self.device)
         for part in everything.split(self.config.block_size):
             index = padded(part, self.width)
-            targets, _ = self._surface(poses[index], smpl_betas[index])
-            start, pose = skel_betas[index], solution.poses[index]
+            targets = goal(index).targets
+            start, pose = betas[index], solution.poses[index]
             base = self._skin_of(pose, start)
             columns = []
             for k in range(start.shape[1]):
@@ -255,20 +284,13 @@ class Solver:
         )
         return self.kernels.skin(self.skinning, transforms, points)
 
-    def surface(self, poses: Tensor, betas: Tensor) -> Tensor:
-        """SMPL surface (n,V,3) in the root frame of poses (n,72) and betas (n,10), m."""
+    def surface(self, goal: GoalOf, n: int) -> Tensor:
+        """Surfaces (n,V,3) of the goals of n rows, root frame, m."""
         parts = []
-        for part in torch.arange(poses.shape[0], device=self.device).split(self.width):
-            index = padded(part, self.width)
-            points, _ = self._surface(poses[index], betas[index])
-            parts.append(points[:, :, : part.numel()].permute(2, 0, 1))
+        for part in torch.arange(n, device=self.device).split(self.width):
+            targets = goal(padded(part, self.width)).targets
+            parts.append(targets[:, :, : part.numel()].permute(2, 0, 1))
         return torch.cat(parts)
-
-    def _surface(self, poses: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """SMPL surface (V,3,n) and global rotations (n,24,3,3) in the root frame."""
-        _, rotations, transforms, features = self.kernels.pose_smpl(poses, betas)
-        points = (self.smpl_basis @ features).view(-1, 3, poses.shape[0])
-        return self.kernels.skin(self.smpl_skinning, transforms, points), rotations
 
     # --- one start -------------------------------------------------------------------------
 
@@ -276,18 +298,17 @@ class Solver:
         self,
         start: int,
         rows: Tensor,
-        poses: Tensor,
-        smpl_betas: Tensor,
-        skel_betas: Tensor,
+        goal: GoalOf,
+        betas: Tensor,
         solution: Solution,
     ) -> None:
         """Solve the rows from one start and take over what is better."""
         waiting: list[tuple[Block, SearchState]] = []
         for part in rows.split(self.config.block_size):
             index = padded(part, self.width)
-            targets, rotations = self._surface(poses[index], smpl_betas[index])
+            targets, rotations = goal(index)
             joints = self._joint_targets(targets)
-            shape = self.kernels.identity(skel_betas[index])
+            shape = self.kernels.identity(betas[index])
             block = Block(index, shape, targets, joints, rotations)
             state = SearchState.begin(self._start(start, block))
             for plan in self.plans[:-1]:

@@ -495,7 +495,7 @@ def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
                 for c in range(3):
                     value = 0.0
                     for k in range(3):
-                        value += world[p, k, i] * rotations[row, skeleton.start_source[j], k, c]
+                        value += world[p, k, i] * rotations[row, j, k, c]
                     product[i, c] = value
             _multiply(product, frame, achieved)
             for i in range(3):
