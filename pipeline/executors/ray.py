@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class RayActors:
         except OutOfMemoryError:  # not a RayActorError
             return self._bury(actor, "killed by Ray's memory monitor (out of memory)")
         except RayActorError as error:
-            return self._bury(actor, f"the actor or its node is gone ({type(error).__name__})")
+            return self._bury(actor, f"the actor or its node is gone ({_last_line(error)})")
         except RayTaskError as error:
             return self._bury(actor, f"Ray could not run the task: {error.cause}")
         except RayError as error:
@@ -214,6 +215,12 @@ class RayActors:
                 f"no Ray worker became ready within {self.start_timeout:.0f} s; "
                 "see `ray status` for what the cluster lacks; rerun to resume"
             )
+
+
+def _last_line(error: Exception) -> str:
+    """The line that says why: Ray puts tracebacks and colours before it."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return " ".join(lines[-1].split())[:300] if lines else type(error).__name__
 
 
 def _kill(actor: _Actor) -> None:

@@ -73,6 +73,8 @@ class Bench:
     """A folder with a source, a manifest and outputs."""
 
     root: Path
+    orders: Path | None = None
+    """Folder of the orders when it has to be fixed before the bench exists (Ray nodes)."""
 
     @property
     def manifest(self) -> Path:
@@ -92,7 +94,7 @@ class Bench:
 
     @property
     def faults(self) -> Path:
-        return self.root / "faults"
+        return self.orders or self.root / "faults"
 
     def order(self, name: str, text: str = "") -> None:
         """Give an order to `FaultyFit`."""
@@ -168,10 +170,11 @@ def make_bench(
     rows: int = 60,
     shard_rows: int = 8,
     bad_rows: Iterable[int] = (3, 17),
+    orders: Path | None = None,
     **changes: Any,
 ) -> Bench:
-    bench = Bench(root)
-    bench.faults.mkdir(parents=True)
+    bench = Bench(root, orders)
+    bench.faults.mkdir(parents=True, exist_ok=True)
     write_source(bench.labels, rows, bad_rows=bad_rows)
     write_manifest(bench.manifest, shard_rows, **changes)
     return bench

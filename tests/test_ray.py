@@ -1,0 +1,174 @@
+"""The Ray executor on a real three-node cluster: same bytes, lost actors, nodes and drivers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.verify import verify
+from tests.faults.harness import (
+    FAULTY,
+    REPOSITORY,
+    Bench,
+    leftovers,
+    make_bench,
+    shard_digests,
+    summary,
+    write_manifest,
+)
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+OPTIONS = ("--executor", "ray", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+    """A head without CPUs and two nodes with one each; `FaultyFit` there obeys one folder."""
+    orders = tmp_path_factory.mktemp("orders")
+    before = dict(os.environ)
+    os.environ["HMR_SKEL_FAULTS"] = str(orders)  # inherited by the nodes and their actors
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    started = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+    try:
+        for _ in range(2):
+            started.add_node(**NODE)
+        os.environ["RAY_ADDRESS"] = started.address
+        yield started, orders
+    finally:
+        started.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+def bench(cluster: tuple[Any, Path], tmp_path: Path) -> Bench:
+    for order in cluster[1].iterdir():
+        order.unlink()
+    return make_bench(tmp_path / "bench", orders=cluster[1])
+
+
+def reference(bench: Bench) -> dict[str, str]:
+    """Digests of an undisturbed local run with the same plan."""
+    directory = bench.root / "reference"
+    bench.convert(directory=directory, fitter=FAULTY)
+    (bench.faults / "calls").unlink()
+    return shard_digests(directory)
+
+
+def check_whole(bench: Bench, expected: dict[str, str]) -> None:
+    assert shard_digests(bench.out) == expected
+    assert summary(bench.out)["complete"]
+    assert leftovers(bench.out) == []
+    assert verify(bench.out).ok
+
+
+def wait_for_calls(bench: Bench, count: int) -> list[tuple[int, int]]:
+    deadline = time.monotonic() + 60
+    while len(bench.calls()) < count:
+        assert time.monotonic() < deadline, "no calls"
+        time.sleep(0.02)
+    return bench.calls()
+
+
+def test_same_bytes_as_local(bench: Bench) -> None:
+    """Promise P3."""
+    expected = reference(bench)
+    done = bench.run(*OPTIONS)
+    assert done.returncode == 0, done.stderr
+    check_whole(bench, expected)
+    assert len({pid for pid, _ in bench.calls()}) <= 2
+
+
+def test_a_killed_actor_loses_nothing(bench: Bench) -> None:
+    """Promise P13."""
+    expected = reference(bench)
+    bench.order("slow-all", "0.2")
+    driver = bench.start(*OPTIONS)
+    pid, _ = wait_for_calls(bench, 3)[-1]
+    os.kill(pid, signal.SIGKILL)
+    _, errors = driver.communicate(timeout=100)
+    assert driver.returncode == 0, errors
+    assert "will be tried again" in errors
+    check_whole(bench, expected)
+
+
+def test_poison_shards_stop_nothing_else(bench: Bench) -> None:
+    """Promise P14: exactly three attempts each, the rest complete, exit 3; then a retry."""
+    expected = reference(bench)
+    bench.order("kill-20")
+    bench.order("raise-41")
+    done = bench.run(*OPTIONS)
+    assert done.returncode == 3, done.stderr
+    calls = Counter(row for _, row in bench.calls())
+    assert calls[16] == 3 and calls[40] == 3
+    assert all(count == 1 for row, count in calls.items() if row not in (16, 40))
+    found = summary(bench.out)
+    assert not found["complete"] and [item["shard"] for item in found["failed"]] == [2, 5]
+    assert "told to fail at row 41" in found["failed"][1]["reason"]
+    for order in ("kill-20", "raise-41"):
+        (bench.faults / order).unlink()
+    done = bench.run(*OPTIONS, "--retry-failed")
+    assert done.returncode == 0, done.stderr
+    check_whole(bench, expected)
+
+
+def test_a_killed_driver_beside_live_actors(bench: Bench) -> None:
+    """Promise P15: the actors of the dead driver may still publish."""
+    expected = reference(bench)
+    bench.order("slow-all", "0.2")
+    driver = bench.start(*OPTIONS)
+    wait_for_calls(bench, 3)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(0.1)
+    done = bench.run(*OPTIONS)
+    assert done.returncode == 0, done.stderr
+    check_whole(bench, expected)
+
+
+def test_sigterm_ends_a_ray_run_with_143(bench: Bench) -> None:
+    """Promise P17 on Ray, whose own handler would end the driver with another code."""
+    bench.order("slow-all", "0.2")
+    driver = bench.start(*OPTIONS)
+    wait_for_calls(bench, 2)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=30)
+    assert driver.returncode == 143, errors
+    assert not list((bench.out / "attempts").iterdir())
+
+
+def test_what_can_never_fit_is_refused_at_once(bench: Bench) -> None:
+    write_manifest(bench.manifest, ray={"num_gpus": 3})
+    done = bench.run(*OPTIONS)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("hmr-skel: no Ray node can hold")
+
+
+def test_a_worker_that_cannot_start_ends_the_run(bench: Bench) -> None:
+    done = bench.run(*OPTIONS, "--device", "nosuch")
+    assert done.returncode == 2
+    assert "device 'nosuch' cannot be used" in done.stderr
+
+
+def test_a_lost_node_loses_nothing(cluster: tuple[Any, Path], bench: Bench) -> None:
+    """Promise P13; last, because the node stays away."""
+    expected = reference(bench)
+    bench.order("slow-all", "0.2")
+    driver = bench.start(*OPTIONS)
+    wait_for_calls(bench, 3)
+    node = sorted(cluster[0].worker_nodes, key=str)[0]
+    cluster[0].remove_node(node, allow_graceful=False)
+    _, errors = driver.communicate(timeout=100)
+    assert driver.returncode == 0, errors
+    check_whole(bench, expected)
