@@ -169,6 +169,18 @@ def test_left_hand_is_scaled_by_the_right_hand(golden_skel64):
     np.testing.assert_array_equal(scale[:, [5, 10]].numpy(), np.ones((3, 2, 3)))
 
 
+def test_spine_lengths_are_positive_even_upside_down(golden_skel_dict, tmp_path):
+    data = dict(golden_skel_dict)
+    order = np.arange(24)
+    order[[12, 13]] = [13, 12]  # head joint below the thorax joint
+    data["J_regressor_osim"] = data["J_regressor_osim"].toarray()[order]
+    (tmp_path / "skel_male.pkl").write_bytes(pickle.dumps(data))
+    skel = load_skel(tmp_path, "male")
+    identity = skel.shape(torch.zeros(1, 10))
+    rise = identity.joints[0, 13, 1] - identity.joints[0, 12, 1]
+    assert rise < 0 and identity.spine_lengths[0, 2] == -rise
+
+
 def test_spine_arc_is_smooth_through_zero(golden_skel64):
     _, betas, _ = bodies(1, dtype=torch.float64)
     identity = golden_skel64.shape(betas)
