@@ -1,0 +1,336 @@
+"""Training recipes as data: YAML files, validated, unknown keys refused.
+
+A recipe file may name a `base`: one recipe or a list of them, merged in order, its own keys last.
+Names are looked up in ./configs/regressor, then in the repository. The values of `published.yaml`
+come from reference/regressor.md sections 4-6; its sections 10 and 11 are quoted at the switches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import REPOSITORY
+
+FOLDER = Path("configs") / "regressor"
+_MAX_DEPTH = 8
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Frozen; a key that is not listed is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class BackboneConfig(Strict):
+    """The ViT. `weights`: ViTPose file to start from, absent for random weights."""
+
+    width: Count
+    depth: Count
+    heads: Count
+    mlp_width: Count
+    drop_path: Share
+    weights: Path | None = None
+
+
+class DecoderConfig(Strict):
+    """Sizes of the decoder (4.1)."""
+
+    layers: Count
+    width: Count
+    heads: Count
+    head_width: Count
+    mlp_width: Count
+
+
+class CoarseToFineConfig(Strict):
+    """Switches of the coarse-to-fine head, see `heads.CoarseToFineOptions`."""
+
+    coarse: bool
+    conditioned: bool
+    state: Literal["rebuild", "keep", "single_readout"]
+    looped: bool
+    conditioned_coarse: bool
+    separate_heads: bool
+    zero_init: bool
+
+
+class ModelConfig(Strict):
+    """The network.
+
+    crop_size: side of the square crop and height of the input, pixels; the network sees the
+        centre 3/4 of the columns.
+    head: `coarse_to_fine`, `single_token` (HSMR) or `pooled` (plain regression).
+    camera: `full_image` perspective with the row's intrinsics, or `crop` (HSMR, f = 5000).
+    scale_floor: lower bound of the camera scale s, smooth; 0: unbounded as published (item 25).
+    """
+
+    crop_size: Annotated[int, Field(ge=64, multiple_of=64)]
+    backbone: BackboneConfig
+    head: Literal["coarse_to_fine", "single_token", "pooled"]
+    decoder: DecoderConfig
+    coarse_to_fine: CoarseToFineConfig
+    camera: Literal["full_image", "crop"]
+    scale_floor: NotNegative
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input, pixels."""
+        return self.crop_size, self.crop_size * 3 // 4
+
+
+class LossConfig(Strict):
+    """Weights and switches of the loss (5.1).
+
+    parameters: L1 (SKEL-CF) or squared (HSMR) on rotations and betas.
+    coarse: weight of the full loss on the coarse prediction.
+    all_layers: full loss on every layer ("full super.") instead of on the last one.
+    layer_pose: pose-only loss on every layer; `well_defined` (item 2), or `gram_schmidt` and
+        `raw` to reproduce the public revisions; `layer_pose_weight` multiplies it.
+    layer_camera, layer_betas: supervise them at every layer with the label body (section 11, 2).
+    rotations: predicted rotations `from_angles`, or directly `from_code` without the Euler
+        singularity (item 26).
+    limits: table of joint limits, penalised beyond `limits_tolerance` (radians) with weight
+        `limits_weight` (section 11, 7).
+    mask_flipped_ankles: no rotation loss on ankles of flipped rows (item 24).
+    """
+
+    keypoints_2d: NotNegative
+    keypoints_3d: NotNegative
+    betas: NotNegative
+    body: NotNegative
+    orientation: NotNegative
+    parameters: Literal["l1", "l2"]
+    coarse: NotNegative
+    all_layers: bool
+    layer_pose: Literal["none", "raw", "gram_schmidt", "well_defined"]
+    layer_pose_weight: NotNegative
+    layer_camera: NotNegative
+    layer_betas: NotNegative
+    rotations: Literal["from_angles", "from_code"]
+    limits: Literal["none", "default", "published"]
+    limits_weight: NotNegative
+    limits_tolerance: NotNegative
+    mask_flipped_ankles: bool
+
+
+class AugmentConfig(Strict):
+    """What is done to a training row (6.5). Jitters are multiplied by a clipped normal deviate.
+
+    scale, shift: of the box, as a share of it; roll: degrees about the principal point, with
+    `roll_probability`; flip: probability; color: factor range of each channel;
+    extreme_crop: probability of cutting to a body part; photometric: probability of each of the
+    two groups of image defects; snow: weight of snow in its group (0.5 as published, item 16).
+    """
+
+    scale: Share
+    shift: Share
+    roll: NotNegative
+    roll_probability: Share
+    flip: Share
+    color: Share
+    extreme_crop: Share
+    photometric: Share
+    snow: Share
+
+
+class DataConfig(Strict):
+    """Rows and crops.
+
+    enlarge_box: grow boxes to 3 : 4 before squaring (item 11).
+    gender: the SKEL that the network predicts; labels of the other gender have their betas
+        converted (`transfer`) or their rows left out (`skip`).
+    row_weight: `none`, or `residual`: labels count less the worse their fit, w = 1 / (1 + (e/e0)^2)
+        with e0 = residual_scale metres (items 15, section 11, 10).
+    max_vertex_error: rows whose fit is worse (largest vertex error, metres) supervise 2D only; 0:
+        no such rule.
+    validation: share of the rows (by picture) held out where the labels have no `split` column.
+    blank_images: feed a constant picture: the control that shows the picture is used.
+    """
+
+    enlarge_box: bool
+    gender: Literal["male", "female"]
+    other_gender: Literal["transfer", "skip"]
+    row_weight: Literal["none", "residual"]
+    residual_scale: Positive
+    max_vertex_error: NotNegative
+    validation: Share
+    blank_images: bool
+    augment: AugmentConfig
+
+
+class EmaConfig(Strict):
+    """Moving average of the weights: m(n) = decay (1 - exp(-n / steps)) (6.2); decay 0: off."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)]
+    steps: Positive
+
+
+class OptimiserConfig(Strict):
+    """AdamW, linear warm-up (epochs), then constant or cosine down to `final_share` of the rate.
+
+    clip: largest global gradient norm, 0: off. accumulate: batches per step.
+    """
+
+    rate: Positive
+    weight_decay: NotNegative
+    warmup: NotNegative
+    schedule: Literal["constant", "cosine"]
+    final_share: Share
+    clip: NotNegative
+    accumulate: Count
+    ema: EmaConfig
+
+
+class TrainConfig(Strict):
+    """The run.
+
+    batch_size: rows per process and forward pass. minutes: stop after this wall time (0: none);
+    the schedule then runs over time-independent epochs all the same. precision: `fp32`, or `bf16`
+    for network layers (geometry and losses always fp32). workers: loader processes. validate_every,
+    checkpoint_every: epochs, steps. patience: validations without a better one until the run
+    stops (0: never). pictures: validation rows drawn for TensorBoard.
+    """
+
+    epochs: Count
+    minutes: NotNegative
+    batch_size: Count
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    workers: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    validate_every: Count
+    checkpoint_every: Count
+    patience: Annotated[int, Field(ge=0)]
+    select: Literal["mpjpe", "pa_mpjpe"]
+    pictures: Annotated[int, Field(ge=0)]
+
+
+class Recipe(Strict):
+    """Everything that decides a training run, except where the data is."""
+
+    name: str
+    model: ModelConfig
+    loss: LossConfig
+    data: DataConfig
+    optimiser: OptimiserConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Recipe:
+        options, model = self.model.coarse_to_fine, self.model
+        shared = model.head == "coarse_to_fine" and options.coarse and not options.separate_heads
+        if shared and model.decoder.width != model.backbone.width:
+            raise ValueError(
+                f"model.decoder.width {model.decoder.width} must equal model.backbone.width "
+                f"{model.backbone.width} unless model.coarse_to_fine.separate_heads is true"
+            )
+        if model.backbone.width % model.backbone.heads:
+            raise ValueError("model.backbone.heads must divide model.backbone.width")
+        if model.camera == "crop" and self.loss.layer_camera:
+            raise ValueError("loss.layer_camera needs model.camera: full_image")
+        return self
+
+
+def load_recipe(name_or_path: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe by name (`default`) or path, with changes on top.
+
+    changes: each either a name or path of a recipe file, whose keys (with its bases) are merged on
+    top, or `key.path=value` with a YAML value.
+
+    Raises:
+        UsageError: no such recipe; InputError: not YAML, an unknown key, a value out of range.
+    """
+    path = find_recipe(name_or_path)
+    content = _merged(path, 0)
+    for change in changes:
+        if "=" in change:
+            content = _merge(content, _assignment(change))
+        else:
+            content = _merge(content, _merged(find_recipe(change), 0) | {"name": content["name"]})
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}") from None
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file that a recipe name means."""
+    given = str(name_or_path)
+    if given.endswith((".yaml", ".yml")):
+        path = Path(given)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such recipe file")
+        return path
+    folders = (FOLDER, REPOSITORY / FOLDER)
+    for folder in folders:
+        path = folder / f"{given}.yaml"
+        if ".." not in path.parts and path.is_file():
+            return path
+    known = sorted(
+        {
+            str(found.relative_to(folder).with_suffix(""))
+            for folder in folders
+            for found in folder.rglob("*.yaml")
+        }
+    )
+    raise UsageError(f"no recipe '{given}'; known: {', '.join(known) or 'none'}")
+
+
+def _merged(path: Path, depth: int) -> dict[str, Any]:
+    """The content of a file on top of its bases."""
+    if depth > _MAX_DEPTH:
+        raise InputError(f"{path}: bases nested more than {_MAX_DEPTH} deep; is there a circle?")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of recipe keys")
+    bases = content.pop("base", [])
+    result: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        result = _merge(result, _merged(find_recipe(base), depth + 1))
+    return _merge(result, {"name": path.stem} | content)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) \
+            else value  # fmt: skip
+    return result
+
+
+def _assignment(change: str) -> dict[str, Any]:
+    """`a.b=value` as {a: {b: value}}."""
+    place, text = change.split("=", 1)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"{change}: the value is not YAML") from None
+    for key in reversed(place.split(".")):
+        value = {key: value}
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all problems."""
+    problems = []
+    for item in error.errors():
+        place = ".".join(map(str, item["loc"])) or "recipe"
+        problems.append(f"{place}: {item['msg']}, found {str(item['input'])[:60]!r}")
+    return "; ".join(problems)

@@ -1,0 +1,189 @@
+"""The training loss, row by row.
+
+Source: reference/regressor.md section 5 (as coded) with the switches of sections 10 and 11. Sums
+over keypoints and coordinates, means over rows; all geometry in float32. The body model is run once
+for all supervised predictions together, reduced to its keypoints (`joints.KeypointBody`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skel_fit import pose_table
+from skel_fit.pose_table import NUM_JOINTS
+from stages.regressor import representation
+from stages.regressor.config import LossConfig, ModelConfig
+from stages.regressor.heads import Estimates
+from stages.regressor.joints import ROOT_KEYPOINT, KeypointBody
+from stages.regressor.mean_parameters import Parameters
+from stages.regressor.model import View, crop_keypoints
+
+_FREE_POSES = 3  # the pelvis has no limits
+
+
+class Labels(NamedTuple):
+    """What a batch should come out as.
+
+    keypoints_2d: (B, 44, 3) crop coordinates and confidence; keypoints_3d: (B, 44, 3) metres, root
+    near the origin, camera-frame axes; poses: (B, 46); betas: (B, 10) of the network's gender;
+    weight: (B,) of everything that comes from the fit (3D, pose, shape); flipped: (B,) bool.
+    """
+
+    keypoints_2d: Tensor
+    keypoints_3d: Tensor
+    poses: Tensor
+    betas: Tensor
+    weight: Tensor
+    flipped: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """rows: (B,) loss of each row; terms: name -> mean over the batch, weighted, detached."""
+
+    rows: Tensor
+    terms: dict[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        return self.rows.mean()
+
+
+class Loss(nn.Module):
+    """`loss(estimates, labels, view) -> LossTerms`. Has buffers (the body model), no parameters."""
+
+    def __init__(self, config: LossConfig, model: ModelConfig, body: KeypointBody) -> None:
+        super().__init__()
+        self.config, self.model, self.body = config, model, body
+        limits = torch.tensor(pose_table.limits(config.limits), dtype=torch.float32)
+        self.register_buffer("limits", limits, persistent=False)
+
+    def forward(self, estimates: Estimates, labels: Labels, view: View) -> LossTerms:
+        config = self.config
+        parts: dict[str, Tensor] = {}
+        stages = self._supervised(estimates)
+        for name, value in self._full(stages, labels, view).items():
+            weights = torch.tensor([w for w, _ in stages], device=value.device)[:, None]
+            parts[name] = (weights * value).sum(0)
+        layers = estimates.layers
+        if config.layer_pose != "none" and config.layer_pose_weight:
+            error = _layer_pose(config.layer_pose, layers.code, labels.poses)
+            parts["layer_pose"] = config.layer_pose_weight * labels.weight * error.sum(0)
+        # The last layer has these two from the full loss.
+        if config.layer_camera and len(layers.camera) > 1:
+            seen = crop_keypoints(
+                self.model, labels.keypoints_3d, layers.camera[:-1], view
+            )
+            error = _weighted_l1(seen, labels.keypoints_2d).sum(0)
+            parts["layer_camera"] = config.layer_camera * labels.weight * error
+        if config.layer_betas and len(layers.betas) > 1:
+            error = (layers.betas[:-1] - labels.betas).abs().sum((0, -1))
+            parts["layer_betas"] = config.layer_betas * labels.weight * error
+        rows = torch.stack(list(parts.values())).sum(0)
+        return LossTerms(rows, {name: part.detach().mean() for name, part in parts.items()})
+
+    def _supervised(self, estimates: Estimates) -> list[tuple[float, Parameters]]:
+        """Weight and prediction of every stage that has the full loss."""
+        count = len(estimates.layers.code)
+        chosen = range(count) if self.config.all_layers else range(count - 1, count)
+        stages = [(1.0, Parameters(*(x[k] for x in estimates.layers))) for k in chosen]
+        if estimates.coarse is not None and self.config.coarse:
+            stages.append((self.config.coarse, estimates.coarse))
+        return stages
+
+    def _full(
+        self, stages: list[tuple[float, Parameters]], labels: Labels, view: View
+    ) -> dict[str, Tensor]:
+        """The terms of L_skel, each (stages, B)."""
+        config = self.config
+        count, batch = len(stages), len(labels.poses)
+        stacked = Parameters(*(torch.cat(x) for x in zip(*(p for _, p in stages), strict=True)))
+        angles = representation.decode(stacked.code)
+        turns = (
+            representation.rotations(stacked.code)
+            if config.rotations == "from_code"
+            else representation.pose_rotations(angles)
+        )
+        points = self.body(angles, stacked.betas, turns).keypoints.view(count, batch, -1, 3)
+        turns = turns.view(count, batch, NUM_JOINTS, 3, 3)
+        betas = stacked.betas.view(count, batch, -1)
+        seen = crop_keypoints(self.model, points, stacked.camera.view(count, batch, 3), view)
+        wanted = representation.pose_rotations(labels.poses)
+        turn_error = self._distance(turns - wanted).sum((-1, -2))
+        if config.mask_flipped_ankles:
+            keep = torch.ones(batch, NUM_JOINTS, device=turn_error.device)
+            keep[:, list(representation.ANKLE_JOINTS)] -= labels.flipped[:, None].float()
+            turn_error = turn_error * keep
+        rooted = points - points[:, :, ROOT_KEYPOINT, None]
+        target = labels.keypoints_3d - labels.keypoints_3d[:, ROOT_KEYPOINT, None]
+        terms = {
+            "keypoints_2d": config.keypoints_2d * _weighted_l1(seen, labels.keypoints_2d),
+            "keypoints_3d": config.keypoints_3d * labels.weight
+            * (rooted - target).abs().sum((-1, -2)),
+            "betas": config.betas * labels.weight * self._distance(betas - labels.betas).sum(-1),
+            "body": config.body * labels.weight * turn_error[..., 1:].sum(-1),
+            "orientation": config.orientation * labels.weight * turn_error[..., 0],
+        }  # fmt: skip
+        if config.limits != "none" and config.limits_weight:
+            terms["limits"] = config.limits_weight * self._beyond(angles).view(count, batch)
+        return terms
+
+    def _distance(self, difference: Tensor) -> Tensor:
+        return difference.abs() if self.config.parameters == "l1" else difference.square()
+
+    def _beyond(self, angles: Tensor) -> Tensor:
+        """Mean excess over the limits and the dead zone, radians: (B, 46) -> (B,)."""
+        low, high = self.limits[_FREE_POSES:].unbind(-1)
+        # Hands are raw numbers; their wrapped value is what the body does.
+        angles = torch.remainder(angles[:, _FREE_POSES:] + torch.pi, 2 * torch.pi) - torch.pi
+        tolerance = self.config.limits_tolerance
+        excess = torch.relu(angles - high - tolerance) + torch.relu(low - angles - tolerance)
+        return excess.mean(-1)
+
+
+def _weighted_l1(seen: Tensor, labels: Tensor) -> Tensor:
+    """sum_j c_j |seen_j - label_j|_1: (..., B, 44, 2) and (B, 44, 3) -> (..., B).
+
+    A label without confidence may hold anything, also NaN.
+    """
+    confidence = labels[..., 2]
+    target = torch.where(confidence[..., None] > 0, labels[..., :2], 0.0)
+    return (confidence * (seen - target).abs().sum(-1)).sum(-1)
+
+
+def _layer_pose(kind: str, code: Tensor, poses: Tensor) -> Tensor:
+    """Pose-only loss of every layer: code (L, B, 144), poses (B, 46) -> (L, B).
+
+    `well_defined`: L1 on the 88 numbers that mean something: rotations of ball joints, unit pairs
+    of hinges, raw angles of hands, as a mean over 216 entries like the published form.
+    """
+    layers, batch = code.shape[:2]
+    target = representation.encode(poses)
+    if kind == "raw":
+        return (code - target).abs().mean(-1)
+    flat = code.flatten(0, 1)
+    if kind == "gram_schmidt":
+        def matrices(numbers: Tensor) -> Tensor:
+            return representation.gram_schmidt(numbers.unflatten(-1, (NUM_JOINTS, -1)))
+
+        error = (matrices(flat).view(layers, batch, -1) - matrices(target).flatten(1)).abs()
+        return error.mean(-1)
+    ball = list(representation.BALL_JOINTS)
+    hands = list(representation.HAND_JOINTS)
+    grid, wanted = (x.unflatten(-1, (NUM_JOINTS, -1)) for x in (flat, target))
+
+    def compare(found: Tensor, right: Tensor) -> Tensor:
+        return (found.view(layers, batch, -1) - right.flatten(1)).abs().sum(-1)
+
+    total = compare(
+        representation.gram_schmidt(grid[:, ball]), representation.gram_schmidt(wanted[:, ball])
+    )
+    total = total + compare(
+        representation.unit_pairs(flat), representation.unit_pairs(target)
+    )
+    total = total + compare(grid[:, hands, :2], wanted[:, hands, :2])
+    return total / (9 * NUM_JOINTS)
