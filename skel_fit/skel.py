@@ -581,7 +581,8 @@ class SKEL(nn.Module):
         """
         batch = affine.shape[0]
         moved = affine[..., :3] @ rest
-        moved = torch.cat((moved[..., :3], moved[..., 3:] + affine[..., 3:]), -1)
+        shift = moved[..., 3:] + affine[..., 3:] + trans[:, None, :, None]
+        moved = torch.cat((moved[..., :3], shift), -1)
         columns = moved.permute(1, 3, 0, 2).reshape(NUM_JOINTS, 4, batch * 3)
         parts = [
             (self._rigid_points[start:stop] @ columns[bone]).view(-1, batch, 3)
@@ -589,9 +590,9 @@ class SKEL(nn.Module):
         ]
         if self._blended_points.shape[-1]:
             still = _blend(self._blended_rigid_weights, rest, self._blended_points)
-            parts.append(_blend(self._blended_weights, affine, still).permute(2, 0, 1))
-        posed = torch.cat(parts)[self._bone_unsort]
-        return (posed + trans).transpose(0, 1).contiguous()
+            posed = _blend(self._blended_weights, affine, still) + trans[..., None]
+            parts.append(posed.permute(2, 0, 1))
+        return torch.cat(parts)[self._bone_unsort].transpose(0, 1).contiguous()
 
     def _check(self, name: str, tensor: Tensor, tail: tuple[int, ...]) -> None:
         if tensor.ndim != 1 + len(tail) or tuple(tensor.shape[1:]) != tail:
