@@ -152,7 +152,7 @@ class Solver:
         self.joint_regressor = skel.joint_regressor.to(self.device, self.dtype)
         self.lower, self.upper = self._limits()
         self.skeleton = tables.skeleton_tables(skel)
-        self.kernels = _kernels(config, self)(self.skeleton, smpl_tree, self.dtype)
+        self.kernels = _kernels(config, self)(self.skeleton, smpl_tree, self.dtype, self.device)
         self.plans = self._plans(skel, smpl_weights)
         self.width = -(-config.block_size // LANES) * LANES
 

@@ -29,7 +29,13 @@ from skel_fit.solver.tables import (
 class NumbaKernels:
     """The kernels behind the interface of `kernels_torch.TorchKernels` (CPU tensors)."""
 
-    def __init__(self, skeleton: Skeleton, smpl_tree: SmplTree | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        smpl_tree: SmplTree | None,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.skeleton, self.smpl_tree, self.dtype = skeleton, smpl_tree, dtype
 
     def pose_smpl(self, poses: Tensor, betas: Tensor) -> tuple[Tensor, ...]:
