@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import REPOSITORY
+from stages.regressor.images import ImageSource
 from stages.regressor.metrics import PART_NAMES
 
 FOLDER = Path("configs") / "protocols"
@@ -148,8 +149,6 @@ class EvaluationProtocol(_Strict):
     notes: tuple[str, ...] = ()
     source: Source
     truth: Truth
-    skel_gender: Literal["male", "female", "column"] = "male"
-    """Body that poses the prediction."""
     joints: Joints
     roots: tuple[Root, ...] = ()
     """The first one is the protocol's, others are reported beside it."""
@@ -296,21 +295,21 @@ class Batch:
     """Rows that a predictor is asked for. Pixels are those of the full image.
 
     Attributes:
-        rows: (B,) int64 source rows.
-        images: image files, None where the protocol's data has none.
+        rows: (B,) int64 rows of the label file or dataset.
+        names: image names; images: where they are read by name (`images.ImageSource`), None if
+            the predictor uses none.
         center, box: (B, 2) box centre and annotated (w, h), before any growth.
         cam_int: (B, 3, 3) intrinsics of the labels, NaN where there are none. A predictor that
             brings its own focal length ignores them, as the published ones do (4.4).
-        image_size: (B, 2) width and height, NaN where it is not known.
         crop: the protocol's crop rule.
     """
 
     rows: np.ndarray
-    images: tuple[Path | None, ...]
+    names: tuple[str, ...]
+    images: ImageSource | None
     center: np.ndarray
     box: np.ndarray
     cam_int: np.ndarray
-    image_size: np.ndarray
     crop: Crop
 
     def __len__(self) -> int:
@@ -320,12 +319,14 @@ class Batch:
 class Predictor(Protocol):
     """Anything that predicts SKEL bodies.
 
-    name: column heading; uses_images: rows without an image file are then skipped (and counted);
+    name: column heading; uses_images: rows without an image are then skipped (and counted);
+    skel_gender: the SKEL body that its parameters mean, `column`: that of the row's SKEL label;
     provenance: plain values for the result file.
     """
 
     name: str
     uses_images: bool
+    skel_gender: Literal["male", "female", "column"]
 
     def provenance(self) -> Mapping[str, Any]: ...
 
@@ -333,7 +334,7 @@ class Predictor(Protocol):
         """Predict.
 
         Returns `poses` (B, 46) radians, `betas` (B, 10), `cam_t` (B, 3) metres (added to the posed
-        body; camera frame) and `focal` (B,) pixels of the full image with the principal point of
-        the labels or else the image centre; or `cam_int` (B, 3, 3) in place of `focal`.
+        body; camera frame), and the camera of the full image: `cam_int` (B, 3, 3) pixels, or
+        `focal` (B,) pixels for the principal point of the labels.
         """
         ...
