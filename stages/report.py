@@ -433,7 +433,7 @@ def _context(
         "subset": plan.name,
         "standin": dataset.attrs["standin"],
         "complete": dataset.attrs["complete"],
-        "missing_shards": len(summary["missing"]) + len(summary["failed"]),
+        "missing_shards": plan.shards - len(dataset.shard_rows),
         "planned": plan.rows,
         "rows": rows,
         "fitted": int(columns.fitted.sum()),

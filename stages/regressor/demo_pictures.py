@@ -181,7 +181,7 @@ class _Wardrobe:
 
     def dress(self, random: np.random.Generator) -> np.ndarray:
         """(6890, 3) colours: skin, hair, shirt, trousers, shoes; sleeves and legs of any length."""
-        tone = random.uniform(0.25, 0.95)
+        tone = random.uniform(0.35, 1.0)
         skin = np.array((0.98, 0.80, 0.70)) * tone + np.array((0.02, 0.0, 0.0))
         colors = np.tile(skin, (len(self.hair), 1))
         shirt, trousers, shoes = random.uniform(0.03, 0.97, (3, 3))
