@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify status report test lint clean build-tools default-body-asset test-rebuild
+.PHONY: help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ status: $(STAMP)  ## counts, failures, throughput and ETA of SUBSET
 
 report: $(STAMP)  ## write the HTML report of SUBSET
 	$(BIN)/hmr-skel report $(OUT) $(ARGS)
+
+readme-picture: $(STAMP)  ## draw docs/images/demo.png anew from the converted demo
+	$(BIN)/hmr-skel report outputs/demo --picture docs/images/demo.png
 
 test: $(STAMP)  ## lint and run the test suite
 	$(BIN)/ruff check .

@@ -125,11 +125,17 @@ def verify(
 
 
 @app.command()
-def report(directory: Directory) -> None:
+def report(
+    directory: Directory,
+    models: Models = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a PNG of a few people: target, skin, skeleton.")
+    ] = None,
+) -> None:
     """Write DIR/report.html: residuals, limits, pictures."""
     from stages.report import report as write_report
 
-    write_report(directory)
+    write_report(directory, models=models, picture=picture)
 
 
 @app.command("default-body")
