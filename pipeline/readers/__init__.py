@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ from pipeline import row_checks
 from pipeline.errors import InputError
 from pipeline.readers.base import AnnotationRows, AnnotationSource, FieldSpec
 from pipeline.readers.camerahmr import open_camerahmr
+from pipeline.readers.detect import FORMATS, detect_format
+from pipeline.readers.hmr_skel import open_hmr_skel
 from pipeline.readers.labels import LabelOptions, LabelSource
 from pipeline.readers.names import find_label_file
 from pipeline.readers.npz import NpzFile
+from pipeline.readers.sequences import open_sequences
+from pipeline.readers.single_image import open_single_images
+from pipeline.readers.webdataset import open_webdataset
 
 __all__ = [
     "FORMATS",
@@ -22,9 +28,13 @@ __all__ = [
     "open_source",
 ]
 
-FORMATS = ("camerahmr",)
-"""Names that `format` accepts."""
-
+_OPTIONS = {
+    "camerahmr": ("pose_key", "skip"),
+    "hmr-skel": ("skip",),
+    "webdataset": (),
+    "sequence": ("pattern", "skip"),
+    "single-image": ("pattern",),
+}
 _SMPL_GENDERS = ("neutral", "male", "female", "column")
 _SKEL_GENDERS = ("male", "female", "column")
 
@@ -43,7 +53,7 @@ def open_source(
     """Open a label file (or a folder of them). Reads headers only; rows come with `read`.
 
     path: the file; another known spelling of its name in the same folder is taken when it is
-        absent (docs/formats.md).
+        absent (`names.py`).
     format: one of FORMATS; None: told from the content.
     data_root: no file of the source may lead out of it. image_root: folder below data_root that
         image names start at, for the check of symbolic links.
@@ -62,27 +72,30 @@ def open_source(
     labels = LabelOptions(
         smpl_gender, skel_gender, root / image_root if root is not None else None, float(max_beta)
     )
-    source = _open(path, format, labels, options)
+    if format is not None:
+        _check_choice(path, "format", format, FORMATS)
+    source = _open(path, format or detect_format(path), labels, options)
     if root is not None:
         _check_inside(source, root)
     return source
 
 
-def _open(
-    path: Path, format: str | None, labels: LabelOptions, options: dict[str, Any]
-) -> LabelSource:
-    try:
-        return open_camerahmr(NpzFile(path), labels, **options)
-    except TypeError as error:
-        raise _bad_option(path, format, error, options) from error
-
-
-def _bad_option(
-    path: Path, format: str | None, error: TypeError, options: dict[str, Any]
-) -> Exception:
-    if options and "unexpected keyword" in str(error):
-        return InputError(f"{path}: {format} reader: {str(error).split('()')[-1].strip()}")
-    return error
+def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]) -> LabelSource:
+    openers: dict[str, Callable[..., LabelSource]] = {
+        "camerahmr": lambda **o: open_camerahmr(NpzFile(path), labels, **o),
+        "hmr-skel": lambda **o: open_hmr_skel(NpzFile(path), labels, **o),
+        "webdataset": lambda **o: open_webdataset(path, labels, **o),
+        "sequence": lambda **o: open_sequences(path, labels, **o),
+        "single-image": lambda **o: open_single_images(path, labels, **o),
+    }
+    known = _OPTIONS[format]
+    for name, value in options.items():
+        if name not in known or not isinstance(value, str):
+            raise InputError(
+                f"{path}: option {name!r} of the {format} reader; it knows "
+                f"{', '.join(known) or 'none'}, each a text"
+            )
+    return openers[format](**options)
 
 
 def _check_choice(path: Path, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -32,7 +32,8 @@ class Layout:
 
     poses: one column or several to be joined, together (n, 72) axis-angle; (n, 63 + 3), SMPL+H
     (n, 156) and rotation matrices are converted. Empty: no SMPL pose (every row is rejected).
-    has_pose, has_betas: flags, 0 means that the label is not valid.
+    has_pose, has_betas: flags, 0 means that the label is not valid. skel_poses, skel_betas,
+    skel_trans: SKEL labels that the file already has; carried, never converted from.
     """
 
     poses: tuple[str, ...]
@@ -45,6 +46,9 @@ class Layout:
     keypoints: str | None = None
     has_pose: str | None = None
     has_betas: str | None = None
+    skel_poses: str | None = None
+    skel_betas: str | None = None
+    skel_trans: str | None = None
 
     def columns(self) -> tuple[str, ...]:
         """Every column that labels and checks need."""
@@ -120,7 +124,7 @@ class LabelSource(AnnotationSource):
         betas = np.full((n, NUM_BETAS), np.nan)
         if layout.betas:
             # A few formats store betas as (n, 1, >= 10).
-            betas = as_float64(fields[layout.betas]).reshape(n, -1)[:, :NUM_BETAS].copy()
+            betas = flat(as_float64(fields[layout.betas]))[:, :NUM_BETAS].copy()
         transl = np.zeros((n, 3))
         if layout.transl:
             transl = as_float64(fields[layout.transl]).reshape(n, 3)
@@ -181,6 +185,9 @@ class LabelSource(AnnotationSource):
 
     def _check_columns(self) -> None:
         layout = self._layout
+        for name in layout.columns():
+            if name not in self.fields:
+                raise InputError(f"{self.path}: member '{name}': needed, the option skip names it")
         for name in layout.poses:
             self._numeric(name)
         self._pose_width()
@@ -193,6 +200,9 @@ class LabelSource(AnnotationSource):
             (layout.cam_int, lambda s: s == (3, 3), "(rows, 3, 3)"),
             (layout.keypoints, lambda s: len(s) == 2 and s[0] >= 44 and s[1] == 3,
              "(rows, 44 or more, 3)"),
+            (layout.skel_poses, lambda s: s == (46,), "(rows, 46)"),
+            (layout.skel_betas, lambda s: len(s) == 1 and s[0] >= NUM_BETAS, "(rows, 10 or more)"),
+            (layout.skel_trans, lambda s: s == (3,), "(rows, 3)"),
             (layout.has_pose, lambda s: int(np.prod(s)) == 1, "(rows)"),
             (layout.has_betas, lambda s: int(np.prod(s)) == 1, "(rows)"),
         )  # fmt: skip
@@ -254,7 +264,12 @@ def smpl_poses(parts: list[np.ndarray], verdicts: Verdicts) -> np.ndarray:
 
 def box_sides(scale: np.ndarray) -> np.ndarray:
     """(n,) box side in pixels from `scale` (n,), (n, 1) or (n, 2) in units of 200 px."""
-    return as_float64(scale).reshape(len(scale), -1).max(1) * UNIT_200PX
+    return flat(as_float64(scale)).max(1) * UNIT_200PX
+
+
+def flat(values: np.ndarray) -> np.ndarray:
+    """(n, ...) as (n, m); n may be 0."""
+    return values.reshape(len(values), int(np.prod(values.shape[1:])))
 
 
 def as_float64(values: np.ndarray) -> np.ndarray:
@@ -290,15 +305,15 @@ def _pose_part(shape: tuple[int, ...]) -> int | None:
 def _axis_angle(values: np.ndarray, verdicts: Verdicts) -> np.ndarray:
     n = len(values)
     if values.shape[-2:] != (3, 3):
-        return values.reshape(n, -1)
-    matrices = values.reshape(n, -1, 3, 3)
+        return flat(values)
+    matrices = values.reshape(n, int(np.prod(values.shape[1:-2])), 3, 3)
     broken = Verdicts.empty(n)
     row_checks.check_rotations(broken, matrices)
     for reason in ("non_finite_pose", "pose_not_rotation"):
         verdicts.reject(broken.reasons == reason, reason)
     vectors = np.full((n, matrices.shape[1], 3), np.nan)
     good = broken.reasons == ""
-    vectors[good] = Rotation.from_matrix(matrices[good].reshape(-1, 3, 3)).as_rotvec().reshape(
-        -1, matrices.shape[1], 3
-    )
-    return vectors.reshape(n, -1)
+    if good.any():
+        turned = Rotation.from_matrix(matrices[good].reshape(-1, 3, 3)).as_rotvec()
+        vectors[good] = turned.reshape(-1, matrices.shape[1], 3)
+    return flat(vectors)

@@ -148,13 +148,20 @@ class NpzFile:
     def _rows(self, member: Member, start: int, stop: int) -> np.ndarray:
         if member.stored or member.fortran:
             return np.array(self._array(member)[start:stop], order="C")
-        stream = self._streams.get(member.name)
-        if stream is None:
-            stream = self._streams[member.name] = self._zip().open(member.entry)
         row = math.prod(member.shape[1:]) * member.dtype.itemsize
-        stream.seek(member.header + start * row)
+        stream = self._stream_at(member, member.header + start * row)
         data = _read_exactly(stream, (stop - start) * row)
         return np.frombuffer(data, member.dtype).reshape(stop - start, *member.shape[1:]).copy()
+
+    def _stream_at(self, member: Member, place: int) -> IO[bytes]:
+        stream = self._streams.get(member.name)
+        if stream is None or stream.tell() > place:
+            stream = self._streams[member.name] = self._zip().open(member.entry)
+        # Not `seek`: zipfile skips 16 MB at a time, in memory.
+        while gap := place - stream.tell():
+            if not stream.read(min(gap, _CHUNK)):
+                raise EOFError("ends early; download or copy the file again")
+        return stream
 
     def _array(self, member: Member) -> np.ndarray:
         if member.name not in self._maps:

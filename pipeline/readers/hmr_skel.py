@@ -1,0 +1,52 @@
+"""Published HMR-SKEL labels, `*-release_skel.npz` and its three other spellings.
+
+Source: reference/datasets.md section 2. Two flavours: the converter's (skel_poses, skel_betas,
+skel_trans beside the CameraHMR columns) and the repacked HSMR one (orig_poses, orig_betas,
+keypoints_2d, keypoints_3d), which may hold no SMPL pose: its rows are then rejected with
+`no_smpl_pose`, and can be read and audited but not converted.
+"""
+
+from __future__ import annotations
+
+from pipeline.readers.labels import LabelOptions, LabelSource, Layout
+from pipeline.readers.members import first_of, missing, missing_one, rows_first
+from pipeline.readers.npz import NpzFile
+
+FORMAT = "hmr-skel"
+POSES, BETAS = ("skel_poses", "orig_poses"), ("skel_betas", "orig_betas")
+
+
+def open_hmr_skel(file: NpzFile, options: LabelOptions, *, skip: str = "") -> LabelSource:
+    """A SKEL label file. skip: members to leave out, separated by commas.
+
+    The SMPL pose is `pose_cam`, else the converter's copy `poses`; likewise shape/betas and
+    trans_cam/trans.
+    """
+    for name in ("imgname", "center", "scale"):
+        if name not in file.members:
+            raise missing(file, name)
+    skel_poses = _required(file, POSES)
+    skel_betas = _required(file, BETAS)
+    table = rows_first(file, skel_poses, skip)
+    pose = first_of(table.specs, ("pose_cam", "poses"))
+    layout = Layout(
+        poses=(pose,) if pose else (),
+        betas=first_of(table.specs, ("shape", "betas")),
+        transl=first_of(table.specs, ("trans_cam", "trans")),
+        names="imgname",
+        center="center",
+        scale="scale",
+        cam_int=first_of(table.specs, ("cam_int",)),
+        keypoints=first_of(table.specs, ("gtkps", "keypoints_2d")),
+        skel_poses=skel_poses,
+        skel_betas=skel_betas,
+        skel_trans=first_of(table.specs, ("skel_trans",)),
+    )
+    return LabelSource(FORMAT, table, layout, options)
+
+
+def _required(file: NpzFile, wanted: tuple[str, ...]) -> str:
+    found = first_of(file.members, wanted)
+    if found is None:
+        raise missing_one(file, wanted)
+    return found

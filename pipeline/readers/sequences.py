@@ -1,0 +1,120 @@
+"""Pose sequences: AMASS SMPL+H npz, pickled or npz dictionaries; one file or a folder of them.
+
+Source: reference/datasets.md section 5 and 2.2 step 1. Added columns: `sequence` (name of the
+file without suffix, below the folder) and `frame`. Fields that a file has once (gender, betas of
+shape (16,), frame rate) are repeated in every row.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import InputError
+from pipeline.readers.labels import LabelOptions, LabelSource, Layout
+from pipeline.readers.members import first_of, listed, split_names
+from pipeline.readers.reloaded import ReloadedTable, as_array, read_content, rows_and_constants
+from pipeline.readers.tables import JoinedTable, MemoryTable, Table
+
+FORMAT = "sequence"
+SUFFIXES = (".npz", ".pkl", ".pickle")
+POSES = (
+    ("poses",),
+    ("global_orient_axis_angle", "body_pose_axis_angle"),
+    ("pose_cam",),
+    ("global_orient", "body_pose"),
+)
+_BETAS, _TRANSL = ("betas", "shape"), ("trans", "transl", "trans_cam")
+
+
+def open_sequences(
+    path: Path, options: LabelOptions, *, pattern: str = "**/*", skip: str = ""
+) -> LabelSource:
+    """A sequence file, or all in a folder.
+
+    pattern: which files of a folder, e.g. `**/*_poses.npz` for AMASS. skip: members to leave out,
+    separated by commas.
+    """
+    table = folder_table(path, pattern, partial(_load, skip=skip))
+    layout = Layout(
+        poses=next(names for names in POSES if all(name in table.specs for name in names)),
+        betas=first_of(table.specs, _BETAS),
+        transl=first_of(table.specs, _TRANSL),
+    )
+    return LabelSource(FORMAT, table, layout, options)
+
+
+def folder_table(path: Path, pattern: str, load: Any) -> Table:
+    """The table of a file or of all label files in a folder, in the order of their names.
+
+    load(path, root=...) -> MemoryTable.
+    """
+    if not path.is_dir():
+        return ReloadedTable(path, partial(load, root=path.parent))
+    files = label_files(path, pattern)
+    if not files:
+        raise InputError(f"{path}: no {' or '.join(SUFFIXES)} file matches '{pattern}'")
+    return JoinedTable(path, [ReloadedTable(file, partial(load, root=path)) for file in files])
+
+
+def label_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Files of a folder that may hold sequences, sorted by name."""
+    if pattern.startswith("/") or ".." in pattern.split("/"):
+        raise InputError(f"{folder}: pattern '{pattern}' leads out of the folder")
+    found = [file for file in folder.glob(pattern) if file.suffix in SUFFIXES and file.is_file()]
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def dropped(path: Path, content: dict[str, Any], skip: str) -> dict[str, Any]:
+    """`content` without what the option skip names."""
+    names = split_names(skip)
+    if unknown := sorted(names - content.keys()):
+        raise InputError(
+            f"{path}: member '{unknown[0]}': missing, the option skip names it; the file has "
+            f"{listed(content)}"
+        )
+    return {name: value for name, value in content.items() if name not in names}
+
+
+def with_place(
+    path: Path, root: Path, rows: int, columns: dict, constants: dict
+) -> MemoryTable:
+    """The table with the columns `sequence` and `frame`, unless the file has its own."""
+    place = path.relative_to(root).with_suffix("").as_posix()
+    own = columns.keys() | constants.keys()
+    if "sequence" not in own:
+        constants["sequence"] = np.array(place)
+    if "frame" not in own:
+        columns["frame"] = np.arange(rows)
+    return MemoryTable(path, rows, columns, constants)
+
+
+def _load(path: Path, *, root: Path, skip: str) -> MemoryTable:
+    content = dropped(path, read_content(path), skip)
+    names = next((names for names in POSES if all(name in content for name in names)), None)
+    if names is None:
+        raise InputError(
+            f"{path}: member 'poses': missing, and no global_orient with body_pose; the file has "
+            f"{listed(content)}"
+        )
+    first = as_array(f"{path}", names[0], content[names[0]])
+    rows = first.shape[0] if first.ndim else 0
+    if rows == 0:
+        raise InputError(f"{path}: member '{names[0]}': 0 rows; nothing to convert")
+    betas = first_of(content, _BETAS)
+    if betas is None:
+        raise InputError(f"{path}: member 'betas': missing; the file has {listed(content)}")
+    # One shape for the whole sequence, also where its length happens to be the number of rows.
+    once = tuple(
+        name
+        for name in (betas, first_of(content, _TRANSL))
+        if name and np.ndim(as_array(f"{path}", name, content[name])) == 1
+    )
+    columns, constants = rows_and_constants(path, content, rows, once)
+    for name in names:
+        if name not in columns:
+            raise InputError(f"{path}: member '{name}': expected {rows} rows as in '{names[0]}'")
+    return with_place(path, root, rows, columns, constants)
