@@ -67,7 +67,7 @@ def check_body(
     """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64."""
     verdicts.reject(~np.isfinite(poses).all(1), "non_finite_pose")
     with np.errstate(over="ignore", invalid="ignore"):
-        angles = np.linalg.norm(poses.reshape(len(poses), -1, 3), axis=2)
+        angles = np.linalg.norm(poses.reshape(len(poses), 24, 3), axis=2)
         length = np.linalg.norm(transl, axis=1)
     verdicts.reject((angles > MAX_ROTATION).any(1), "pose_out_of_range")
     verdicts.reject(~np.isfinite(betas).all(1), "non_finite_betas")
