@@ -36,7 +36,8 @@ def draw(config: AugmentConfig, keypoints: np.ndarray, random: np.random.Generat
     if random.random() < config.extreme_crop:
         box = extreme_crop(keypoints, random)
     jitter = random.normal(size=3).clip(-1, 1)
-    turn = random.normal().clip(-2, 2) if random.random() < config.roll_probability else 0.0
+    rolled = random.random() < config.roll_probability
+    turn = float(np.clip(random.normal(), -2, 2)) if rolled else 0.0
     return Change(
         scale=1 + config.scale * jitter[0],
         shift=(config.shift * jitter[1], config.shift * jitter[2]),
