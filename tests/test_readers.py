@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from label_files import Canary, camerahmr, hmr_skel, write_npz
 
 from pipeline.errors import InputError
 from pipeline.readers import open_source
 from pipeline.row_checks import REASONS
+from tests.label_files import Canary, camerahmr, hmr_skel, write_npz
 
 # Every example overwrites the file in the test's folder.
 _SHARED_FOLDER = [HealthCheck.function_scoped_fixture]

@@ -204,6 +204,13 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*contents: Any) -> bytes:
+    """`bytes()`, which is how the old protocols write b''."""
+    if contents:
+        raise PickleError("bytes with arguments are not read")
+    return b""
+
+
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
     return _Tensor(storage, offset, size, stride)
 
@@ -257,6 +264,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
         ("torch.storage", "_load_from_bytes"): _storage_from_bytes,
     }
+    for module in ("__builtin__", "builtins"):
+        names[module, "bytes"] = _no_bytes
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = _reconstruct
         names[f"{core}.multiarray", "scalar"] = _scalar

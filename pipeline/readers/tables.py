@@ -74,7 +74,8 @@ class JoinedTable(Table):
     def read(self, start: int, stop: int, names: Iterable[str] | None = None) -> dict:
         names = tuple(names or self.specs)
         pieces: list[dict] = []
-        first = max(int(np.searchsorted(self._starts, start, side="right")) - 1, 0)
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        first = min(max(first, 0), len(self._parts) - 1)
         for part, offset in zip(self._parts[first:], self._starts[first:-1], strict=True):
             if offset >= stop and pieces:
                 break
