@@ -189,9 +189,7 @@ class Outcome:
         groups = self.sequence[keep]
         result = {}
         for name in self.protocol.metrics:
-            threshold = next(
-                (t for t in self.hits if name == pck_name(t)), None
-            )
+            threshold = next((t for t in self.hits if name == pck_name(t)), None)
             if threshold is None:
                 values = self.values[name][keep]
                 counted = np.isfinite(values)
@@ -200,8 +198,9 @@ class Outcome:
             assert self.visible is not None
             share = metrics.estimate(self.hits[threshold][keep], self.visible[keep], groups)
             result[name] = Estimate(
-                *(metrics.PERCENT * x for x in (share.value, share.low, share.high)), share.rows
-            )
+                *(metrics.PERCENT * x for x in (share.value, share.low, share.high)),
+                share.rows, share.drawn,
+            )  # fmt: skip
         return result
 
     def limit_statistics(self) -> dict[str, dict[str, float]]:

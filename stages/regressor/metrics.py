@@ -18,6 +18,7 @@ from torch import Tensor
 
 MILLIMETRES = 1000.0
 PERCENT = 100.0
+FEWEST_GROUPS = 10  # fewer cannot be resampled meaningfully
 
 
 # --- 3D points -----------------------------------------------------------------------------------
@@ -264,12 +265,16 @@ def tait_bryan(rotation: Tensor, order: tuple[int, int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval. `rows`: how many rows entered."""
+    """A mean with its 95 % bootstrap interval.
+
+    rows: how many entered; drawn: what the bootstrap drew, `groups` or `rows`.
+    """
 
     value: float
     low: float
     high: float
     rows: int
+    drawn: Literal["groups", "rows"] = "rows"
 
 
 def estimate(
@@ -284,7 +289,8 @@ def estimate(
 
     numerators: (N,) or (N, K); denominators: same shape or (N,), 1 if None, 0 where a row does not
     count. groups: (N,) label of the unit that is drawn (a video: its frames are not independent);
-    each row by itself if None or if there is only one. With K = 1 this is a weighted mean, with
+    each row by itself if None or with fewer than 10 of them, which makes the interval too narrow
+    for video. With K = 1 this is a weighted mean, with
     hits and visibilities of K keypoints it is PCK / 100. Columns with nothing to count drop out.
     The interval is NaN for fewer than two rows.
     """
@@ -294,22 +300,24 @@ def estimate(
     bottom = np.broadcast_to(bottom[:, None] if bottom.ndim == 1 else bottom, top.shape)
     top = np.where(bottom > 0, top, 0.0)
     rows = int((bottom > 0).any(1).sum())
-    if groups is not None and len(np.unique(groups)) > 1:
+    drawn: Literal["groups", "rows"] = "rows"
+    if groups is not None and len(np.unique(groups)) >= FEWEST_GROUPS:
+        drawn = "groups"
         _, label = np.unique(groups, return_inverse=True)
         units = int(label.max()) + 1
         top = np.stack([np.bincount(label, column, units) for column in top.T], 1)
         bottom = np.stack([np.bincount(label, column, units) for column in bottom.T], 1)
     value = float(_ratio(top.sum(0), bottom.sum(0)))
     if rows < 2:
-        return Estimate(value, math.nan, math.nan, rows)
+        return Estimate(value, math.nan, math.nan, rows, drawn)
     generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
+    results = np.empty(resamples)
     for sample in range(resamples):
         picks = generator.integers(0, len(top), len(top))
         weight = np.bincount(picks, minlength=len(top)).astype(np.float64)
-        drawn[sample] = _ratio(weight @ top, weight @ bottom)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), rows)
+        results[sample] = _ratio(weight @ top, weight @ bottom)
+    low, high = np.nanpercentile(results, [2.5, 97.5])
+    return Estimate(value, float(low), float(high), rows, drawn)
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> float:
