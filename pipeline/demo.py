@@ -20,13 +20,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.spatial.transform import Rotation
 
 from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
-from pipeline.readers.pickles import PickleError, load_pickle
-from skel_fit.model_files import load_smpl
+from pipeline.keypoints import KeypointBody
 
 ROWS = 2400
 SEED = 20240
@@ -46,12 +44,7 @@ _MOTION = Path(__file__).with_name("demo_motion.npz")
 _IMAGE_SIZES = ((640, 480), (480, 640), (1280, 720), (1920, 1080), (720, 1280), (1024, 1024))
 _NEAREST = 1.0  # metres from the camera to the first keypoint
 _MARGIN = 0.04  # of the image, free of keypoints
-_BLOCK = 64  # rows of one forward pass; constant, so that no row depends on the others
-_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 _MIRROR = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
-# Vertices behind OpenPose points that are no joints, and joints behind the others (negative - 1).
-_OPENPOSE = (332, -13, -18, -20, -22, -17, -19, -21, -1, -3, -6, -9, -2, -5, -8, 6260, 2800, 4071,
-             583, 3216, 3226, 3387, 6617, 6624, 6787)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,7 +123,7 @@ def demo_columns(
     """The columns of `write_demo` in memory, (rows, ...) each."""
     if rows < 60:
         raise InputError(f"demo: {rows} rows asked for, expected at least 60")
-    bodies = {gender: _Body.load(Path(models_dir), gender) for gender in _label_genders()}
+    bodies = {gender: KeypointBody.load(Path(models_dir), gender) for gender in _label_genders()}
     random = np.random.default_rng(seed)
     columns = _choose_rows(rows, random)
     world = _poses(columns, bodies["neutral"], random)
@@ -217,7 +210,7 @@ def mirror_poses(poses: np.ndarray) -> np.ndarray:
 
 
 def _poses(
-    columns: dict[str, np.ndarray], body: _Body, random: np.random.Generator
+    columns: dict[str, np.ndarray], body: KeypointBody, random: np.random.Generator
 ) -> np.ndarray:
     """(rows, 24, 3) rotation vectors, world frame (y up)."""
     poses = _motion()[columns["frame"]]
@@ -231,7 +224,7 @@ def _poses(
     return poses
 
 
-def _sample(base: np.ndarray, body: _Body, random: np.random.Generator) -> np.ndarray:
+def _sample(base: np.ndarray, body: KeypointBody, random: np.random.Generator) -> np.ndarray:
     """Poses around `base` (n, 24, 3): inside the ranges of motion, limbs outside the body.
 
     What collides is drawn again with less spread; after the last try it stays as the base pose.
@@ -276,7 +269,7 @@ def _turn_hinge(start: np.ndarray, noise: np.ndarray, rule: _Hinge) -> np.ndarra
     return axis * np.clip(wanted, np.minimum(rule.low, angle), np.maximum(rule.high, angle))
 
 
-def _distances(body: _Body, poses: np.ndarray) -> np.ndarray:
+def _distances(body: KeypointBody, poses: np.ndarray) -> np.ndarray:
     """(n, clearances) metres from point to segment, mean body."""
     joints = body.joints(poses, np.zeros((len(poses), 10)))
     result = []
@@ -365,10 +358,7 @@ def _project(
     columns["scale"] = (1.2 * (high - low).max(1) / 200).round(6)
 
 
-# ---- bodies -------------------------------------------------------------------------------------
-
-
-def _keypoints(bodies: dict[str, _Body], columns: dict[str, np.ndarray]) -> np.ndarray:
+def _keypoints(bodies: dict[str, KeypointBody], columns: dict[str, np.ndarray]) -> np.ndarray:
     """(rows, 44, 3) metres, before translation, each row with its own body."""
     result = np.empty((len(columns["gender"]), 44, 3))
     poses = columns["pose_cam"].reshape(-1, 24, 3)
@@ -376,108 +366,3 @@ def _keypoints(bodies: dict[str, _Body], columns: dict[str, np.ndarray]) -> np.n
         chosen = np.flatnonzero(columns["gender"] == gender)
         result[chosen] = body.keypoints(poses[chosen], columns["shape"][chosen])
     return result
-
-
-@dataclass(frozen=True)
-class _Body:
-    """The part of an SMPL model that 44 keypoints need, float64. Vertices are a subset."""
-
-    joint_template: np.ndarray
-    joint_directions: np.ndarray  # (24, 3, 10)
-    template: np.ndarray  # (v, 3)
-    directions: np.ndarray  # (v, 3, 10)
-    correctives: np.ndarray  # (207, v * 3)
-    weights: np.ndarray  # (v, 24)
-    regressor: np.ndarray  # (keypoints made of vertices, v)
-    joint_points: np.ndarray  # which keypoints are joints
-    joint_numbers: np.ndarray  # and which joints
-    vertex_points: np.ndarray  # which keypoints are made of vertices
-
-    @classmethod
-    def load(cls, models_dir: Path, gender: str) -> _Body:
-        smpl = load_smpl(models_dir, gender, dtype=torch.float64)
-        extra = _extra_regressor(models_dir)
-        rows = np.zeros((44, smpl.v_template.shape[0]))
-        for point, vertex in enumerate(_OPENPOSE):
-            if vertex >= 0:
-                rows[point, vertex] = 1
-        rows[25:] = extra
-        joint_points = np.array([k for k, v in enumerate(_OPENPOSE) if v < 0])
-        vertex_points = np.setdiff1d(np.arange(44), joint_points)
-        used = np.flatnonzero(rows.any(0))
-        regressor, directions = smpl.J_regressor.numpy(), smpl.shapedirs.numpy()[:, :, :10]
-        template = smpl.v_template.numpy()
-        return cls(
-            joint_template=regressor @ template,
-            joint_directions=np.einsum("jv,vck->jck", regressor, directions),
-            template=template[used],
-            directions=directions[used],
-            correctives=smpl.posedirs.numpy().reshape(207, -1, 3)[:, used].reshape(207, -1),
-            weights=smpl.lbs_weights.numpy()[used],
-            regressor=rows[vertex_points][:, used],
-            joint_points=joint_points,
-            joint_numbers=np.array([-v - 1 for v in _OPENPOSE if v < 0]),
-            vertex_points=vertex_points,
-        )
-
-    def joints(self, poses: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """(n, 24, 3) joints from poses (n, 24, 3) and betas (n, 10)."""
-        return self._in_blocks(lambda p, b: self._transforms(p, b)[0], poses, betas)
-
-    def keypoints(self, poses: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        """(n, 44, 3) keypoints, metres."""
-        return self._in_blocks(self._keypoints, poses, betas)
-
-    def _in_blocks(self, function, poses: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in range(0, len(poses), _BLOCK):
-            block, shape = poses[start : start + _BLOCK], betas[start : start + _BLOCK]
-            fill = ((0, _BLOCK - len(block)), (0, 0))
-            padded = function(np.pad(block, (*fill, (0, 0))), np.pad(shape, fill))
-            parts.append(padded[: len(block)])
-        return np.concatenate(parts)
-
-    def _transforms(
-        self, poses: np.ndarray, betas: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Posed joints, joint rotations, global rotations, rest joints."""
-        rest = self.joint_template + np.einsum("jck,nk->njc", self.joint_directions, betas)
-        local = Rotation.from_rotvec(poses.reshape(-1, 3)).as_matrix().reshape(-1, 24, 3, 3)
-        world, joints = local.copy(), rest.copy()
-        for joint in range(1, 24):
-            parent = _PARENTS[joint]
-            world[:, joint] = world[:, parent] @ local[:, joint]
-            bone = (rest[:, joint] - rest[:, parent])[..., None]
-            joints[:, joint] = joints[:, parent] + (world[:, parent] @ bone)[..., 0]
-        return joints, local, world, rest
-
-    def _keypoints(self, poses: np.ndarray, betas: np.ndarray) -> np.ndarray:
-        joints, local, world, rest = self._transforms(poses, betas)
-        n = len(poses)
-        feature = (local[:, 1:] - np.eye(3)).reshape(n, 207)
-        shaped = self.template + np.einsum("vck,nk->nvc", self.directions, betas)
-        shaped = shaped + (feature @ self.correctives).reshape(n, -1, 3)
-        offset = joints - (world @ rest[..., None])[..., 0]
-        turn = (self.weights @ world.reshape(n, 24, 9)).reshape(n, -1, 3, 3)
-        vertices = (turn @ shaped[..., None])[..., 0] + self.weights @ offset
-        points = np.empty((n, 44, 3))
-        points[:, self.joint_points] = joints[:, self.joint_numbers]
-        points[:, self.vertex_points] = self.regressor @ vertices
-        return points
-
-
-def _extra_regressor(models_dir: Path) -> np.ndarray:
-    """(19, 6890) of SMPL_to_J19.pkl."""
-    path = models_dir / "SMPL_to_J19.pkl"
-    try:
-        matrix = load_pickle(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: missing; the demo needs the 19 extra joints of the body model folder, "
-            "'hmr-skel default-body --out DIR' writes one with them"
-        ) from None
-    except PickleError as error:
-        raise InputError(f"{path}: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.shape != (19, 6890):
-        raise InputError(f"{path}: expected a matrix of shape (19, 6890)")
-    return np.asarray(matrix, np.float64)

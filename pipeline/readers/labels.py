@@ -103,8 +103,12 @@ class LabelSource(AnnotationSource):
         return self._table.read(start, stop, names)
 
     def check(self) -> None:
+        self.check_bytes()
+        self.check_unit()
+
+    def check_bytes(self) -> None:
+        """The checksums' half of `check`."""
         self._table.check()
-        self._check_unit()
 
     # ---- bodies ----
 
@@ -155,8 +159,9 @@ class LabelSource(AnnotationSource):
         if layout.names:
             row_checks.check_names(verdicts, fields[layout.names], self._options.image_root)
 
-    def _check_unit(self) -> None:
-        """Refuse a file whose `scale` cannot be box side / 200 (datasets.md 4.4)."""
+    def check_unit(self) -> None:
+        """The other half: refuse a file whose `scale` cannot be box side / 200 (datasets.md
+        4.4)."""
         layout = self._layout
         if not layout.scale:
             return
