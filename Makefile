@@ -42,6 +42,17 @@ report: $(STAMP)  ## write the HTML report of SUBSET
 readme-picture: $(STAMP)  ## draw docs/images/demo.png anew from the converted demo
 	$(BIN)/hmr-skel report outputs/demo --picture docs/images/demo.png
 
+# Recipe in configs/regressor and folder of the run; TRAIN_ARGS: further options of hmr-skel train.
+RECIPE ?= tiny
+RUN ?= outputs/$(SUBSET)-$(RECIPE)
+TRAIN_ARGS ?=
+
+demo-images: $(STAMP)  ## render the pictures of the demo labels into the data root
+	$(BIN)/hmr-skel demo-images $(SUBSET) --workers 2
+
+train: convert $(if $(filter demo%,$(SUBSET)),demo-images)  ## train RECIPE (default tiny) on SUBSET into RUN; rerun to resume
+	$(BIN)/hmr-skel train $(OUT) --recipe $(RECIPE) --out $(RUN) $(TRAIN_ARGS)
+
 test: $(STAMP)  ## lint and run the test suite
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest

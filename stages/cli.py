@@ -159,6 +159,75 @@ def lint(
     run(file, as_json)
 
 
+@app.command("demo-images")
+def demo_images(
+    subset: Annotated[str, typer.Argument(metavar="SUBSET", help="A generated subset.")] = "demo",
+    data_root: DataRoot = None,
+    models: Models = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Render the pictures of the demo labels into the data root; rerun to complete."""
+    from stages.demo_images import run_demo_images
+
+    run_demo_images(subset, root=data_root, models=models, workers=workers, quiet=quiet)
+
+
+@app.command()
+def train(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Outputs of conversions.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; given again: resume.")],
+    recipe: Annotated[
+        str, typer.Option(help="A name in configs/regressor or a YAML file.")
+    ] = "default",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A recipe to merge on top, or key.path=value; repeatable."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder, tar or folder of tars with the pictures; one for each DIR."),
+    ] = None,
+    models: Models = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun one GPU each.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Train a regressor on converted datasets, or resume where an earlier run stopped."""
+    from stages.train import run_train
+
+    run_train(
+        directories, out, recipe=recipe, changes=changes or (), images=images or (),
+        models=models, device=device, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    checkpoint: Annotated[Path, typer.Option(help="best.pt of a training folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
+    boxes: Annotated[
+        Path | None, typer.Option(help="JSON or CSV of person boxes. [default: whole pictures]")
+    ] = None,
+    focal: Annotated[float | None, typer.Option(help="Focal length, pixels.")] = None,
+    fov_checkpoint: Annotated[
+        Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")
+    ] = None,
+    models: Models = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    meshes: Annotated[bool, typer.Option(help="Also write a GLB per person.")] = True,
+) -> None:
+    """SKEL parameters, overlay pictures and meshes of the people in pictures."""
+    from stages.predict import run_predict
+
+    run_predict(
+        images, checkpoint, out, boxes=boxes, focal=focal, fov_checkpoint=fov_checkpoint,
+        models=models, device=device, meshes=meshes,
+    )  # fmt: skip
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -175,12 +244,12 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(arguments, prog_name="hmr-skel", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except typer.Exit as error:
-        return error.exit_code
+    except typer.Exit as error:  # also what typer makes of Ctrl-C
+        return _interrupted() if error.exit_code == 130 else error.exit_code
     except PipelineError as error:
         return _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; the same command resumes", 130)
+        return _interrupted()
     except Terminated:
         return _say("terminated; the same command resumes", 143)
     except BrokenPipeError:
@@ -194,6 +263,10 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError):
             return _say(str(error), 74)
         raise
+
+
+def _interrupted() -> int:
+    return _say("interrupted; the same command resumes", 130)
 
 
 def _say(text: str, code: int) -> int:

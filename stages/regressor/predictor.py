@@ -1,0 +1,248 @@
+"""A trained network ready to use: checkpoint in, SKEL bodies in full pictures out.
+
+Fits `protocols.Predictor`. Source: reference/regressor.md sections 1.3 and 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.provenance import file_record
+from stages.regressor import camera, crops, representation
+from stages.regressor.checkpoints import load_checkpoint
+from stages.regressor.config import Recipe
+from stages.regressor.hrnet import HumanFOV
+from stages.regressor.images import decode
+from stages.regressor.loader import BLANK
+from stages.regressor.model import Regressor, View, full_translation
+from stages.regressor.protocols import Batch
+from stages.regressor.vit import some
+
+_FOV_SIDE = 256
+_MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person in one picture.
+
+    data: the encoded picture; name: for messages; center (2,), box (2,) = width and height: pixels;
+    cam_int: (3, 3) intrinsics, pixels.
+    """
+
+    data: bytes
+    name: str
+    center: np.ndarray
+    box: np.ndarray
+    cam_int: np.ndarray
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """enlarge: grow the box to 3 : 4; whole_pixels: round the square; told: side that the network
+    is told, of the `crop` or of the `annotation`.
+    """
+
+    enlarge: bool
+    whole_pixels: bool = False
+    told: str = "crop"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres, camera frame."""
+
+    poses: Tensor
+    betas: Tensor
+    translation: Tensor
+
+
+class CheckpointPredictor:
+    """The network of a checkpoint (`best.pt` or `last.pt`; averaged weights where there are any).
+
+    focal: HumanFOV network for pictures without intrinsics; None: the picture's diagonal is taken,
+    about 53 degrees along it.
+    """
+
+    uses_images = True
+
+    def __init__(
+        self, path: Path, *, device: str = "cpu", focal: HumanFOV | None = None
+    ) -> None:
+        content = load_checkpoint(path)
+        self.path = path
+        self.device = torch.device(device)
+        self.recipe = _recipe(content, path)
+        self.standin = bool(content.get("standin"))
+        self.gender = self.recipe.data.gender
+        self.name = self.recipe.name
+        self._focal = focal.to(self.device) if focal is not None else None
+        self.network = _network(self.recipe, content, path).to(self.device)
+        self._scores = content.get("scores")
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What a result file records."""
+        return {
+            "checkpoint": self.path.name,
+            "sha256": file_record(self.path).sha256,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "gender": self.gender,
+            "standin": self.standin,
+            "validation": self._scores,
+            "focal": "labels, else " + self.focal_source,
+        }
+
+    @property
+    def focal_source(self) -> str:
+        """Where the focal length comes from for a picture without intrinsics."""
+        return "HumanFOV" if self._focal is not None else "picture diagonal (assumed)"
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Predict the rows of an evaluation batch (`protocols.Predictor`).
+
+        A network that was trained on enlarged boxes always gets them, whatever the protocol says.
+        """
+        trained_so = self.recipe.data.enlarge_box
+        rule = CropRule(
+            enlarge=trained_so or batch.crop.grow_to_aspect,
+            whole_pixels=batch.crop.corners == "integer",
+            told="crop" if trained_so else batch.crop.conditioning,
+        )
+        persons = []
+        for k, path in enumerate(batch.images):
+            if path is None:
+                raise InputError(f"row {batch.rows[k]}: has no picture to predict from")
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+            cam_int = batch.cam_int[k]
+            if not np.isfinite(cam_int).all():
+                cam_int = self.intrinsics(data, str(path))
+            persons.append(Person(data, str(path), batch.center[k], batch.box[k], cam_int))
+        found = self.predict(persons, rule)
+        cam_int = torch.from_numpy(np.stack([person.cam_int for person in persons]))
+        return {"poses": found.poses, "betas": found.betas, "cam_t": found.translation,
+                "cam_int": cam_int.float()}  # fmt: skip
+
+    def rule(self) -> CropRule:
+        """The crop rule that the network was trained with."""
+        return CropRule(self.recipe.data.enlarge_box)
+
+    @torch.no_grad()
+    def intrinsics(self, data: bytes, name: str) -> np.ndarray:
+        """(3, 3) intrinsics guessed from a whole picture: HumanFOV, else the diagonal."""
+        picture = decode(data, name)
+        height, width = picture.shape[:2]
+        focal = math.hypot(width, height)
+        if self._focal is not None:
+            image = torch.from_numpy(fov_input(picture))[None].to(self.device)
+            focal = camera.focal_from_fov(float(self._focal(image)[0, 1]), height)
+            if not (math.isfinite(focal) and focal > 0):
+                raise InputError(f"{name}: HumanFOV gives a focal length of {focal}; use --focal")
+        return np.array(camera.intrinsics(focal, width, height))
+
+    @torch.no_grad()
+    def predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
+        """Predict people; each result depends on its own picture only (up to rounding)."""
+        parts = [
+            self._predict(persons[start : start + _MAX_BATCH], rule)
+            for start in range(0, len(persons), _MAX_BATCH)
+        ]
+        return Prediction(
+            *(torch.cat([getattr(part, name) for part in parts]).cpu()
+              for name in ("poses", "betas", "translation"))
+        )  # fmt: skip
+
+    def _predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
+        images, centers, sides, affines = [], [], [], []
+        for person in persons:
+            crop = _crop(person, rule, self.recipe.model.crop_size)
+            if self.recipe.data.blank_images:
+                size = crop.size
+                picture = np.full((size, size * 3 // 4, 3), BLANK, np.uint8)
+            else:
+                picture = crops.cut(person.data, person.name, crop)
+            images.append(crops.normalise(picture))
+            centers.append(crop.center)
+            sides.append(max(person.box) if rule.told == "annotation" else crop.side)
+            affines.append(crop.affine)
+
+        def tensor(values: list) -> Tensor:
+            return torch.from_numpy(np.stack(values).astype(np.float32)).to(self.device)
+
+        view = View(tensor(centers), tensor(sides), tensor([p.cam_int for p in persons]),
+                    tensor(affines))  # fmt: skip
+        box = camera.box_conditioning(view.box_center, view.box_side, view.cam_int)
+        final = self.network(tensor(images), box).final
+        translation = full_translation(final.camera, view)
+        return Prediction(representation.decode(final.code), final.betas, translation)
+
+
+def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
+    side = camera.grown_side(*map(float, person.box), enlarge=rule.enlarge)
+    center = np.asarray(person.center, np.float64)
+    if not (math.isfinite(side) and side >= 1 and np.isfinite(center).all()):
+        raise InputError(
+            f"{person.name}: box centre {center.tolist()}, size {np.asarray(person.box).tolist()}: "
+            "expected finite numbers and at least one pixel"
+        )
+    if rule.whole_pixels:
+        corner = np.round(center - side / 2)
+        side = float(round(side))
+        center = corner + side / 2
+    return crops.Crop(center, side, np.asarray(person.cam_int)[:2, 2], size)
+
+
+def fov_input(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (3, 256, 256) float32: the longer side scaled to 256, centred on
+    white, ImageNet units (1.3).
+    """
+    height, width = picture.shape[:2]
+    factor = _FOV_SIDE / max(height, width)
+    size = max(int(width * factor), 1), max(int(height * factor), 1)
+    small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+    canvas = np.full((_FOV_SIDE, _FOV_SIDE, 3), 255, np.uint8)
+    top, left = (_FOV_SIDE - size[1]) // 2, (_FOV_SIDE - size[0]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = small
+    return crops.normalise(canvas)
+
+
+def _recipe(content: Mapping[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(content["recipe"])
+    except (KeyError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("recipe",)}
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: the recipe inside is not one of this version ({where}); use the hmr-skel "
+            "that trained it"
+        ) from error
+
+
+def _network(recipe: Recipe, content: Mapping[str, Any], path: Path) -> Regressor:
+    network = Regressor(recipe.model)
+    tensors = content.get("ema") or content.get("network") or {}
+    wanted = network.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - wanted.keys())
+    shared = wanted.keys() & tensors.keys()
+    shapes = sorted(name for name in shared if wanted[name].shape != tensors[name].shape)
+    if missing or unknown or shapes:
+        raise InputError(
+            f"{path}: the weights are not those of its recipe: missing {some(missing)}; not "
+            f"expected {some(unknown)}; of another shape {some(shapes)}"
+        )
+    network.load_state_dict(tensors)
+    return network.requires_grad_(False).eval()
