@@ -157,6 +157,10 @@ class Poser:
             self._loaded[kind, gender] = load(self.models, gender, dtype=torch.float64)
         return self._loaded[kind, gender]
 
+    def loaded(self) -> list[Any]:
+        """The models loaded so far."""
+        return list(self._loaded.values())
+
     def _skel(self, skel: Any, values: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
         import torch
 
