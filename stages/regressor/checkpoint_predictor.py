@@ -143,7 +143,7 @@ class CheckpointPredictor:
             first = int(torch.isnan(cam_int).flatten(1).any(1).nonzero()[0])
             raise InputError(
                 f"row {batch.rows[first]}: the labels have no intrinsics; this network needs them "
-                "or a field-of-view network (--fov)"
+                "or a field-of-view network (--fov-checkpoint)"
             )
         return cam_int
 

@@ -137,6 +137,8 @@ class Published(_Strict):
     """Paper and table."""
     values: dict[str, float]
     note: str = ""
+    comparable: bool = True
+    """False: the source copies it from another protocol; it gets no column beside results."""
 
 
 class EvaluationProtocol(_Strict):
