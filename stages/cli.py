@@ -138,6 +138,85 @@ def report(
     write_report(directory, models=models, picture=picture)
 
 
+@app.command()
+def export(
+    directory: Directory,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    format: Annotated[str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads.")] = "hmr-skel-npz",
+    keypoints3d: Annotated[
+        str, typer.Option(help="add (where the labels have none), replace or none.")
+    ] = "add",
+    rejected: Annotated[str, typer.Option(help="Rows without a fit: drop or keep.")] = "drop",
+    max_error: Annotated[
+        float | None, typer.Option(help="Leave out rows with a mean error above this, mm.")
+    ] = None,
+    models: Models = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a converted dataset as a label file for other training code."""
+    from stages.export import export as run
+
+    run(
+        directory,
+        out,
+        format=format,
+        models=models,
+        keypoints3d=keypoints3d,
+        rejected=rejected,
+        max_error=max_error,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def audit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file with SKEL labels.")],
+    models: Models = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Judge with the licence-free pair.")
+    ] = False,
+    smpl_gender: Annotated[
+        str | None, typer.Option(help="neutral, male, female or column. [default: told from FILE]")
+    ] = None,
+    skel_gender: Annotated[
+        str | None, typer.Option(help="male, female or column. [default: told from FILE]")
+    ] = None,
+    limits: Annotated[str, typer.Option(help="default, published or none.")] = "default",
+    sample: Annotated[
+        int | None, typer.Option(help="Judge about so many rows, evenly spread.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge existing SKEL labels against their own SMPL columns."""
+    from stages.audit import run_audit
+
+    run_audit(
+        file,
+        models=models,
+        standin=stand_in,
+        smpl_gender=smpl_gender,
+        skel_gender=skel_gender,
+        limits_name=limits,
+        sample=sample,
+        as_json=as_json,
+        html=html,
+    )
+
+
+@app.command()
+def card(
+    directory: Directory,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write. [default: DIR/README.md]")
+    ] = None,
+) -> None:
+    """Write a dataset card for a converted dataset."""
+    from stages.card import card as run
+
+    run(directory, out)
+
+
 @app.command("default-body")
 def default_body(
     out: Annotated[Path, typer.Option("--out", help="Folder for the files, made if missing.")],
@@ -228,6 +307,79 @@ def predict(
     )  # fmt: skip
 
 
+@app.command()
+def evaluate(
+    protocols: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROTOCOL...", help="Names in configs/protocols or YAML files. "
+                       "[default: demo]"),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="best.pt of a training folder. [default: baselines only]")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Predictions of another program, npz.")
+    ] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Converted dataset, for protocols on shards.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Label file. [default: where the protocol says]")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder or tar file with the pictures.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("evaluation"),
+    data_root: DataRoot = None,
+    models: Models = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    crop: Annotated[
+        str, typer.Option(help="Crop rule of a checkpoint: recipe (its own) or protocol.")
+    ] = "recipe",
+    fov_checkpoint: Annotated[
+        Path | None, typer.Option(help="HumanFOV weights. [default: focal length of the labels]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="First N rows only.")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Worst rows to draw.")] = 6,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Score a checkpoint, or stored predictions, and baselines under evaluation protocols."""
+    from stages.evaluate import Request
+    from stages.evaluate import evaluate as run_evaluate
+
+    if crop not in ("recipe", "protocol"):
+        raise UsageError(f"--crop {crop}: expected recipe or protocol")
+    run_evaluate(
+        Request(
+            tuple(protocols or ("demo",)), out, checkpoint=checkpoint, predictions=predictions,
+            shards=shards, labels=labels, images=images, data_root=data_root, models=models,
+            device=device, crop=crop, fov=fov_checkpoint, batch_size=batch_size, limit=limit,
+            worst=worst, quiet=quiet,
+        )
+    )  # fmt: skip
+
+
+@app.command("moyo-hard")
+def moyo_hard(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="MOYO label file, npz.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    camera: Annotated[
+        str, typer.Option(help="Folder of the front camera; the source leaves it open.")
+    ] = "YOGI_Cam_01",
+    rounding: Annotated[
+        str, typer.Option(help="Of a quarter of a video: floor, ceil, nearest or slice.")
+    ] = "floor",
+    expected: Annotated[
+        int, typer.Option(min=0, help="Number of rows that must come out; 0: any.")
+    ] = 9725,
+) -> None:
+    """Make MOYO-HARD (one camera, middle half of every video) out of a MOYO label file."""
+    from stages.evaluate import moyo_hard as build
+
+    build(source, out, camera=camera, rounding=rounding, expected=expected)
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -243,9 +395,8 @@ def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code."""
     try:
         result = app(arguments, prog_name="hmr-skel", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except typer.Exit as error:  # also what typer makes of Ctrl-C
-        return _interrupted() if error.exit_code == 130 else error.exit_code
+        code = result if isinstance(result, int) else 0
+        return _interrupted() if code == 130 else code  # what typer makes of Ctrl-C
     except PipelineError as error:
         return _say(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ def export(
     *,
     format: str = "hmr-skel-npz",
     models: Path | None = None,
-    keypoints3d: Literal["add", "replace", "none"] = "add",
-    rejected: Literal["drop", "keep"] = "drop",
+    keypoints3d: str = "add",
+    rejected: str = "drop",
     max_error: float | None = None,
     as_json: bool = False,
 ) -> Exported:
@@ -38,8 +38,8 @@ def export(
         format: `hmr-skel-npz`.
         models: folder with body models, for the keypoints; by default where the conversion had
             them.
-        keypoints3d: `add` makes them where the labels have none, `replace` always.
-        rejected: what to do with rows that could not be fitted.
+        keypoints3d: `add` makes them where the labels have none, `replace` always, `none` never.
+        rejected: `drop` or `keep` rows that could not be fitted.
         max_error: millimetres; leave out rows with a larger mean vertex error.
         as_json: print one JSON object.
 
@@ -65,7 +65,7 @@ def export(
         out,
         keypoints=_SkelKeypoints(dataset, models) if wanted else None,
         existing_keypoints="replace" if keypoints3d == "replace" else "keep",
-        rejected=rejected,
+        rejected="keep" if rejected == "keep" else "drop",
         max_error=None if max_error is None else max_error / 1000,
     )
     print(json.dumps(describe(exported), sort_keys=True) if as_json else _table(exported))

@@ -1,0 +1,191 @@
+"""`hmr-skel card`: a dataset card in the order of the Hugging Face template.
+
+Everything that can be known is taken from plan, summary, receipts and columns, never typed by hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.atomic import write_bytes
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import PipelineError
+from pipeline.manifest import load_manifest
+from pipeline.plan import Plan
+from pipeline.row_checks import REASONS
+from pipeline.rundir import RunDirectory
+from pipeline.shards import RESULT_COLUMNS
+from stages import pages
+from stages.report import collect, genders
+
+_SIZES = (
+    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What a column holds: unit, frame, range, and what stands for a missing value."""
+
+    content: str
+    unit: str = ""
+    frame: str = ""
+    range: str = ""
+    missing: str = ""
+
+
+_NAN = "NaN in rejected rows"
+_RESULTS = {
+    "skel_poses": ("rad", "bone axes; [:3] camera frame", "joint limits of the fit", _NAN),
+    "skel_betas": ("", "", "", _NAN),
+    "skel_trans": ("m", "camera", "", _NAN),
+    "vertex_error_unlimited": ("m", "", "0 and more", "NaN unless a limit is active"),
+    "active_limits": ("", "", "true or false", "false"),
+    "iterations": ("", "", "0 and more", "0"),
+    "start": ("", "", "0 and more", "-1"),
+    "source_row": ("", "", "0 and more", ""),
+}
+_ORIGINALS = {
+    "imgname": _Meaning("image, below the image root"),
+    "center": _Meaning("middle of the person's box, x and y", "px", "image"),
+    "scale": _Meaning("side of the box / 200", "200 px", "image", "above 0"),
+    "pose_cam": _Meaning("SMPL pose, axis-angle, [:3] the root", "rad", "camera"),
+    "shape": _Meaning("SMPL shape"),
+    "trans_cam": _Meaning("added to the SMPL output", "m", "camera"),
+    "cam_int": _Meaning("intrinsics of the whole image", "px", "image"),
+    "gtkps": _Meaning("keypoints: x, y, confidence", "px", "image", "", "confidence 0"),
+    "keypoints3d": _Meaning("keypoints: x, y, z, confidence", "m", "camera", "", "confidence 0"),
+    "gender": _Meaning("body model of the label", "", "", "neutral, male, female"),
+}
+
+
+def card(directory: Path, out: Path | None = None) -> Path:
+    """Write the card and print where it is.
+
+    Args:
+        directory: output of a complete conversion.
+        out: the file; DIR/README.md by default.
+
+    Raises:
+        Incomplete: a card describes a whole dataset.
+        InputError, OutputError: no dataset; the card cannot be written.
+    """
+    dataset = open_dataset(directory)
+    path = out or Path(directory) / "README.md"
+    text = pages.page("card.md.j2", context(dataset))
+    write_bytes(path, text.encode("utf-8"))
+    print(path)
+    return path
+
+
+def context(dataset: Dataset) -> dict[str, Any]:
+    """The values of the card's template."""
+    plan, summary = dataset.plan, dataset.attrs["summary"]
+    states = RunDirectory(dataset.directory).inspect_all(plan, checksums=False)
+    receipts = [state.receipt for state in states if state.receipt is not None]
+    columns = collect(dataset)
+    rows = len(dataset)
+    rejected = {
+        status.removeprefix("rejected:"): n
+        for status, n in summary["status"].items()
+        if status.startswith("rejected:")
+    }
+    return {
+        "front_matter": _front_matter(plan, rows, dataset.attrs["standin"]),
+        "plan": plan,
+        "description": _description(plan),
+        "standin": dataset.attrs["standin"],
+        "digest": dataset.attrs["digest"],
+        "rows": rows,
+        "fitted": int(columns.fitted.sum()),
+        "bytes": summary["bytes"],
+        "status": {k: n for k, n in summary["status"].items() if not k.startswith("rejected:")},
+        "rejected": [(name, n, REASONS.get(name, "found by the fit")) for name, n in
+                     sorted(rejected.items())],
+        "errors": genders(columns),
+        "groups": {
+            name: sorted((n, int((codes == i).sum())) for i, n in enumerate(names))
+            for name, (codes, names) in columns.groups.items()
+            if name in ("split", "pose_source")
+        },
+        "schema": _schema(plan),
+        "compute_seconds": sum(receipt.seconds for receipt in receipts),
+        "devices": sorted(
+            {str(r.machine.get("device_name") or r.machine.get("device")) for r in receipts}
+        ),
+        "dates": _dates([receipt.started for receipt in receipts]),
+    }  # fmt: skip
+
+
+def _front_matter(plan: Plan, rows: int, standin: bool) -> str:
+    size = next((name for limit, name in _SIZES if rows < limit), "n>100M")
+    return yaml.safe_dump(
+        {
+            "pretty_name": f"{plan.name}: SMPL labels as SKEL",
+            "license": "other",
+            "license_name": "source-terms",
+            "task_categories": ["keypoint-detection"],
+            "tags": ["human-pose", "human-mesh-recovery", "smpl", "skel", "biomechanics"]
+            + (["stand-in-body"] if standin else []),
+            "size_categories": [size],
+        },
+        sort_keys=False,
+        allow_unicode=True,
+    ).strip()
+
+
+def _description(plan: Plan) -> str:
+    """The manifest's own words, where a manifest of that name is at hand."""
+    try:
+        found = load_manifest(plan.name)
+    except PipelineError:
+        return ""
+    return _cell(" ".join(found.description.split()))
+
+
+def _schema(plan: Plan) -> list[dict[str, str]]:
+    rows = []
+    for name, column in RESULT_COLUMNS.items():
+        error = name.startswith("vertex_error_")
+        known = _RESULTS.get(name, ("m", "", "0 and more", _NAN) if error else ("", "", "", ""))
+        shape = _shape(column.shape)
+        dtype = "text" if column.dtype == "U" else np.dtype(column.dtype).name
+        meaning = _Meaning(column.description, *known)
+        rows.append(_line(name, shape, dtype, meaning))
+    for item in plan.fields:
+        dtype = {"U": "text", "S": "text (bytes)"}.get(
+            np.dtype(item.dtype).kind, np.dtype(item.dtype).name
+        )
+        meaning = _ORIGINALS.get(item.source, _Meaning("as in the label file"))
+        rows.append(_line(item.stored, _shape(item.shape), dtype, meaning))
+    return rows
+
+
+def _line(name: str, shape: str, dtype: str, meaning: _Meaning) -> dict[str, str]:
+    values = {"name": name, "shape": shape, "dtype": dtype, **vars(meaning)}
+    return {key: _cell(value) for key, value in values.items()}
+
+
+def _cell(text: str) -> str:
+    """Names come from label files: nothing in them may break the table or add markup."""
+    safe = "".join(c if c.isprintable() else " " for c in text)
+    return safe.replace("|", "&#124;").replace("<", "&lt;").replace("`", "'")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "(" + ", ".join(str(n) for n in ("n", *shape)) + ("," if not shape else "") + ")"
+
+
+def _dates(started: Sequence[float]) -> str:
+    if not started:
+        return "unknown"
+    first, last = (time.strftime("%Y-%m-%d", time.gmtime(t)) for t in (min(started), max(started)))
+    return first if first == last else f"{first} to {last}"
