@@ -86,7 +86,7 @@ class KeypointBody:
         self, function: Callable[..., np.ndarray], poses: np.ndarray, betas: np.ndarray
     ) -> np.ndarray:
         parts = []
-        for start in range(0, len(poses), _BLOCK):
+        for start in range(0, max(len(poses), 1), _BLOCK):
             block, shape = poses[start : start + _BLOCK], betas[start : start + _BLOCK]
             fill = ((0, _BLOCK - len(block)), (0, 0))
             padded = function(np.pad(block, (*fill, (0, 0))), np.pad(shape, fill))
