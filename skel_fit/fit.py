@@ -239,14 +239,14 @@ def _in_blocks(
     task: Callable[[Tensor], tuple[Tensor, Tensor]], n: int, solver: Solver
 ) -> tuple[Tensor, Tensor]:
     """The task over n rows in padded blocks, so that no row depends on how many there are."""
+    if n == 0:
+        empty = torch.zeros(0, 3, dtype=torch.float64, device=solver.device)
+        return empty, empty
     first, second = [], []
     for part in torch.arange(n, device=solver.device).split(solver.width):
         a, b = task(padded(part, solver.width))
         first.append(a[: part.numel()])
         second.append(b[: part.numel()])
-    if not first:
-        empty = torch.zeros(0, 3, dtype=torch.float64, device=solver.device)
-        return empty, empty
     return torch.cat(first), torch.cat(second)
 
 

@@ -7,6 +7,7 @@ reduced solver with it; benchmarks use it for the best known optimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,8 +48,19 @@ class DenseProblem:
     def offsets(self, poses: Tensor) -> Tensor:
         """(n, V, 3) pose-corrective offsets."""
         local = self.skel.bone_transforms(poses[:, :46], self.identity)[2]
-        basis = self.skel.posedirs[torch.as_tensor(self.plan.vertices.indices)]
-        return torch.einsum("vcf,nf->nvc", basis, self.skel.pose_features(local))
+        flat = self.skel.pose_features(local) @ self._basis
+        return flat.view(poses.shape[0], -1, 3)
+
+    @cached_property
+    def _basis(self) -> Tensor:
+        """(207, 3V) pose correctives of the stage's vertices."""
+        chosen = self.skel.posedirs[torch.as_tensor(self.plan.vertices.indices)]
+        return chosen.flatten(0, 1).T.contiguous()
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        """(V, 24) skinning weights of the stage's vertices."""
+        return self.skel.skin_weights[torch.as_tensor(self.plan.vertices.indices)]
 
     def points(self, poses: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Skin vertices (n, V, 3) and joints (n, 24, 3) with the given offsets."""
@@ -56,11 +68,14 @@ class DenseProblem:
         positions = positions + poses[:, None, 46:49]
         chosen = torch.as_tensor(self.plan.vertices.indices)
         shaped = self.identity.vertices[:, chosen] + offsets
-        weights = self.skel.skin_weights[chosen]
-        posed = torch.zeros_like(shaped)
-        for k in range(24):
-            moved = (shaped - self.identity.joints[:, None, k]) @ rotations[:, k].transpose(1, 2)
-            posed = posed + weights[:, k, None] * (moved + positions[:, None, k])
+        shift = positions - (rotations @ self.identity.joints[..., None])[..., 0]
+        rows = []
+        for i in range(3):  # a component at a time: no (n, V, 3, 4) tensor
+            total = shift[:, :, i] @ self._weights.T
+            for c in range(3):
+                total = total + (rotations[:, :, i, c] @ self._weights.T) * shaped[..., c]
+            rows.append(total)
+        posed = torch.stack(rows, dim=-1)
         return posed, positions
 
     def residuals(self, poses: Tensor, offsets: Tensor | None = None) -> Tensor:

@@ -1,0 +1,228 @@
+"""The reduced solver against its slow twin, and its two sets of kernels against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skel_fit import FitConfig, fit_skel, fit_skel_to_vertices, limits, load_skel, load_smpl
+from skel_fit.default_body import default_body_directory
+from skel_fit.solver import numba_kinematics, numba_minimise
+from skel_fit.solver.dense import DenseProblem
+from skel_fit.solver.engine import SearchState, Solver
+
+MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
+
+
+def motion(count: int) -> torch.Tensor:
+    """(count, 72) real SMPL poses, evenly spread over the demo motion, float64."""
+    with np.load(MOTION) as file:
+        poses = file["poses"]
+    index = np.linspace(0, len(poses) - 1, count).astype(int)
+    return torch.as_tensor(poses[index].astype(np.float64))
+
+
+def shapes(count: int, seed: int = 0) -> torch.Tensor:
+    """(count, 10) betas ~ N(0, 1), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 10, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def pair64():
+    """Male stand-in pair, float64."""
+    folder = default_body_directory()
+    return (
+        load_skel(folder, "male", dtype=torch.float64),
+        load_smpl(folder, "male", dtype=torch.float64),
+    )
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Male stand-in pair, float32."""
+    folder = default_body_directory()
+    return load_skel(folder, "male"), load_smpl(folder, "male")
+
+
+EXACT = FitConfig(
+    dtype="float64", tolerance=1e-7, steps=20, restarts=False, prior_spine=1e-5, prior_scapula=1e-5
+)
+
+
+@pytest.fixture(scope="module")
+def evaluated(pair64):
+    """A released-recipe stage (joint term, free root) at poses away from the optimum."""
+    skel, smpl = pair64
+    solver = Solver(skel, smpl, EXACT.model_copy(update={"recipe": "released"}))
+    poses, betas = motion(4), shapes(4)
+    goal = solver.smpl_goal(poses, betas)
+    problem = DenseProblem.of(skel, solver, -1, goal, betas)
+    index = torch.arange(16) % 4
+    shape = solver.kernels.identity(betas[index])
+    start = solver.kernels.start(
+        goal(index).rotations,
+        shape,
+        *(torch.as_tensor(bound) for bound in (solver.lower, solver.upper)),
+        torch.zeros(24, dtype=torch.int64),
+    )
+    generator = torch.Generator().manual_seed(1)
+    start += 0.05 * torch.randn(start.shape, generator=generator, dtype=torch.float64)[index]
+    plan = solver.plans[-1]
+    transforms, features = solver.kernels.pose_bones(start, shape)
+    points = (plan.vertices.basis @ features).view(-1, 3, 16)
+    energy, moments, pull = solver.kernels.residual_moments(
+        plan.vertices, transforms, points, goal(index).targets
+    )
+    corrective = plan.vertices.pose_basis.T @ pull.view(-1, 16)
+    return solver, plan, problem, shape, start, (energy, moments, corrective)
+
+
+def row_model(evaluated, row: int, second_moments: torch.Tensor | None = None):
+    """Half gradient (49,) and half Gauss-Newton matrix (49,49) of one row, reduced form."""
+    solver, plan, problem, shape, start, (_, moments, corrective) = evaluated
+    work = numba_kinematics.make_work()
+    identity = [part[row].numpy() for part in (shape.joints, shape.frames, shape.lengths)]
+    numba_kinematics._kinematics(solver.skeleton, start[row].numpy(), *identity, work)
+    transforms = np.empty((24, 3, 4))
+    numba_kinematics._transforms(work, identity[0], transforms)
+    numba_minimise._twists(solver.skeleton, work)
+    masses = plan.tables.joint_masses
+    homogeneous = np.concatenate([identity[0], np.ones((24, 1))], axis=1)
+    miss = masses[:, None] * (work.positions - problem.joint_targets[row].numpy())
+    force = moments[:, :, row].numpy().reshape(24, 3, 4) + miss[:, :, None] * homogeneous[:, None]
+    joint_moments = masses[:, None, None] * homogeneous[:, :, None] * homogeneous[:, None]
+    gradient, matrix = np.zeros(49), np.zeros((49, 49))
+    numba_minimise._gradient(
+        solver.skeleton,
+        plan.tables,
+        transforms,
+        force,
+        np.ascontiguousarray(corrective[:, row].numpy()),
+        start[row].numpy(),
+        work,
+        gradient,
+    )
+    pair_moments = solver._pair_moments(plan, shape)[row].numpy()
+    numba_minimise._curvature(
+        solver.skeleton, plan.tables, transforms, pair_moments, joint_moments, work, matrix
+    )
+    return gradient, matrix
+
+
+def test_objective_and_exact_gradient_match_automatic_differentiation(evaluated):
+    solver, plan, problem, shape, start, (energy, _, _) = evaluated
+    extra = solver.kernels.extra_energy(
+        plan.tables, shape, problem.joint_targets[torch.arange(16) % 4], start
+    )
+    torch.testing.assert_close(
+        (energy + extra)[:4], problem.objective(start[:4]), rtol=1e-7, atol=0
+    )
+    expected = problem.gradient(start[:4]).numpy()
+    for row in range(4):
+        gradient, _ = row_model(evaluated, row)
+        scale = np.abs(expected[row]).max()
+        free = plan.tables.free
+        assert np.abs(2 * gradient[free] - expected[row][free]).max() < 1e-7 * scale
+
+
+def test_subtree_second_moments_are_the_gauss_newton_matrix(evaluated):
+    _, plan, problem, _, start, _ = evaluated
+    # the reduced matrix leaves the correctives out (docs/solver.md): so does the twin here
+    two = problem.rows(torch.arange(2))
+    still = torch.zeros_like(two.targets)
+    columns = []
+    for d in range(49):
+        tangent = torch.zeros_like(start[:2])
+        tangent[:, d] = float(plan.tables.free[d])
+        columns.append(
+            torch.func.jvp(lambda q: two.residuals(q, still), (start[:2],), (tangent,))[1]
+        )
+    jacobian = torch.stack(columns, dim=1)
+    expected = (jacobian @ jacobian.transpose(1, 2)).numpy()
+    for row in range(2):
+        _, matrix = row_model(evaluated, row)
+        keep = np.outer(plan.tables.free, plan.tables.free)
+        assert np.abs((matrix - expected[row])[keep]).max() < 1e-6 * np.abs(expected[row]).max()
+
+
+@pytest.mark.parametrize("table", ["default", "none"])
+def test_solutions_are_optima_of_the_slow_twin(pair64, table):
+    skel, smpl = pair64
+    solver = Solver(skel, smpl, EXACT.model_copy(update={"limits": table}))
+    poses, betas = motion(2), shapes(2)
+    goal = solver.smpl_goal(poses, betas)
+    found = solver.solve(goal, betas)
+    problem = DenseProblem.of(skel, solver, -1, goal, betas)
+    polished, energy = problem.minimise(found.poses, steps=2)
+    assert found.settled.all()
+    torch.testing.assert_close(found.energy, energy, rtol=1e-8, atol=0)
+    assert (found.poses - polished).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("recipe", ["hierarchical", "released"])
+def test_plain_torch_kernels_find_the_same_poses(pair, recipe):
+    skel, smpl = pair
+    poses, betas, transl = motion(6), shapes(6), torch.zeros(6, 3)
+    # few steps and rounds suffice: both walk the same path
+    fused, plain = (
+        fit_skel(
+            skel,
+            smpl,
+            poses,
+            betas,
+            transl,
+            FitConfig(kernels=kernels, recipe=recipe, block_size=8),
+        )
+        for kernels in ("numba", "torch")
+    )
+    assert (fused.poses - plain.poses).abs().max() < 1e-4
+    torch.testing.assert_close(
+        fused.vertex_error_mean, plain.vertex_error_mean, atol=1e-7, rtol=1e-5
+    )
+    assert fused.status == plain.status
+
+
+def test_own_meshes_are_recovered(pair):
+    """Zero error is possible on SKEL's own meshes: mean <= 0.2 mm, no row above 1 mm."""
+    skel, _ = pair
+    generator = torch.Generator().manual_seed(5)
+    count = 48
+    table = torch.as_tensor(limits("default")).clamp(-2.5, 2.5)
+    share = 0.1 + 0.8 * torch.rand(count, 46, generator=generator, dtype=torch.float64)
+    poses = table[:, 0] + share * (table[:, 1] - table[:, 0])
+    poses[:, 17:29] *= 0.5  # a spine at the end of all its ranges at once is no human pose
+    poses[:, 36:39] *= 0.5
+    betas, trans = shapes(count), torch.randn(count, 3, generator=generator)
+    vertices = skel(poses.float(), betas.float(), trans).skin_vertices
+    found = fit_skel_to_vertices(skel, vertices, betas)
+    again = skel(found.poses, found.betas, found.trans).skin_vertices
+    error = (again - vertices).norm(dim=2).mean(dim=1)
+    torch.testing.assert_close(error, found.vertex_error_mean, atol=2e-6, rtol=0)
+    assert error.mean() < 2e-4
+    assert error.max() < 1e-3
+
+
+def test_a_worse_candidate_is_not_kept(evaluated):
+    """The best state survives a round whose candidate is worse, and the damping grows."""
+    solver, plan, _, shape, start, (energy, moments, corrective) = evaluated
+    state = SearchState.begin(start)
+    state.best_energy[:] = energy * 0.5
+    before = state.best_poses.clone()
+    joints = torch.zeros(16, 24, 3, dtype=torch.float64)
+    solver.kernels.minimise(
+        plan.tables,
+        shape,
+        solver._pair_moments(plan, shape),
+        joints,
+        (energy, moments, corrective),
+        torch.ones(16, dtype=torch.bool),
+        1,
+        1e-3,
+        state,
+    )
+    assert torch.equal(state.best_poses, before)
+    assert (state.failures == 1).all()
