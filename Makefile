@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild
+.PHONY: help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ default-body-asset: build-tools  ## rebuild the committed stand-in body (downloa
 
 test-rebuild: build-tools  ## compare a rebuilt stand-in body with the committed one
 	HMR_SKEL_BUILD_WORK=$(abspath $(BUILD_WORK)) $(BIN)/python -m pytest -m rebuild tests/test_default_body.py
+
+chaos: $(STAMP)  ## kill conversions N times at random and compare digests, then 200 random histories
+	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),50) --seed $(or $(SEED),0)
+	$(BIN)/python -m pytest -m chaos tests/test_faults.py
 
 lint: $(STAMP)  ## ruff only
 	$(BIN)/ruff check .

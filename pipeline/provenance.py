@@ -62,13 +62,13 @@ def file_record(path: Path) -> FileRecord:
 
 
 def code_version() -> dict[str, str]:
-    """Package version and a digest of every source file that decides the bytes of a shard."""
+    """Digest of every source file that decides the bytes of a shard."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for path in _code_files(root, _CODE):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")
-    return {"package": _version("hmr-skel"), "sha256": digest.hexdigest()}
+    return {"sha256": digest.hexdigest()}
 
 
 def software() -> dict[str, str]:
@@ -83,6 +83,7 @@ def machine(device: str) -> dict[str, Any]:
         "host": platform.node(),
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "hmr-skel": _version("hmr-skel"),
     }
     if device.startswith("cuda"):
         import torch

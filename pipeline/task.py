@@ -43,7 +43,7 @@ class Job:
     models: Path | None
     device: str = "cpu"
     threads: int = 0
-    """Torch threads; 0 leaves the library's choice."""
+    """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,6 @@ class ShardWorker:
     """A process's open source and loaded models; runs any shard of its job."""
 
     def __init__(self, job: Job) -> None:
-        if job.threads:
-            import torch
-
-            torch.set_num_threads(job.threads)
         _check_device(job.device)
         self.job = job
         _check_software(job.plan)

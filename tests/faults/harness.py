@@ -175,7 +175,7 @@ def make_bench(
 ) -> Bench:
     bench = Bench(root, orders)
     bench.faults.mkdir(parents=True, exist_ok=True)
-    write_source(bench.labels, rows, bad_rows=bad_rows)
+    write_source(bench.labels, rows, bad_rows=[row for row in bad_rows if row < rows])
     write_manifest(bench.manifest, shard_rows, **changes)
     return bench
 
@@ -184,7 +184,7 @@ def shard_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of every file under its final name in `shards/`."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((directory / "shards").iterdir())
+        for path in sorted((directory / "shards").glob("shard-*.h5"))
     }
 
 

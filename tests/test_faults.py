@@ -1,0 +1,486 @@
+"""Kills, full disks, signals, poison shards: the promises of reference/pipeline.md section 6.
+
+Real processes and real signals. `make chaos` runs the random part longer; docs/reliability.md says
+which test keeps which promise.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from pipeline import open_dataset
+from pipeline.rows import Rows, RowStream, identity
+from tests.faults.chaos import chaos
+from tests.faults.crash import dying_at, record_steps, run_in_child
+from tests.faults.harness import (
+    FAULTY,
+    TRIVIAL,
+    Bench,
+    leftovers,
+    make_bench,
+    shard_digests,
+    summary,
+    tree,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc of Linux")
+SIGKILL = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Shard digests of an undisturbed run (plan as in `make_bench`, `FaultyFit`)."""
+    bench = make_bench(tmp_path_factory.mktemp("reference") / "bench")
+    assert bench.run().returncode == 0
+    return shard_digests(bench.out)
+
+
+def check_whole(bench: Bench, reference: dict[str, str]) -> None:
+    assert shard_digests(bench.out) == reference
+    assert summary(bench.out)["complete"]
+    assert leftovers(bench.out) == []
+
+
+def wait_for_calls(bench: Bench, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(bench.calls()) < count:
+        assert time.monotonic() < deadline, "no calls"
+        time.sleep(0.02)
+
+
+def wait_until_gone(group: int) -> None:
+    """Every process of a group has ended (multiprocessing's own tracker needs a moment)."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        assert time.monotonic() < deadline, "a child is left"
+        time.sleep(0.02)
+
+
+def test_random_kills_change_nothing(tmp_path: Path) -> None:
+    """Promises P1 and P2; the long version is `make chaos`."""
+    tally = chaos(tmp_path / "chaos", kills=5, seed=7)
+    assert tally.good, tally
+    assert tally.kills == 5 and tally.completions >= 1 and tally.looks > 50
+
+
+def test_dying_at_every_file_operation(tmp_path: Path) -> None:
+    """Promises P1 and P2 without luck: SIGKILL before the n-th open, write, fsync, rename, ..."""
+    bench = make_bench(tmp_path / "bench", rows=16)
+    assert run_in_child(lambda: bench.convert(directory=bench.root / "whole")) == 0
+    whole = shard_digests(bench.root / "whole")
+    step, deaths = 0, 0
+    while True:
+        step += 1 if step < 12 else 4
+        ended = run_in_child(dying_at(step, bench.convert))
+        found = shard_digests(bench.out) if (bench.out / "shards").exists() else {}
+        assert found.items() <= whole.items(), f"a partial file after operation {step}"
+        if ended == 0:
+            break
+        assert ended == SIGKILL
+        deaths += 1
+        assert run_in_child(bench.convert) == 0, f"no resume after operation {step}"
+        check_whole(bench, whole)
+        shutil.rmtree(bench.out)
+    assert deaths > 15
+
+
+def test_every_rename_comes_after_fsync_and_before_fsync_of_the_folder(tmp_path: Path) -> None:
+    """Promise P2: the order that survives a power cut."""
+    bench = make_bench(tmp_path / "bench", rows=16)
+    steps = record_steps(bench.convert)
+    renames = [index for index, (step, _) in enumerate(steps) if step == "replace"]
+    assert len(renames) >= 6
+    for index in renames:
+        target = Path(steps[index][1])
+        written = [path for step, path in steps[:index] if step == "write"][-1]
+        assert Path(written).parent == target.parent and written.endswith(".tmp")
+        assert steps[index - 1] == ("fsync", written)
+        assert steps[index + 1 : index + 3] == [
+            ("open", str(target.parent)),
+            ("fsync", str(target.parent)),
+        ]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")
+def test_the_kernel_sees_fsync_before_rename(tmp_path: Path) -> None:
+    """Promise P2, by strace."""
+    bench = make_bench(tmp_path / "bench", rows=8)
+    log = tmp_path / "strace.txt"
+    trace = "trace=openat,fsync,rename,renameat,renameat2"
+    done = bench.cli(["strace", "-f", "-o", str(log), "-e", trace, *bench.command()])
+    if "PTRACE" in done.stderr or not log.exists() or "rename" not in log.read_text():
+        pytest.skip("ptrace is not allowed here")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if "(" in line]
+    renames = [i for i, call in enumerate(calls) if call.startswith("rename") and ".tmp" in call]
+    assert len(renames) >= 4
+    for index in renames:
+        assert calls[index - 1].startswith("fsync(") and calls[index - 1].endswith("= 0")
+        assert "O_DIRECTORY" in calls[index + 1] and calls[index + 2].startswith("fsync(")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_the_run_and_leave_no_process(
+    tmp_path: Path, reference: dict[str, str], workers: str, number: int, code: int
+) -> None:
+    """Promise P17."""
+    bench = make_bench(tmp_path / "bench")
+    bench.order("slow-all", "0.3")
+    driver = bench.start("--workers", workers)
+    wait_for_calls(bench, 2)
+    os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
+    _, errors = driver.communicate(timeout=10)
+    assert driver.returncode == code, errors
+    assert errors.splitlines()[-1].startswith("hmr-skel: ") and "Traceback" not in errors
+    wait_until_gone(driver.pid)
+    assert leftovers(bench.out) == []
+    assert not list((bench.out / "attempts").iterdir()), "a stopped run is no fault of a shard"
+    (bench.faults / "slow-all").unlink()
+    assert bench.run().returncode == 0
+    check_whole(bench, reference)
+
+
+def test_poison_shards_with_two_workers(tmp_path: Path, reference: dict[str, str]) -> None:
+    """Promise P14: exactly three attempts, quarantined with rows named, the rest done, exit 3."""
+    bench = make_bench(tmp_path / "bench")
+    for order in ("kill-20", "raise-41", "memory-59"):
+        bench.order(order)
+    done = bench.run("--workers", "2")
+    assert done.returncode == 3, done.stderr
+    calls = Counter(row for _, row in bench.calls())
+    assert {row: count for row, count in calls.items() if count > 1} == {16: 3, 40: 3, 56: 3}
+    found = summary(bench.out)
+    assert [item["shard"] for item in found["failed"]] == [2, 5, 7]
+    assert [item["rows"] for item in found["failed"]] == [[16, 24], [40, 48], [56, 60]]
+    for item, part in zip(found["failed"], ("SIGKILL", "row 41", "MemoryError"), strict=True):
+        assert part in item["reason"]
+    assert sorted(path.name for path in (bench.out / "failed").iterdir()) == [
+        f"shard-0000{n}.json" for n in (2, 5, 7)
+    ]
+    assert "told to fail" in (bench.out / "failed" / "shard-00005.json").read_text()
+    assert sum(found["status"].values()) == found["rows_written"] == 40
+    before = len(bench.calls())
+    assert bench.run().returncode == 3 and len(bench.calls()) == before, "quarantined ones wait"
+    for order in ("kill-20", "raise-41", "memory-59"):
+        (bench.faults / order).unlink()
+    assert bench.run("--retry-failed").returncode == 0
+    check_whole(bench, reference)
+    assert not list((bench.out / "failed").iterdir())
+
+
+def test_a_poison_shard_in_process_is_counted_on_disk(
+    tmp_path: Path, reference: dict[str, str]
+) -> None:
+    """Promise P14: it takes the driver with it once; then it runs apart, last, and is given up."""
+    bench = make_bench(tmp_path / "bench")
+    bench.order("kill-20")
+    assert bench.run().returncode == SIGKILL
+    assert len(list((bench.out / "attempts").iterdir())) == 1
+    done = bench.run()
+    assert done.returncode == 3, done.stderr
+    calls = [row for _, row in bench.calls()]
+    assert calls.count(16) == 3 and all(calls.count(row) == 1 for row in set(calls) - {16})
+    assert calls[-1] == 16, "the suspect comes last"
+    assert len(shard_digests(bench.out)) == 7
+    (bench.faults / "kill-20").unlink()
+    assert bench.run("--retry-failed").returncode == 0
+    check_whole(bench, reference)
+
+
+def test_a_killed_driver_does_not_condemn_healthy_shards(
+    tmp_path: Path, reference: dict[str, str]
+) -> None:
+    """Five kills in the same shard: the run's end is not held against it."""
+    bench = make_bench(tmp_path / "bench")
+    bench.order("slow-all", "0.15")
+    for _ in range(5):
+        before = len(bench.calls())
+        driver = bench.start("--shards", "3")
+        wait_for_calls(bench, before + 1)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.communicate()
+        if (bench.out / "receipts" / "shard-00003.json").exists():
+            (bench.out / "receipts" / "shard-00003.json").unlink()
+    assert bench.run().returncode == 0
+    check_whole(bench, reference)
+
+
+def test_a_killed_driver_takes_its_workers_along(tmp_path: Path, reference: dict[str, str]) -> None:
+    """Promise P15, locally: a restart 0.1 s later."""
+    bench = make_bench(tmp_path / "bench")
+    bench.order("slow-all", "0.2")
+    driver = bench.start("--workers", "2")
+    wait_for_calls(bench, 3)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(0.1)
+    assert bench.run("--workers", "2").returncode == 0
+    check_whole(bench, reference)
+    wait_until_gone(driver.pid)
+    driver.communicate()
+
+
+def test_a_file_size_limit_ends_cleanly(tmp_path: Path, reference: dict[str, str]) -> None:
+    """Promise P8 by RLIMIT_FSIZE: exit 74, path and bytes named, nothing partial."""
+    bench = make_bench(tmp_path / "bench")
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "limited", *bench.command()]
+    done = bench.cli(limited)
+    assert done.returncode == 74, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "shard-00000.h5" in last and "bytes" in last and "Traceback" not in done.stderr
+    assert leftovers(bench.out) == [] and shard_digests(bench.out) == {}
+    assert not list((bench.out / "attempts").iterdir())
+    assert bench.run().returncode == 0
+    check_whole(bench, reference)
+
+
+def test_a_full_disk_ends_cleanly(tmp_path: Path, reference: dict[str, str]) -> None:
+    """Promise P8 on a 256 kB file system; needs the right to mount."""
+    bench = make_bench(tmp_path / "bench")
+    bench.out.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(bench.out)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        done = bench.run("--workers", "2")
+        assert done.returncode == 74, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert "No space left" in last and "bytes" in last and str(bench.out) in last
+        assert leftovers(bench.out) == []
+        kept = shard_digests(bench.out)
+        assert kept.items() <= reference.items()
+        remount = ["mount", "-o", "remount,size=8m", str(bench.out)]
+        subprocess.run(remount, check=True)
+        assert bench.run().returncode == 0
+        check_whole(bench, reference)
+    finally:
+        subprocess.run(["umount", str(bench.out)], check=True)
+
+
+def test_shards_open_with_stock_h5py_alone(tmp_path: Path) -> None:
+    """Promise P22."""
+    bench = make_bench(tmp_path / "bench")
+    bench.convert()
+    links = tmp_path / "only"
+    links.mkdir()
+    for module in (h5py, np):
+        package = Path(module.__file__).parent
+        (links / package.name).symlink_to(package)
+        for libraries in package.parent.glob(f"{package.name}.libs"):
+            (links / libraries.name).symlink_to(libraries)
+    script = (
+        f"import sys; sys.path.insert(0, {str(links)!r})\n"
+        "import h5py\n"
+        f"f = h5py.File({str(bench.out / 'shards' / 'shard-00001.h5')!r})\n"
+        "print(sum(f[name][()].shape[0] for name in f), len(f))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script],
+        env={"HDF5_PLUGIN_PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    total, columns = map(int, done.stdout.split())
+    assert total == 8 * columns
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """3,000 rows in shards of 700: blocks of 256 and odd ends."""
+    bench = make_bench(tmp_path_factory.mktemp("large") / "bench", 3000, 700)
+    bench.convert()
+    return bench
+
+
+@pytest.mark.parametrize("context", ["none", "fork", "spawn"])
+def test_readers_agree(large: Bench, context: str) -> None:
+    """Promise P23: memory and stream, 0 and 2 workers, a handle touched before the fork."""
+    from torch.utils.data import DataLoader
+
+    dataset = open_dataset(large.out)
+    names = ["source_row", "skel_poses", "imgname"]
+    expected = {name: dataset[name] for name in names}
+    options = {} if context == "none" else {"num_workers": 2, "multiprocessing_context": context}
+    rows = Rows(dataset, names)
+    stream = RowStream(dataset, names, batch=64, seed=3)
+    next(iter(stream))
+    loaders = [DataLoader(stream, batch_size=None, collate_fn=identity, **options)]
+    if context != "spawn":  # one spawned loader is enough: the start takes seconds
+        loaders.append(
+            DataLoader(rows, batch_size=64, shuffle=True, collate_fn=identity, **options)
+        )
+    for loader in loaders:
+        batches = list(loader)
+        index = np.concatenate([batch["source_row"] for batch in batches])
+        assert np.array_equal(np.sort(index), np.arange(3000))
+        assert not np.array_equal(index, np.arange(3000))
+        for name in names:
+            found = np.concatenate([batch[name] for batch in batches])
+            assert found.tobytes() == expected[name][index].tobytes()
+
+
+def test_the_stream_mixes_and_repeats_by_seed(large: Bench) -> None:
+    stream = RowStream(open_dataset(large.out), ["source_row"], batch=100, seed=1)
+    first = np.concatenate([batch["source_row"] for batch in stream])
+    again = np.concatenate([batch["source_row"] for batch in stream])
+    assert np.array_equal(first, again)
+    stream.set_epoch(1)
+    other = np.concatenate([batch["source_row"] for batch in stream])
+    assert not np.array_equal(first, other)
+    assert np.abs(np.diff(first)).mean() > 300, "rows of many blocks are mixed"
+
+
+def test_memory_does_not_grow_with_the_subset(tmp_path: Path) -> None:
+    """Promise P21 at 10 times the rows; benchmarks/data_plane.py goes to 300,000."""
+    peaks = []
+    for rows in (1000, 10_000):
+        bench = make_bench(tmp_path / str(rows), rows, 500)
+        script = (
+            "import sys, threading, time\nfrom pathlib import Path\nfrom stages import cli\n"
+            "peak = 0\n"
+            "def watch():\n"
+            "    global peak\n"
+            "    while True:\n"
+            "        for line in Path('/proc/self/status').read_text().splitlines():\n"
+            "            if line.startswith('RssAnon'): peak = max(peak, int(line.split()[1]))\n"
+            "        time.sleep(0.005)\n"
+            "threading.Thread(target=watch, daemon=True).start()\n"
+            f"code = cli.run({bench.command('--quiet', fitter=TRIVIAL)[3:]!r})\n"
+            "print('peak', peak); sys.exit(code)"
+        )
+        done = bench.cli([sys.executable, "-c", script])
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.rsplit("peak", 1)[1]))
+    assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+def test_broken_sources_need_little_memory(tmp_path: Path) -> None:
+    """Promise P9: a member that claims 1.6 PB is refused within 1 GB."""
+    import zipfile
+
+    bench = make_bench(tmp_path / "bench")
+    header = b"\x93NUMPY\x01\x00"
+    text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (200000000000000,), }"
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(bench.labels, "a") as archive:
+        archive.writestr("huge.npy", header + len(text).to_bytes(2, "little") + text + b"\0" * 64)
+    limit = (1 << 30, 1 << 30)
+    done = subprocess.run(
+        bench.command(),
+        env=bench.environment,
+        cwd=bench.root,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, limit),
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.count("\n") == 1 and "huge" in done.stderr
+    assert not bench.out.exists()
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Promise P25: runs of some shards, kills, damage, deletions, other worker counts."""
+
+    whole: dict[str, str]
+    root: Path
+    count = 0
+
+    @initialize()
+    def begin(self) -> None:
+        type(self).count += 1
+        self.bench = Bench(self.root)
+        shutil.rmtree(self.bench.out, ignore_errors=True)
+
+    @rule(shards=st.sets(st.integers(0, 7), min_size=1, max_size=3))
+    def run_some(self, shards: set[int]) -> None:
+        chosen = tuple(sorted(shards))
+        assert run_in_child(lambda: self.bench.convert(shards=chosen, fitter=FAULTY)) == 0
+
+    @rule(step=st.integers(1, 60))
+    def die(self, step: int) -> None:
+        work = dying_at(step, lambda: self.bench.convert(fitter=FAULTY))
+        assert run_in_child(work) in (0, SIGKILL)
+
+    @rule(which=st.integers(0, 15), kind=st.sampled_from(["flip", "cut", "empty", "delete"]))
+    def damage(self, which: int, kind: str) -> None:
+        files = sorted([*self.bench.out.glob("shards/*"), *self.bench.out.glob("receipts/*")])
+        if files:
+            path = files[which % len(files)]
+            data = path.read_bytes()
+            if kind == "delete":
+                path.unlink()
+            else:
+                flipped = bytes([data[0] ^ 1]) + data[1:] if data else data
+                path.write_bytes({"flip": flipped, "cut": data[:-1], "empty": b""}[kind])
+
+    @rule()
+    def resume(self) -> None:
+        assert run_in_child(lambda: self.bench.convert(fitter=FAULTY)) == 0
+
+    @rule()
+    def resume_with_two_workers(self) -> None:
+        assert self.bench.run("--workers", "2").returncode == 0
+
+    def teardown(self) -> None:
+        assert run_in_child(lambda: self.bench.convert(fitter=FAULTY)) == 0
+        check_whole(self.bench, self.whole)
+
+
+def check_histories(root: Path, whole: dict[str, str], examples: int, steps: int) -> None:
+    make_bench(root)
+    os.environ["HMR_SKEL_FAULTS"] = str(root / "faults")
+    machine = type("Machine", (AnyHistory,), {"whole": whole, "root": root})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_any_history_ends_well(tmp_path: Path, reference: dict[str, str]) -> None:
+    """Promise P25; `make chaos` runs 200 histories."""
+    check_histories(tmp_path / "history", reference, examples=6, steps=5)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+def test_many_histories_end_well(tmp_path: Path, reference: dict[str, str]) -> None:
+    check_histories(tmp_path / "history", reference, examples=200, steps=8)
+
+
+def test_a_finished_run_in_a_process_touches_nothing(tmp_path: Path) -> None:
+    """Promise P19."""
+    bench = make_bench(tmp_path / "bench")
+    bench.order("slow-all", "0")
+    assert bench.run().returncode == 0
+    before = tree(bench.out)
+    calls = bench.calls()
+    done = bench.run("--workers", "2")
+    assert done.returncode == 0 and tree(bench.out) == before and bench.calls() == calls
