@@ -93,7 +93,7 @@ class PublishedFit:
             root, trans = root_from_smpl(skel, self.smpl, poses[:, :3], self.betas, transl)
             self.poses[:, :3], self.trans = root, trans.clone()
         else:
-            self.poses[:, :3], self.trans = _released_root(poses[:, :3]), transl.clone()
+            self.poses[:, :3], self.trans = released_root(poses[:, :3]), transl.clone()
         self.dominant = self.smpl.lbs_weights > 0.5
 
     def run(self) -> Iterator[str]:
@@ -162,7 +162,7 @@ class PublishedFit:
         return energy
 
 
-def _released_root(global_orient: Tensor) -> Tensor:
+def released_root(global_orient: Tensor) -> Tensor:
     """(-w_x, e_y, e_z): Euler angles of R = Rx(e_x) Ry(e_y) Rz(e_z), the first one overwritten."""
     turn = axis_angle_to_matrix(global_orient.double())
     about_y = torch.atan2(turn[:, 0, 2], torch.hypot(turn[:, 0, 0], turn[:, 0, 1]))
