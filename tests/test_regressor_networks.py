@@ -1,0 +1,289 @@
+"""Sizes and conventions of the networks (reference/regressor.md 1.3, 2, 4, 8.1, 9)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.errors import InputError
+from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.config import load_recipe
+from stages.regressor.heads import (
+    CoarseToFineHead,
+    CoarseToFineOptions,
+    DecoderSize,
+    PooledHead,
+    SingleTokenHead,
+)
+from stages.regressor.hrnet import HRNet, HumanFOV, load_human_fov
+from stages.regressor.mean_parameters import mean_parameters
+from stages.regressor.model import Regressor
+from stages.regressor.vit import SIZES, DropPath, ViT, ViTSize, load_vitpose, token_grid
+
+SMALL = ViTSize(32, 2, 4, 64)
+SMALL_DECODER = DecoderSize(3, 32, 2, 16, 32)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def tokens(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 48, 32, generator=torch.Generator().manual_seed(1))
+
+
+def box(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, generator=torch.Generator().manual_seed(2))
+
+
+# ---- sizes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("vit-s", 21_663_744), ("vit-b", 85_794_816), ("vit-l", 303_296_512), ("vit-h", 630_912_000)],
+)
+def test_vit_sizes_to_the_unit(name: str, count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(ViT(SIZES[name])) == count
+    recipe = load_recipe("default", [f"changes/{name}"])
+    size = SIZES[name]
+    assert recipe.model.backbone.model_dump(exclude={"weights"}) == {
+        "width": size.width, "depth": size.depth, "heads": size.heads,
+        "mlp_width": size.mlp_width, "drop_path": size.drop_path,
+    }  # fmt: skip
+
+
+def test_head_sizes_to_the_unit() -> None:
+    with torch.device("meta"):
+        head = CoarseToFineHead(1280, DecoderSize(), CoarseToFineOptions())
+        single = SingleTokenHead(1280, DecoderSize(width=1024))
+        looped = CoarseToFineHead(1280, DecoderSize(), CoarseToFineOptions(looped=True))
+    assert parameters(head) == 48_502_941
+    assert parameters(head.layers[0]) == 7_876_864
+    assert [parameters(mlp) for mlp in head.read_out.children()] == [364_944, 330_506, 328_707]
+    assert [parameters(e) for e in head.embed.values()] == [189_440, 17_920, 8_960]
+    assert parameters(single) == 39_547_037
+    assert parameters(head) - parameters(looped) == 5 * 7_876_864
+
+
+def test_human_fov_size_to_the_unit() -> None:
+    with torch.device("meta"):
+        network = HumanFOV()
+        assert parameters(network) == 67_677_178
+        assert parameters(network.backbone) == 65_887_224
+        assert parameters(network.backbone.final_layer) == 1_176
+        assert HRNet()(torch.empty(1, 3, 256, 256)).shape == (1, 720, 8, 8)
+        assert network(torch.empty(2, 3, 256, 256)).shape == (2, 2)
+
+
+def test_published_recipe_is_the_published_network() -> None:
+    with torch.device("meta"):
+        network = Regressor(load_recipe("published").model)
+        baseline = Regressor(load_recipe("published-baseline").model)
+    assert parameters(network) == 630_912_000 + 48_502_941
+    assert parameters(baseline) == 630_912_000 + 39_547_037
+
+
+# ---- ViT ----------------------------------------------------------------------------------------
+
+
+def test_vit_tokens_are_a_row_major_grid_with_the_class_position_added() -> None:
+    assert token_grid(256, 192) == (16, 12)
+    assert token_grid(128, 96) == (8, 6)
+    vit = ViT(SMALL, 128, 96).eval()
+    positions = vit.positions(vit.grid)
+    assert torch.equal(positions, vit.pos_embed[:, 1:] + vit.pos_embed[:, :1])
+    # A change in the pixels of patch row 2, column 3 changes exactly that token's embedding.
+    image = torch.zeros(1, 3, 128, 96)
+    other = image.clone()
+    other[..., 2 * 16 + 4, 3 * 16 + 4] = 1.0
+    changed = (vit.patch_embed(image) != vit.patch_embed(other)).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [2 * 6 + 3]
+
+
+def test_vit_interpolates_positions_at_another_size() -> None:
+    vit = ViT(SMALL, 128, 96).eval()
+    with torch.no_grad():
+        assert vit(torch.zeros(1, 3, 192, 144)).shape == (1, 12 * 9, 32)
+        vit.pos_embed[:] = vit.pos_embed[:, 5:6]
+        # Constant positions stay constant under any interpolation.
+        spread = vit.positions((12, 9)) - 2 * vit.pos_embed[:, :1]
+    assert spread.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.", "module.backbone.", "model.backbone."])
+@pytest.mark.parametrize("container", ["state_dict", "model", None])
+def test_vitpose_files_load_with_and_without_prefixes(
+    tmp_path: Path, prefix: str, container: str | None
+) -> None:
+    source, target = ViT(SMALL, 128, 96), ViT(SMALL, 128, 96)
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    state[prefix + "cls_token"] = torch.zeros(1, 1, 32)
+    if prefix:
+        head = prefix.removesuffix("backbone.") + "keypoint_head.final_layer.weight"
+        state[head] = torch.zeros(17, 32)
+    path = tmp_path / "vitpose.pth"
+    torch.save({container: state, "meta": {"epoch": 3}} if container else state, path)
+    load_vitpose(target, path)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(tensor, target.state_dict()[name]), name
+
+
+def test_vitpose_file_of_another_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vitpose.pth"
+    torch.save({"state_dict": ViT(SMALL, 128, 96).state_dict()}, path)
+    with pytest.raises(InputError, match=r"vitpose.pth: not this ViT \(3 blocks.*missing blocks.2"):
+        load_vitpose(ViT(ViTSize(32, 3, 4, 64), 128, 96), path)
+    with pytest.raises(InputError, match=r"pos_embed: expected shape \(1, 193, 32\), found"):
+        load_vitpose(ViT(SMALL), path)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("hostile-file-ran"),)
+
+
+def test_hostile_checkpoints_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": Hostile()}, path)
+    for load in (
+        lambda: load_vitpose(ViT(SMALL), path),
+        lambda: load_human_fov(path),
+        lambda: load_checkpoint(path),
+    ):
+        with pytest.raises(InputError, match=r"evil.pth: damaged, or holds more than tensors"):
+            load()
+    assert not Path("hostile-file-ran").exists()
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"network": {"a": torch.arange(3.0)}, "progress": {"step": 2}})
+    assert torch.equal(load_checkpoint(path)["network"]["a"], torch.arange(3.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"last.pt: damaged"):
+        load_checkpoint(path)
+    torch.save({"network": {}}, path)
+    with pytest.raises(InputError, match="not a checkpoint of hmr-skel train"):
+        load_checkpoint(path)
+
+
+def test_human_fov_loader_names_missing_and_unexpected_keys(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        names = list(HumanFOV().state_dict())
+    assert "backbone.conv1.weight" in names
+    path = tmp_path / "cam_model_cleaned.ckpt"
+    torch.save({"state_dict": {"encoder.conv1.weight": torch.zeros(2)}}, path)
+    message = rf"{len(names)} missing \(.*\), 1 unexpected \(encoder.conv1.weight\)"
+    with pytest.raises(InputError, match=message):
+        load_human_fov(path)
+
+
+def test_drop_path_keeps_the_mean_and_is_off_in_evaluation() -> None:
+    drop = DropPath(0.3)
+    ones = torch.ones(4000, 2, 3)
+    torch.manual_seed(0)
+    drawn = drop(ones)
+    assert drawn[:, 0, 0].unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert abs(float(drawn.mean()) - 1) < 0.05
+    assert torch.equal(drop.eval()(ones), ones)
+
+
+# ---- heads --------------------------------------------------------------------------------------
+
+
+def silence(head: nn.Module) -> None:
+    """Zero every read-out."""
+    for name, parameter in head.named_parameters():
+        if "read_out" in name:
+            nn.init.zeros_(parameter)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CoarseToFineOptions(),
+        CoarseToFineOptions(coarse=False),
+        CoarseToFineOptions(conditioned=False),
+        CoarseToFineOptions(state="single_readout"),
+        CoarseToFineOptions(state="keep"),
+        CoarseToFineOptions(looped=True),
+        CoarseToFineOptions(conditioned_coarse=True, separate_heads=True, zero_init=True),
+    ],
+    ids=lambda options: ",".join(f"{k}={v}" for k, v in vars(options).items() if v)[:60],
+)
+def test_zeroed_heads_give_the_mean_in_every_variant(options: CoarseToFineOptions) -> None:
+    head = CoarseToFineHead(32, SMALL_DECODER, options)
+    if not options.zero_init:
+        assert not torch.allclose(head(tokens(), box()).final.code[0], mean_parameters().code)
+        silence(head)
+    found = head(tokens(), box())
+    layers = 1 if options.state == "single_readout" else 3
+    assert found.layers.code.shape == (layers, 2, 144)
+    assert (found.coarse is None) == (not options.coarse)
+    for part, mean in zip(found.final, mean_parameters(), strict=True):
+        assert torch.equal(part, mean.expand(2, -1))
+
+
+def test_zeroed_baselines_give_the_mean() -> None:
+    for head in (SingleTokenHead(32, SMALL_DECODER), PooledHead(32)):
+        silence(head)
+        found = head(tokens(), box())
+        assert found.coarse is None and found.layers.camera.shape == (1, 2, 3)
+        assert torch.equal(found.final.camera, torch.tensor([0.9, 0, 0]).expand(2, -1))
+
+
+def test_rebuilt_tokens_carry_information_through_the_estimate_only() -> None:
+    """4.2: with read-outs silenced, what a layer saw is lost; kept states pass it on."""
+    torch.manual_seed(3)
+    for state, passes in (("rebuild", False), ("keep", True)):
+        head = CoarseToFineHead(32, SMALL_DECODER, CoarseToFineOptions(state=state))
+        silence(head)
+        first = head.layers[0]
+        seen: list[torch.Tensor] = []
+        head.layers[1].register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+        head(tokens(), box())
+        nn.init.normal_(first.feed_forward[3].weight)
+        head(tokens(), box())
+        assert torch.equal(seen[0], seen[1]) != passes
+
+
+def test_box_numbers_reach_the_estimate_only_where_conditioned() -> None:
+    torch.manual_seed(4)
+    for options, coarse, final in (
+        (CoarseToFineOptions(), False, True),
+        (CoarseToFineOptions(conditioned=False), False, False),
+        (CoarseToFineOptions(conditioned_coarse=True), True, True),
+    ):
+        head = CoarseToFineHead(32, SMALL_DECODER, options)
+        one, two = head(tokens(), box()), head(tokens(), box() + 1)
+        assert torch.equal(one.coarse.camera, two.coarse.camera) != coarse
+        assert torch.equal(one.final.camera, two.final.camera) != final
+
+
+def test_gradients_run_through_the_whole_chain() -> None:
+    """4.2: nothing is detached; the last layer's loss reaches the coarse heads and layer 1."""
+    head = CoarseToFineHead(32, SMALL_DECODER, CoarseToFineOptions(separate_heads=True))
+    head(tokens(), box()).final.code.square().sum().backward()
+    assert head.coarse_read_out.code[0].weight.grad.abs().max() > 0
+    assert head.layers[0].cross_attention.to_q.weight.grad.abs().max() > 0
+
+
+def test_shared_heads_need_equal_widths() -> None:
+    with pytest.raises(ValueError, match="token width 64 must equal the backbone's 32"):
+        CoarseToFineHead(32, DecoderSize(3, 64, 2, 16, 32), CoarseToFineOptions())
+
+
+def test_scale_floor_keeps_the_camera_in_front_and_leaves_the_mean() -> None:
+    config = load_recipe("tiny").model
+    network = Regressor(config).eval()
+    estimate = network.head.start(3)
+    camera = torch.tensor([[0.9, 0, 0], [0.0, 1, 2], [-5.0, 0, 0]])
+    floored = network._floored(estimate._replace(camera=camera)).camera
+    assert (floored[:, 0] >= config.scale_floor).all()
+    assert abs(float(floored[0, 0]) - 0.9) < 1e-3
+    assert torch.equal(floored[:, 1:], camera[:, 1:])
