@@ -251,12 +251,13 @@ def _predictors(
 ) -> list[Predictor]:
     found: list[Predictor] = []
     if request.checkpoint is not None:
-        from stages.regressor.checkpoint_predictor import CheckpointPredictor, FieldOfView
+        from stages.regressor.checkpoint_predictor import EvaluatedCheckpoint
+        from stages.regressor.hrnet import load_human_fov
 
-        fov = None if request.fov is None else FieldOfView(request.fov, request.device)
+        fov = None if request.fov is None else load_human_fov(request.fov)
         found.append(
-            CheckpointPredictor(
-                request.checkpoint, device=request.device, crop=request.crop, intrinsics=fov
+            EvaluatedCheckpoint(
+                request.checkpoint, device=request.device, crop=request.crop, fov=fov
             )
         )
     if request.predictions is not None:
