@@ -428,6 +428,14 @@ def test_a_broken_file_is_one_line(tmp_path: Path, name: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [n for n in BROKEN if n.startswith(("claims", "header", "twice"))])
+def test_lies_are_seen_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    BROKEN[name][0](tmp_path / "a.npz")
+    with pytest.raises(InputError):
+        open_source(tmp_path / "a.npz")
+
+
 @settings(max_examples=150, suppress_health_check=_SHARED_FOLDER)
 @given(data=st.data())
 def test_no_damage_goes_unnoticed(tmp_path: Path, data) -> None:

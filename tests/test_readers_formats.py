@@ -366,7 +366,9 @@ def _hostile(canary: Path) -> dict[str, bytes]:
 def test_hostile_pickles_run_nothing(tmp_path: Path, name: str) -> None:
     canary = tmp_path / "canary"
     data = _hostile(canary)[name]
-    with pytest.raises(PickleError):
+    # What a pickle names is refused where it is named, before anything could be done with it.
+    named = name not in ("instance", "persistent")
+    with pytest.raises(PickleError, match="refused: the pickle asks for" if named else None):
         load_pickle(data)
     for path, content in (
         (tmp_path / "a.pkl", data),
