@@ -8,6 +8,8 @@ float32 geometry.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,8 @@ MIN_BOX = 1.0
 MAX_BOX = 1e5
 MAX_BOX_DIAGONALS = 4.0
 _ORTHONORMAL = 1e-3
+# Control characters, backslash, undecodable bytes.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\ufffd\ud800-\udfff]")
 _DTYPE = f"<U{max(map(len, REASONS))}"
 
 
@@ -149,11 +153,8 @@ def image_name(value: str | bytes) -> str:
 
 
 def _well_formed(name: str) -> bool:
-    return (
-        any(part not in ("", ".") for part in name.split("/"))
-        and "\\" not in name
-        and "�" not in name
-        and not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in name)
+    return not _UNPRINTABLE.search(name) and any(
+        part not in ("", ".") for part in name.split("/")
     )
 
 
@@ -165,5 +166,8 @@ def _links_out(root: Path, name: str, folders: dict[str, bool]) -> bool:
     folder, _, _ = name.rpartition("/")
     if folder not in folders:
         folders[folder] = not (root / folder).resolve().is_relative_to(root)
-    path = root / name
-    return folders[folder] or (path.is_symlink() and not path.resolve().is_relative_to(root))
+    if folders[folder]:
+        return True
+    # Millions of names: a plain string is ten times faster than a Path.
+    path = f"{root}/{name}"
+    return os.path.islink(path) and not Path(path).resolve().is_relative_to(root)  # noqa: PTH114
