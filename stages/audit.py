@@ -67,7 +67,7 @@ class Audit:
     judgement: Judgement
     summary: dict[str, Any]
     source: LabelSource
-    models: Path
+    poser: Poser
 
 
 def run_audit(
@@ -147,7 +147,7 @@ def audit(
         )
     )
     summary = _summary(source, judgement, tally, limits_name, poser)
-    return Audit(judgement, summary, source, folder)
+    return Audit(judgement, summary, source, poser)
 
 
 class _Tally:
@@ -278,7 +278,7 @@ def _angle_degrees(turn: Any) -> Any:
 def _digests(columns: list[NDArray]) -> NDArray:
     """(n,) 16-byte digests of the rows of some columns."""
     n = len(columns[0])
-    flat = [np.ascontiguousarray(c).reshape(n, -1) for c in columns]
+    flat = [np.ascontiguousarray(c).reshape(n, int(np.prod(c.shape[1:]))) for c in columns]
     rows = (b"".join(c[i].tobytes() for c in flat) for i in range(n))
     digests = [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
     return np.frombuffer(b"".join(digests), dtype=[("high", "<u8"), ("low", "<u8")])
@@ -301,7 +301,7 @@ def _summary(
         "rows": source.rows,
         "judged": rows,
         "rejected": dict(sorted(tally.rejected.items())),
-        "standin": any(model.standin for model in poser.loaded()),
+        "standin": poser.standin(),
         "root_error_deg": _spread(judged.root_error),
         "translation_error_mm": _spread(judged.translation_error * 1000),
         "residual_mm": _spread(judged.residual * 1000),
@@ -477,7 +477,7 @@ def _portrait(found: Audit, row: int) -> dict[str, Any]:
     assert layout.skel_betas is not None
     betas = read.fields[layout.skel_betas].reshape(1, -1)[0, :10]
     stored = read.fields[layout.skel_trans][0] if layout.skel_trans else read.transl[0]
-    bodies = Poser(found.models).bodies(
+    bodies = found.poser.bodies(
         Person(
             row=row,
             skel=(read.fields[layout.skel_poses][0], betas, stored),

@@ -157,9 +157,9 @@ class Poser:
             self._loaded[kind, gender] = load(self.models, gender, dtype=torch.float64)
         return self._loaded[kind, gender]
 
-    def loaded(self) -> list[Any]:
-        """The models loaded so far."""
-        return list(self._loaded.values())
+    def standin(self) -> bool:
+        """Whether any model in use so far is of the licence-free pair."""
+        return any(model.standin for model in self._loaded.values())
 
     def _skel(self, skel: Any, values: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
         import torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import open_dataset
-from pipeline.demo import demo_columns, npz_bytes
 from pipeline.errors import InputError, OutputError
-from pipeline.manifest import load_manifest
-from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
 from skel_fit.pose_table import POSE_NAMES, limits
 from stages import charts, pages
@@ -31,12 +27,11 @@ from stages.report import (
     report,
     typical_and_worst,
 )
+from tests.demo_rows import EVIL, EVIL_SPLIT, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
 
 ROWS = 60
 BAD_ROWS = (3, 17)
-EVIL = "images/<script>alert(1)</script>&.jpg"
-EVIL_SPLIT = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "line", "rect", "path"}
 
 
@@ -81,29 +76,6 @@ class _Page(HTMLParser):
         return " ".join(self.text.split())
 
 
-def write_manifest(path: Path, **changes) -> Path:
-    content = {
-        "name": "small",
-        "source": {"path": "labels.npz", "format": "camerahmr"},
-        "genders": {"smpl": "column", "skel": "column"},
-        "shard_rows": 16,
-        **changes,
-    }
-    path.write_text(json.dumps(content))
-    return path
-
-
-def run(folder: Path, fitter: str, **changes) -> Path:
-    request = Request(
-        manifest=load_manifest(write_manifest(folder / "small.yaml", **changes)),
-        directory=folder / "out",
-        data_root=folder,
-        fitter=fitter,
-    )
-    convert(request, lambda event, data: None)
-    return folder / "out"
-
-
 @pytest.fixture(scope="module")
 def labels() -> dict[str, np.ndarray]:
     """Label columns with known segments and genders; two rows are broken."""
@@ -125,7 +97,7 @@ def plain(tmp_path_factory, labels) -> Path:
     """Converted by a fitter whose results are known: error = 5 mm + |betas[0]| mm."""
     folder = tmp_path_factory.mktemp("plain")
     np.savez(folder / "labels.npz", **labels)
-    return run(folder, TRIVIAL)
+    return convert_labels(folder, "labels.npz", TRIVIAL)
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +110,7 @@ def expected(labels) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> Path:
-    """Eight demo rows with hostile names, really fitted with the stand-in pair."""
-    folder = tmp_path_factory.mktemp("fitted")
-    models = default_body_directory()
-    columns = {name: values[::300] for name, values in demo_columns(models).items()}
-    columns["imgname"] = np.full(8, EVIL)
-    columns["split"] = np.full(8, EVIL_SPLIT)
-    (folder / "labels.npz").write_bytes(npz_bytes(columns))
-    return run(folder, "pipeline.fitters:SkelFit", models="default-body")
+    return fitted_demo(tmp_path_factory.getbasetemp())
 
 
 def read(directory: Path) -> tuple[str, _Page]:
@@ -203,7 +168,9 @@ def test_angles_around_a_half_turn_have_a_small_spread(tmp_path, labels):
     columns["pose_cam"] = labels["pose_cam"].copy()
     columns["pose_cam"][:, 1] = 2 * turned
     np.savez(tmp_path / "labels.npz", **columns)
-    item = angle_statistics(collect(open_dataset(run(tmp_path, TRIVIAL))), "none")[1]
+    item = angle_statistics(
+        collect(open_dataset(convert_labels(tmp_path, "labels.npz", TRIVIAL))), "none"
+    )[1]
     assert item.deviation == pytest.approx(np.degrees(0.1), rel=0.02)
     assert sorted(round(abs(v)) for v in (item.p01, item.p99)) == pytest.approx([174, 174], abs=1.3)
 
@@ -240,7 +207,7 @@ def test_the_page_is_whole_safe_and_says_the_numbers(plain, expected, capsys):
 
 def test_an_incomplete_dataset_says_so(tmp_path, labels):
     np.savez(tmp_path / "labels.npz", **labels)
-    out = run(tmp_path, TRIVIAL)
+    out = convert_labels(tmp_path, "labels.npz", TRIVIAL)
     (out / "shards" / "shard-00001.h5").unlink()
     report(out)
     _, page = read(out)
@@ -251,7 +218,7 @@ def test_an_incomplete_dataset_says_so(tmp_path, labels):
 def test_a_dataset_without_any_fitted_row_still_gets_a_page(tmp_path, labels):
     columns = dict(labels, pose_cam=np.full_like(labels["pose_cam"], np.nan))
     np.savez(tmp_path / "labels.npz", **columns)
-    out = run(tmp_path, TRIVIAL)
+    out = convert_labels(tmp_path, "labels.npz", TRIVIAL)
     report(out)
     _, page = read(out)
     assert "No row was fitted" in page.words
