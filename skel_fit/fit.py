@@ -13,8 +13,7 @@ from torch import Tensor
 from skel_fit.pose_table import NUM_POSES
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
-from skel_fit.rotations import axis_angle_to_matrix, matrix_to_axis_angle
-from skel_fit.shape import shape_transfer
+from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.solver.tables import REGIONS
@@ -80,9 +79,8 @@ def fit_skel(
     poses, betas, transl = poses[rows], betas[rows], transl[rows]
 
     solver = _solver(skel, smpl, config)
-    skel_betas = _skel_betas(skel, smpl, betas, config)
-    free = _solver(skel, smpl, config.model_copy(update={"limits": "none"}))
-    found = _search(solver, free, solver.smpl_goal(poses, betas), skel_betas, config)
+    skel_betas = _skel_betas(skel, smpl, betas, solver)
+    found = _search(solver, solver.smpl_goal(poses, betas), skel_betas, config)
     root, trans = _in_blocks(
         lambda index: _root(
             skel,
@@ -92,7 +90,7 @@ def fit_skel(
             transl[index],
             found.betas[index],
             found.solution.poses[index],
-            config,
+            solver,
         ),
         rows.numel(),
         solver,
@@ -128,10 +126,9 @@ def fit_skel_to_vertices(
     ]
     rows = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device).nonzero()[:, 0]
     solver = _solver(skel, None, config)
-    free = _solver(skel, None, config.model_copy(update={"limits": "none"}))
     placed = place_surfaces(skel, vertices[rows], betas[rows])
     goal = placed.goal(solver.dtype)
-    found = _search(solver, free, goal, betas[rows], config)
+    found = _search(solver, goal, betas[rows], config)
     shift = found.solution.poses[:, 46:49, None]
     turned = placed.orient @ root_rotation(skel, found.solution.poses[:, :3])
     trans = placed.trans + (placed.orient @ shift)[:, :, 0]
@@ -149,7 +146,7 @@ class _Found:
     unlimited: Tensor
 
 
-def _search(solver: Solver, free: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _Found:
+def _search(solver: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _Found:
     """Solve; where limits cost much, solve again without them to know how much."""
     solution = solver.solve(goal, betas)
     if config.betas == "fit":
@@ -161,7 +158,7 @@ def _search(solver: Solver, free: Solver, goal: GoalOf, betas: Tensor, config: F
     unlimited = torch.full_like(solution.error_mean, torch.nan)
     if limited.any():
         index = torch.nonzero(limited)[:, 0]
-        found = free.solve(lambda rows: goal(index[rows]), betas[index])
+        found = solver.without_limits().solve(lambda rows: goal(index[rows]), betas[index])
         # the limited optimum is feasible without limits too
         unlimited[index] = torch.minimum(found.error_mean, solution.error_mean[index])
     return _Found(solution, betas, active, limited, unlimited)
@@ -224,15 +221,15 @@ def _solver(skel: torch.nn.Module, smpl: torch.nn.Module | None, config: FitConf
 
 
 def _skel_betas(
-    skel: torch.nn.Module, smpl: torch.nn.Module, betas: Tensor, config: FitConfig
+    skel: torch.nn.Module, smpl: torch.nn.Module, betas: Tensor, solver: Solver
 ) -> Tensor:
     """Shape of the SKEL body: copied within a gender, transferred across (fitting.md 5)."""
-    copy = config.betas == "copy" or (config.betas == "auto" and skel.gender == smpl.gender)
-    if copy:
+    choice = solver.config.betas
+    if choice == "copy" or (choice == "auto" and skel.gender == smpl.gender):
         return betas.clone()
-    matrix, offset = (torch.as_tensor(x, dtype=torch.float64) for x in shape_transfer(skel, smpl))
+    matrix, offset = solver.shape_transfer
     # a product per row: a matrix product would choose its order of summation by the batch size
-    return (betas[:, None, :] * matrix.to(betas.device)).sum(dim=2) + offset.to(betas.device)
+    return (betas[:, None, :] * matrix).sum(dim=2) + offset
 
 
 def _in_blocks(
@@ -258,20 +255,18 @@ def _root(
     transl: Tensor,
     skel_betas: Tensor,
     solved: Tensor,
-    config: FitConfig,
+    solver: Solver,
 ) -> tuple[Tensor, Tensor]:
     """Root angles (n,3) and trans (n,3): the closed form, moved by what a free root found."""
-    root, trans = root_from_smpl(skel, smpl, poses[:, :3], betas, transl, skel_betas=skel_betas)
-    if not config.resolved_recipe().root_is_free:
-        return root, trans
-    # solved in the root frame: v = A (v_c - J_s) + J_s + transl, v_c turned by R_c and moved by t_c
-    orient = axis_angle_to_matrix(poses[:, :3])
-    turned = orient @ root_rotation(skel, solved[:, :3])
-    moved = trans + (orient @ solved[:, 46:49, None])[:, :, 0]
-    root, _ = root_from_smpl(
-        skel, smpl, matrix_to_axis_angle(turned), betas, transl, skel_betas=skel_betas
-    )
-    return root, moved
+    pelvis = solver.pelvis_difference(betas, skel_betas)
+    orient = poses[:, :3]
+    root, trans = root_from_smpl(skel, smpl, orient, betas, transl, pelvis_difference=pelvis)
+    if solver.config.resolved_recipe().root_is_free:
+        # root frame: v = A (v_c - J_s) + J_s + transl, v_c turned by R_c and moved by t_c
+        turn = axis_angle_to_matrix(orient)
+        trans = trans + (turn @ solved[:, 46:49, None])[:, :, 0]
+        root = root_angles(skel, turn @ root_rotation(skel, solved[:, :3]))
+    return root, trans
 
 
 def _principal(angles: Tensor, config: FitConfig) -> Tensor:

@@ -23,17 +23,21 @@ def root_from_smpl(
     betas: Tensor,
     transl: Tensor,
     skel_betas: Tensor | None = None,
+    pelvis_difference: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SKEL root of an SMPL root.
 
     global_orient: (B, 3) axis-angle, radians; betas: (B, 10) of the SMPL model; transl: (B, 3)
     metres; skel_betas: (B, 10) where SKEL has other betas (gender transfer), else `betas`.
+    pelvis_difference: (B, 3) J0_smpl - J0_skel in metres, for callers that have it already.
     Returns poses[:, :3] (B, 3) in radians, principal range, and trans (B, 3) in metres.
     At gimbal lock (pelvis_list = +-90 degrees) pelvis_tilt is 0.
     """
     turn = axis_angle_to_matrix(global_orient.double())
     angles = root_angles(skel, turn)
-    pelvis = _pelvis_difference(skel, smpl, betas, skel_betas)
+    pelvis = pelvis_difference
+    if pelvis is None:
+        pelvis = _pelvis_difference(skel, smpl, betas, skel_betas)
     trans = transl.double() + pelvis - (turn @ pelvis[..., None]).squeeze(-1)
     return angles.to(global_orient.dtype), trans.to(transl.dtype)
 

@@ -10,8 +10,9 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from skel_fit import pose_table
 from skel_fit.recipe import FitConfig, Stage
+from skel_fit.shape import shape_transfer
 from skel_fit.solver import tables
 from skel_fit.solver.tables import (
     LANES,
@@ -144,17 +146,34 @@ class Solver:
         self.region = tables.regions(skel)
         counts = np.bincount(self.region, minlength=len(REGIONS))
         self.region_counts = torch.as_tensor(counts, device=self.device)[:, None]
-        smpl_weights, smpl_tree = None, None
+        smpl_weights, self.smpl_tree = None, None
         if smpl is not None:
-            smpl_weights, smpl_tree = tables.numpy_of(smpl.lbs_weights), tables.smpl_tables(smpl)
+            smpl_weights = tables.numpy_of(smpl.lbs_weights)
+            self.smpl_tree = tables.smpl_tables(smpl)
             self.smpl_skinning = tables.sparse_weights(smpl_weights, self.numpy_dtype)
             self.smpl_basis = self._smpl_basis(smpl)
+            self.shape_transfer = tuple(
+                part.to(self.device, torch.float64) for part in shape_transfer(skel, smpl)
+            )
         self.joint_regressor = skel.joint_regressor.to(self.device, self.dtype)
         self.lower, self.upper = self._limits()
         self.skeleton = tables.skeleton_tables(skel)
-        self.kernels = _kernels(config, self)(self.skeleton, smpl_tree, self.dtype, self.device)
+        self.kernels = _kernels(config, self)(
+            self.skeleton, self.smpl_tree, self.dtype, self.device
+        )
         self.plans = self._plans(skel, smpl_weights)
         self.width = -(-config.block_size // LANES) * LANES
+
+    def without_limits(self) -> Solver:
+        """The same solver with every angle free; shares all tables."""
+        free = copy.copy(self)
+        free.config = self.config.model_copy(update={"limits": "none"})
+        free.lower, free.upper = free._limits()
+        free.plans = [
+            replace(plan, tables=plan.tables._replace(lower=free.lower, upper=free.upper))
+            for plan in self.plans
+        ]
+        return free
 
     def _smpl_basis(self, smpl: torch.nn.Module) -> Tensor:
         basis = tables.basis_matrix(
@@ -242,6 +261,15 @@ class Solver:
             return Goal(targets, rotations[:, source])
 
         return goal
+
+    def pelvis_difference(self, smpl_betas: Tensor, skel_betas: Tensor) -> Tensor:
+        """J0_smpl(smpl_betas) - J0_skel(skel_betas), (n,3) m."""
+        joints = []
+        for tree, betas in ((self.smpl_tree, smpl_betas), (self.skeleton, skel_betas)):
+            template = torch.as_tensor(tree.joint_template[0], device=self.device)
+            directions = torch.as_tensor(tree.joint_directions[0], device=self.device)
+            joints.append(template + (directions * betas[:, None, :]).sum(dim=2))
+        return joints[0] - joints[1]
 
     def _suspects(self, solution: Solution) -> Tensor:
         """Rows whose residual or limits suggest another basin."""
