@@ -192,7 +192,7 @@ def markdown_conditions(found: dict[str, object]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; numbers with three significant digits."""
+    """A table; numbers with four significant digits."""
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
     return "\n".join(lines)
@@ -205,4 +205,4 @@ def _cell(value: object) -> str:
         return str(value)
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return f"{value:.4g}"
