@@ -399,6 +399,8 @@ BROKEN = {
     "no confidence": (_with("gtkps", lambda v: v[:, :, :2]), "'gtkps'"),
     "scale of width 3": (_with("scale", lambda v: np.ones((8, 3))), "'scale'"),
     "numbers as names": (_with("imgname", lambda v: np.arange(8)), "'imgname'"),
+    "no characters": (_with("imgname", lambda v: np.full(v.shape, 0x110000, "<u4").view("<U1")),
+                      "'imgname'"),
     "one row less": (_with("center", lambda v: v[:-1]), "'center'"),
     "0 rows": (lambda p: write_npz(p, {k: v[:0] for k, v in camerahmr().items()}), "0 rows"),
     "not an array": (lambda p: _zip(p, [("shape", b"hello")]), "'shape'"),

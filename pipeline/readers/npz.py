@@ -80,11 +80,11 @@ class NpzFile:
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of a member of rank 1 or more, C order, own memory, dtype as stored."""
         member = self.members[name]
-        return self._guard(name, lambda: self._rows(member, start, stop))
+        return self._guard(name, lambda: checked_text(self._rows(member, start, stop)))
 
     def whole(self, name: str) -> np.ndarray:
         """All of a plain member."""
-        return self._guard(name, lambda: self._whole(self.members[name]))
+        return self._guard(name, lambda: checked_text(self._whole(self.members[name])))
 
     def content(self, name: str, limit: int) -> bytes:
         """The bytes after the header of an object member (a pickle), at most `limit`."""
@@ -239,6 +239,15 @@ class NpzTable(Table):
             value = self._file.whole(name)
             return np.broadcast_to(value, (stop - start, *value.shape)).copy()
         return self._file.rows(name, start, stop)
+
+
+def checked_text(values: np.ndarray) -> np.ndarray:
+    """`values`; ValueError for text that holds no characters, which nothing could work with."""
+    if values.dtype.kind == "U" and values.size:
+        codes = np.ascontiguousarray(values).reshape(-1).view(f"{values.dtype.str[0]}u4")
+        if codes.max() > 0x10FFFF:
+            raise ValueError("text with numbers that are no Unicode characters")
+    return values
 
 
 def _member(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.readers.npz import NpzFile
+from pipeline.readers.npz import NpzFile, checked_text
 
 MAX_OBJECT_BYTES = 1 << 30
 _DTYPE = re.compile(r"[<>|=]?(?:[biuf](?:1|2|4|8)|[SU][0-9]{1,5}|O8?)")
@@ -407,7 +407,7 @@ class _Converter:
             raise PickleError(f"an array of shape {value.shape} without its {size} bytes")
         if size == 0:
             return np.empty(value.shape, dtype)
-        return np.frombuffer(data, dtype).reshape(value.shape, order=order)
+        return checked_text(np.frombuffer(data, dtype).reshape(value.shape, order=order))
 
     def _charge(self, size: int) -> None:
         self._left -= size
