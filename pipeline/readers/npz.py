@@ -94,7 +94,8 @@ class NpzFile:
 
         def read() -> bytes:
             with self._zip().open(member.entry) as stream:
-                return stream.read()[member.header :]
+                _read_exactly(stream, member.header)
+                return _read_exactly(stream, member.size)
 
         return self._guard(name, read)
 

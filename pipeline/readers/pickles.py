@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.readers.npz import NpzFile, checked_text
 
-MAX_OBJECT_BYTES = 1 << 30
+MAX_OBJECT_BYTES = 256 << 20
 _DTYPE = re.compile(r"[<>|=]?(?:[biuf](?:1|2|4|8)|[SU][0-9]{1,5}|O8?)")
 _MAX_DEPTH = 64
 _MEMORY_FACTOR = 16  # bytes in memory for a byte of the file

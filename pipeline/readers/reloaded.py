@@ -10,11 +10,10 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.readers.npz import NpzFile
-from pipeline.readers.pickles import PickleError, load_object_member, load_pickle
+from pipeline.readers.pickles import MAX_OBJECT_BYTES, PickleError, load_object_member, load_pickle
 from pipeline.readers.tables import MemoryTable, Table
 
 MAX_CONSTANT = 4096  # bytes; what holds for every row is repeated in every row
-_MAX_PICKLE = 1 << 30
 
 
 class ReloadedTable(Table):
@@ -46,8 +45,8 @@ def read_content(path: Path) -> dict[str, Any]:
             for name, member in file.members.items()
         }
     size = path.stat().st_size
-    if size > _MAX_PICKLE:
-        raise InputError(f"{path}: a pickle of {size} bytes, at most {_MAX_PICKLE} are read")
+    if size > MAX_OBJECT_BYTES:
+        raise InputError(f"{path}: a pickle of {size} bytes, at most {MAX_OBJECT_BYTES} are read")
     try:
         content = load_pickle(path.read_bytes())
     except PickleError as error:
