@@ -1,0 +1,597 @@
+"""Protocols as data, running them, and what the evaluation prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import load_manifest
+from pipeline.run import Request, convert
+from skel_fit.default_body import default_body_directory
+from stages import evaluate as verb
+from stages.cli import run as run_cli
+from stages.evaluation_page import evaluation_page, worst_rows
+from stages.regressor.checkpoints import save_checkpoint
+from stages.regressor.config import load_recipe
+from stages.regressor.eval_readers import EvalRows
+from stages.regressor.evaluation import (
+    Bodies,
+    floor_values,
+    label_violations,
+    run_protocol,
+    skip_reasons,
+)
+from stages.regressor.images import open_images
+from stages.regressor.metrics import fit_similarity
+from stages.regressor.model import Regressor
+from stages.regressor.predictors import MeanPose, SkelLabels, StoredPredictions
+from stages.regressor.protocols import EvaluationProtocol, load_protocol, protocol_files
+from tests.faults.harness import TRIVIAL, label_columns, write_manifest
+
+PUBLISHED = {
+    "3dpw-chmr", "3dpw-hmr2", "emdb", "spec-syn", "h36m-p2", "moyo", "moyo-hard", "coco",
+    "lsp-extended", "posetrack",
+}  # fmt: skip
+J14 = (6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10)
+LSP14 = (*range(25, 37), 37, 43)
+
+
+def protocol(name: str, **changes) -> EvaluationProtocol:
+    """A shipped protocol with top-level keys changed."""
+    content = load_protocol(name).model_dump(mode="json") | changes
+    return EvaluationProtocol.model_validate(content)
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def test_every_protocol_of_the_reference_is_there():
+    names = set(protocol_files())
+    assert PUBLISHED | {"demo", "demo-skel"} <= names
+    for name in names:
+        found = load_protocol(name)
+        assert found.name == name
+        assert bool(found.published) == (name in PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "prediction", "pick", "root", "unit", "metrics"),
+    [
+        ("3dpw-chmr", "h36m_17", "h36m_17", J14, (0,), "200px", "mpjpe pve pa_mpjpe pa_pve"),
+        ("3dpw-hmr2", "labels_44", "keypoints_44", LSP14, (39,), "px", "mpjpe pa_mpjpe"),
+        ("h36m-p2", "labels_44", "keypoints_44", LSP14, (39,), "px", "mpjpe pa_mpjpe"),
+        ("emdb", "smpl_neutral_24", "smpl_neutral_24", None, (1, 2), "200px",
+         "mpjpe pve pa_mpjpe pa_pve"),
+        ("spec-syn", "h36m_17", "h36m_17", None, (1, 2), "200px",
+         "mpjpe pve pa_mpjpe pa_pve mpjpe@pelvis pve@pelvis"),
+        ("moyo", "posed_joints", "smpl_male_24", None, (0,), "px", "mpjpe pve pa_mpjpe pa_pve"),
+        ("moyo-hard", "posed_joints", "smpl_male_24", None, (0,), "px",
+         "mpjpe pve pa_mpjpe pa_pve"),
+        ("coco", "labels_44", "keypoints_44", None, None, "px", ""),
+        ("lsp-extended", "labels_44", "keypoints_44", None, None, "px", ""),
+        ("posetrack", "labels_44", "keypoints_44", None, None, "px", ""),
+    ],
+)  # fmt: skip
+def test_definitions(name, truth, prediction, pick, root, unit, metrics):
+    found = load_protocol(name)
+    assert (found.joints.truth, found.joints.prediction) == (truth, prediction)
+    assert found.joints.pick == pick
+    assert (found.roots[0].joints if found.roots else None) == root
+    assert found.source.scale_unit == unit
+    assert " ".join(found.point_metrics) == metrics
+    two_d = name in ("coco", "lsp-extended", "posetrack")
+    assert (found.pck is not None) == two_d
+    if two_d:
+        assert found.pck.thresholds == (0.05, 0.1)
+        assert found.pck.min_confidence == 0.5
+    assert (found.joint_limits is not None) == name.startswith("moyo")
+
+
+def test_published_numbers_by_method():
+    def row(name: str, method: str, source: str) -> dict:
+        rows = [r for r in load_protocol(name).published
+                if r.method == method and source in r.source]  # fmt: skip
+        assert len(rows) == 1
+        return rows[0].values
+
+    assert row("3dpw-hmr2", "HSMR", "Table 1") == {"mpjpe": 81.5, "pa_mpjpe": 54.8}
+    assert row("3dpw-chmr", "SKEL-CF", "Table 2") == {"mpjpe": 61.5, "pa_mpjpe": 38.7, "pve": 73.5}
+    assert row("emdb", "CameraHMR", "Table 2") == {"mpjpe": 73.2, "pa_mpjpe": 43.9, "pve": 85.6}
+    assert row("spec-syn", "SKEL-CF", "Table 2")["pve"] == 83.4
+    assert row("h36m-p2", "HSMR", "Table 1") == {"mpjpe": 50.4, "pa_mpjpe": 32.9}
+    assert row("coco", "HSMR", "Table 1") == {"pck@0.05": 85, "pck@0.1": 96}
+    assert row("lsp-extended", "HMR2.0", "Table 1") == {"pck@0.05": 53, "pck@0.1": 82}
+    assert row("posetrack", "PARE", "Table 1") == {"pck@0.05": 79, "pck@0.1": 93}
+    assert row("moyo-hard", "SKEL-CF", "Table 2")["mpjpe"] == 90
+    moyo = row("moyo", "HSMR", "Table 1")
+    assert (moyo["pve"], moyo["pa_pve"], moyo["right_knee>10"]) == (120.1, 90.7, 4.5)
+    quoted = [r for r in load_protocol("3dpw-chmr").published if r.method == "HSMR"]
+    assert not quoted[0].comparable  # measured under the other protocol
+
+
+def test_a_protocol_is_added_by_one_file(tmp_path, monkeypatch):
+    content = yaml.safe_load(protocol_files()["emdb"].read_text())
+    content |= {"name": "my-set", "published": []}
+    folder = tmp_path / "configs" / "protocols"
+    folder.mkdir(parents=True)
+    (folder / "my-set.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    assert load_protocol("my-set").dataset == "EMDB"
+    assert load_protocol(folder / "my-set.yaml") == load_protocol("my-set")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rot": 1}, "rot: Extra inputs"),
+        ({"source": {"format": "moyo", "files": ["a.npz"], "scale_unit": "m"}}, "scale_unit"),
+        ({"source": {"format": "moyo", "files": ["../a.npz"], "scale_unit": "px"}}, "leaves the"),
+        ({"joints": {"truth": "h36m_17", "prediction": "smpl_male_24"}}, "different size"),
+        ({"joints": {"truth": "labels_44", "prediction": "keypoints_44"}}, "labels_44 goes with"),
+        ({"joints": {"truth": "h36m_17", "prediction": "h36m_17", "pick": [17]}}, "beyond the 17"),
+        ({"roots": [{"key": "a", "about": "b", "joints": [24]}]}, "roots.a: a position is beyond"),
+        ({"roots": []}, "alignment root needs roots"),
+        ({"published": [{"method": "x", "source": "y", "values": {"pck@0.05": 1}}]},
+         "pck@0.05 not among the metrics"),
+        ({"alignment": [], "vertices": False}, "nothing to measure"),
+        ({"name": "Bad Name"}, "small letters"),
+    ],
+)  # fmt: skip
+def test_wrong_protocols_are_refused_in_one_line(tmp_path, change, message):
+    content = yaml.safe_load(protocol_files()["emdb"].read_text()) | {"published": []} | change
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=message) as caught:
+        load_protocol(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(UsageError, match=r"no protocol '3dpw'; there are 3dpw-chmr, 3dpw-hmr2"):
+        load_protocol("3dpw")
+
+
+# --- running them --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, golden_models) -> Path:
+    """Synthetic models of all genders with random regressors; not the stand-in."""
+    folder = tmp_path_factory.mktemp("models")
+    for gender in ("MALE", "FEMALE", "NEUTRAL"):
+        os.link(golden_models / "SMPL_MALE.pkl", folder / f"SMPL_{gender}.pkl")
+    for gender in ("male", "female"):
+        os.link(golden_models / "skel_male.pkl", folder / f"skel_{gender}.pkl")
+    random = np.random.default_rng(0)
+    for name, count in (("J_regressor_h36m.npy", 17), ("J_regressor_SMPL_MALE.pkl", 24),
+                        ("J_regressor_SKEL_mix_MALE.pkl", 24),
+                        ("SMPL_to_J19.pkl", 19)):  # fmt: skip
+        matrix = np.zeros((count, 6890))
+        for row in matrix:
+            row[random.integers(0, 6890, 8)] = 1 / 8
+        if name.endswith(".npy"):
+            np.save(folder / name, matrix)
+        else:
+            (folder / name).write_bytes(matrix.dumps())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bodies(models) -> Bodies:
+    return Bodies(models)
+
+
+def label_rows(count: int = 5) -> EvalRows:
+    """Rows with every kind of label."""
+    random = np.random.default_rng(7)
+    cam_int = np.tile([[900.0, 0, 320], [0, 900.0, 240], [0, 0, 1]], (count, 1, 1))
+    return EvalRows(
+        row=np.arange(count) + 100,
+        name=np.array([f"video/{k}.png" for k in range(count)]),
+        center=random.uniform(250, 350, (count, 2)),
+        box=random.uniform(100, 300, (count, 2)),
+        sequence=np.array([f"v{k // 2}" for k in range(count)]),
+        gender=np.array((["male", "female", ""] * count)[:count]),
+        cam_int=cam_int,
+        reason=np.full(count, "", "<U40"),
+        poses=random.normal(0, 0.3, (count, 72)),
+        betas=random.normal(size=(count, 10)),
+        transl=random.normal((0, 0, 4), 1, (count, 3)),
+        keypoints_2d=np.concatenate((random.uniform(150, 450, (count, 44, 2)),
+                                     random.uniform(0, 1, (count, 44, 1))), 2),
+        keypoints_3d=random.normal(0, 0.4, (count, 44, 3)),
+        skel_poses=random.normal(0, 0.3, (count, 46)),
+        skel_betas=random.normal(size=(count, 10)),
+        skel_trans=random.normal((0, 0, 4), 0.3, (count, 3)),
+        skel_gender=np.array((["male", "female"] * count)[:count]),
+    )  # fmt: skip
+
+
+def stored(path: Path, rows: EvalRows, **changes) -> StoredPredictions:
+    """Predictions near the SKEL labels, as another program would write them."""
+    random = np.random.default_rng(8)
+    members = {
+        "row": rows.row[::-1],
+        "poses": (rows.skel_poses + random.normal(0, 0.1, rows.skel_poses.shape))[::-1],
+        "betas": rows.skel_betas[::-1],
+        "cam_t": rows.skel_trans[::-1],
+        "focal": np.full(len(rows), 900.0),
+        **changes,
+    }
+    np.savez(path, **members)
+    return StoredPredictions(path)
+
+
+def test_skel_labels_agree_with_themselves(bodies):
+    outcome = run_protocol(load_protocol("demo-skel"), label_rows(), SkelLabels(label_rows()),
+                           bodies)  # fmt: skip
+    for name in ("mpjpe", "pve", "pa_mpjpe", "pa_pve"):
+        assert outcome.summary()[name].value < 1e-6
+
+
+@pytest.mark.parametrize("name", ["3dpw-chmr", "emdb", "spec-syn", "moyo", "3dpw-hmr2", "demo"])
+def test_errors_equal_a_plain_computation(tmp_path, models, bodies, name):
+    """Body by body in numpy, from the protocol's words rather than its code."""
+    chosen, rows = load_protocol(name), label_rows()
+    predictor = stored(tmp_path / "p.npz", rows)
+    outcome = run_protocol(chosen, rows, predictor, bodies, batch_size=2)
+    read = {"h36m_17": np.load(models / "J_regressor_h36m.npy")}
+    for key in ("J_regressor_SMPL_MALE", "J_regressor_SKEL_mix_MALE", "SMPL_to_J19"):
+        read[key] = np.load(models / f"{key}.pkl", allow_pickle=True)
+    smpl, skel = bodies.model("smpl", "neutral"), bodies.model("skel", "male")
+    read["neutral"] = smpl.J_regressor.numpy()
+    with np.load(tmp_path / "p.npz") as file:
+        given = {key: torch.from_numpy(file[key][::-1].copy()) for key in ("poses", "betas")}
+    for k in range(len(rows)):
+        skin = skel(given["poses"][k : k + 1], given["betas"][k : k + 1]).skin_vertices[0].numpy()
+        posed = smpl(
+            betas=torch.from_numpy(rows.betas[k : k + 1]),
+            global_orient=torch.from_numpy(rows.poses[k : k + 1, :3]),
+            body_pose=torch.from_numpy(rows.poses[k : k + 1, 3:]),
+        )
+        mesh = posed.vertices[0].numpy()
+        if name in ("3dpw-chmr", "spec-syn"):
+            p, g = read["h36m_17"] @ skin, read["h36m_17"] @ mesh
+        elif name in ("emdb", "demo"):
+            p, g = read["neutral"] @ skin, read["neutral"] @ mesh
+        elif name == "moyo":
+            p, g = read["J_regressor_SMPL_MALE"] @ skin, posed.joints[0, :24].numpy()
+        else:
+            j45 = np.concatenate((read["J_regressor_SKEL_mix_MALE"] @ skin, skin[[332] * 21]))
+            p = np.concatenate((j45[:25], read["SMPL_to_J19"] @ skin))  # only 25-43 compared
+            g = rows.keypoints_3d[k]
+        root = {"3dpw-chmr": [0], "emdb": [1, 2], "spec-syn": [1, 2], "moyo": [0], "demo": [0],
+                "3dpw-hmr2": [39]}[name]  # fmt: skip
+        used = {"3dpw-chmr": list(J14), "3dpw-hmr2": list(LSP14)}.get(name, list(range(len(p))))
+        p_root, g_root = p[root].mean(0), g[root].mean(0)
+
+        def far(a, b):
+            return 1000 * np.linalg.norm(a - b, axis=1).mean()
+
+        expected = {"mpjpe": far((p - p_root)[used], (g - g_root)[used])}
+        aligned = fit_similarity(torch.from_numpy(p[used])[None], torch.from_numpy(g[used])[None])
+        moved = aligned(torch.from_numpy(p[used])[None])[0].numpy()
+        expected["pa_mpjpe"] = far(moved, g[used])
+        if chosen.vertices:
+            expected["pve"] = far(skin - p_root, mesh - g_root)
+        if name == "spec-syn":
+            expected["mpjpe@pelvis"] = far(p - p[0], g - g[0])
+        for metric, value in expected.items():
+            assert outcome.values[metric][k] == pytest.approx(value, rel=1e-7), (metric, k)
+
+
+def test_moving_the_whole_body_changes_nothing_but_pck(tmp_path, bodies):
+    rows, chosen = label_rows(), load_protocol("demo")
+    near = run_protocol(chosen, rows, stored(tmp_path / "a.npz", rows), bodies)
+    far = run_protocol(
+        chosen, rows, stored(tmp_path / "b.npz", rows, cam_t=rows.skel_trans[::-1] + 0.5),
+        bodies,
+    )  # fmt: skip
+    np.testing.assert_array_equal(near.values["mpjpe"], far.values["mpjpe"])
+    assert not np.array_equal(near.values["keypoint_l2"], far.values["keypoint_l2"])
+
+
+def test_rows_do_not_depend_on_their_batch_or_order(tmp_path, bodies):
+    rows, chosen = label_rows(7), load_protocol("demo")
+    predictor = stored(tmp_path / "p.npz", rows)
+    whole = run_protocol(chosen, rows, predictor, bodies, batch_size=7)
+    turned = run_protocol(chosen, rows.take(np.arange(7)[::-1]), predictor, bodies, batch_size=2)
+    for name, values in whole.values.items():
+        np.testing.assert_allclose(turned.values[name][::-1], values, rtol=1e-9, atol=1e-9)
+
+
+def test_pck_of_projected_labels(tmp_path, bodies):
+    """Labels made by projecting the prediction itself, some shifted by a known share of the box."""
+    rows = label_rows(4)
+    predictor = stored(tmp_path / "p.npz", rows, focal=np.full(4, 700.0))
+    chosen = load_protocol("coco")
+    with np.load(tmp_path / "p.npz") as file:
+        poses, betas, cam_t = (torch.from_numpy(file[name][::-1].copy())
+                               for name in ("poses", "betas", "cam_t"))  # fmt: skip
+    skin = bodies.model("skel", "male")(poses, betas).skin_vertices
+    points = (bodies.matrix("keypoints_44") @ skin + cam_t[:, None]).numpy()
+    pixels = 700 * points[..., :2] / points[..., 2:] + rows.cam_int[:, None, :2, 2]
+    side = rows.box.max(1)[:, None]
+    pixels[..., 0] += 0.07 * side  # beyond 0.05, within 0.1
+    pixels[0, :, 0] -= 0.07 * side[0]  # first row exact
+    confidence = np.ones((4, 44, 1))
+    confidence[:, 5] = 0.5  # not above 0.5: not annotated
+    confidence[0, 6] = 0
+    keypoints = np.concatenate((pixels, confidence), 2)
+    outcome = run_protocol(chosen, replace(rows, keypoints_2d=keypoints), predictor, bodies)
+    found = outcome.summary()
+    # 42 keypoints are right in 1 of 4 rows, one (6) in 0 of 3, one (5) does not count.
+    assert found["pck@0.05"].value == pytest.approx(100 * (42 * 0.25 + 0) / 43)
+    assert found["pck@0.1"].value == pytest.approx(100)
+    assert outcome.values["pck@0.05"].tolist() == pytest.approx([100, 0, 0, 0])
+
+
+def test_floor_of_mixed_joint_definitions(bodies):
+    rows = label_rows()
+    assert floor_values(load_protocol("emdb"), rows, bodies) is None
+    floor = floor_values(load_protocol("moyo"), rows, bodies, batch_size=2)
+    assert floor["pve"] > 0  # the root itself is another point
+    assert floor["pa_pve"] < 1e-6  # but the mesh is perfect
+    assert floor["mpjpe"] > floor["pa_mpjpe"] > 0
+
+
+def test_limits_of_predictions_and_labels(tmp_path, bodies):
+    rows = label_rows(4)
+    poses = np.zeros((4, 46))
+    poses[:, 6] = np.radians([144.9, 145.1, 155.1, 165.1])  # right knee, limit 135
+    predictor = stored(tmp_path / "p.npz", rows, poses=poses[::-1])
+    outcome = run_protocol(load_protocol("moyo"), rows, predictor, bodies)
+    found = outcome.summary()
+    assert [found[f"right_knee>{t}"].value for t in (10, 20, 30)] == [75, 50, 25]
+    assert found["left_elbow>10"].value == 0
+    statistics = outcome.limit_statistics()["right_knee>10"]
+    assert np.degrees(statistics["maximum"]) == pytest.approx(20.1)
+    bent = rows.skel_poses.copy()
+    bent[:, 13] = np.radians([-15, 0, 0, 0])
+    labels = replace(rows, skel_poses=bent)
+    assert label_violations(load_protocol("demo-skel"), labels)["left_knee>10"] == 25
+
+
+def test_skipped_rows_are_counted_and_not_averaged(tmp_path, bodies):
+    rows = label_rows()
+    reason = np.array(["", "non_finite_pose", "", "", ""], "<U40")
+    rows = replace(rows, reason=reason, poses=np.where(reason[:, None] == "", rows.poses, np.nan))
+    for k in (0, 2, 3):
+        path = tmp_path / "images" / rows.name[k]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = skip_reasons(rows, open_images(tmp_path / "images"))
+    assert found.tolist() == ["", "non_finite_pose", "", "", "image_missing"]
+    outcome = run_protocol(
+        load_protocol("emdb"), rows, stored(tmp_path / "p.npz", rows), bodies, reason=found
+    )
+    assert outcome.summary()["mpjpe"].rows == 3
+    assert np.isfinite(outcome.values["mpjpe"]).tolist() == [True, False, True, True, False]
+    with pytest.raises(InputError, match=r"no row can be evaluated.*5 gone"):
+        run_protocol(load_protocol("emdb"), rows, SkelLabels(rows), bodies,
+                     reason=np.full(5, "gone"))  # fmt: skip
+
+
+def test_bad_predictions_stop_the_run(tmp_path, bodies):
+    rows, chosen = label_rows(), load_protocol("emdb")
+    broken = rows.skel_betas[::-1].copy()
+    broken[1] = np.nan
+    with pytest.raises(InputError, match=r"'betas' of row 103 \(video/3.png\) is not finite"):
+        run_protocol(chosen, rows, stored(tmp_path / "nan.npz", rows, betas=broken), bodies)
+    fewer = {name: value[:4] for name, value in
+             (("row", rows.row), ("poses", rows.skel_poses), ("betas", rows.skel_betas),
+              ("cam_t", rows.skel_trans), ("focal", np.ones(5)))}  # fmt: skip
+    with pytest.raises(InputError, match="no prediction for row 104"):
+        run_protocol(chosen, rows, stored(tmp_path / "few.npz", rows, **fewer), bodies)
+    with pytest.raises(InputError, match=r"'poses': expected numbers of shape \(5, 46\)"):
+        stored(tmp_path / "wide.npz", rows, poses=np.zeros((5, 72)))
+    with pytest.raises(InputError, match="'row': a row is there twice"):
+        stored(tmp_path / "twice.npz", rows, row=np.zeros(5, int))
+    unknown = replace(rows, cam_int=np.full_like(rows.cam_int, np.nan))
+    with pytest.raises(InputError, match="has to return cam_int"):
+        run_protocol(load_protocol("coco"), unknown, stored(tmp_path / "p.npz", rows), bodies)
+
+
+def test_mean_pose_is_the_mean_of_the_labels():
+    rows = label_rows(6)
+    poses = rows.skel_poses.copy()
+    poses[:, 0] = [3.0, -3.0, 3.1, -3.1, np.pi, np.pi]  # across the half turn
+    mean = MeanPose.of_labels(replace(rows, skel_poses=poses), "here")
+    batch = run_batch(rows)
+    found = mean(batch)
+    assert abs(found["poses"][0, 0].item()) == pytest.approx(np.pi, abs=1e-9)
+    males = rows.skel_betas[rows.skel_gender == "male"].mean(0)
+    np.testing.assert_allclose(found["betas"][0], males)
+    assert mean.skel_gender == "male"
+    # The body's origin is in the middle of the box.
+    pixel = found["cam_int"] @ found["cam_t"][..., None]
+    np.testing.assert_allclose((pixel[:, :2] / pixel[:, 2:])[..., 0], rows.center)
+
+
+def run_batch(rows: EvalRows):
+    from stages.regressor.protocols import Batch
+
+    return Batch(rows.row, tuple(rows.name), None, rows.center, rows.box, rows.cam_int,
+                 load_protocol("demo").crop)  # fmt: skip
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def finished(tmp_path, bodies, chosen: EvaluationProtocol) -> verb.ProtocolResult:
+    rows = label_rows()
+    predictors = (stored(tmp_path / "mine.npz", rows), MeanPose.published())
+    outcomes = {p.name: run_protocol(chosen, rows, p, bodies) for p in predictors}
+    return verb.ProtocolResult(
+        protocol=chosen, rows=rows, bodies=bodies, images=None, predictors=predictors,
+        outcomes=outcomes, floor=floor_values(chosen, rows, bodies), violations=None,
+        complete=True, summaries={n: o.summary() for n, o in outcomes.items()},
+    )  # fmt: skip
+
+
+def test_published_numbers_stand_beside_licensed_results_only(tmp_path, bodies):
+    result = finished(tmp_path, bodies, load_protocol("moyo-hard"))
+    heading, lines = verb.columns_of(result)
+    assert heading == ["", "mine", "mean pose", "% of mean pose", "floor",
+                       "published: HSMR", "published: CameraHMR", "published: SKEL-CF"]  # fmt: skip
+    assert lines[0][-3:] == ["120.0", "96.0", "90.0"]
+    text = verb.table([result])
+    assert "WARNING" not in text
+    assert "published count is 9725" in text
+    page = evaluation_page([result], worst=0)
+    assert "published: SKEL-CF" in page
+    assert "STAND-IN" not in page
+
+    standin = replace(result, rows=replace(result.rows, standin=True))
+    heading, _ = verb.columns_of(standin)
+    assert not any("published" in cell for cell in heading)
+    text = verb.table([standin])
+    assert text.startswith("WARNING: Evaluated on the licence-free stand-in body")
+    page = evaluation_page([standin], worst=0)
+    results, _, apart = page.partition("NOT COMPARABLE")
+    assert "STAND-IN BODY" in results
+    assert "SKEL-CF, arXiv" not in results
+    assert "SKEL-CF, arXiv" in apart
+    recorded = verb.as_json([standin], verb.Request(("moyo-hard",), tmp_path))
+    assert recorded["warning"]
+    assert recorded["protocols"][0]["published"]["warning"]
+
+
+def test_numbers_copied_from_another_protocol_get_no_column(tmp_path, bodies):
+    heading, _ = verb.columns_of(finished(tmp_path, bodies, load_protocol("3dpw-chmr")))
+    assert "published: HSMR" not in heading
+    assert "published: SKEL-CF" in heading
+
+
+def test_worst_rows_are_those_of_the_scored_predictor(tmp_path, bodies):
+    result = finished(tmp_path, bodies, load_protocol("emdb"))
+    values = result.outcomes["mine"].values["mpjpe"]
+    order = np.argsort(values)
+    assert worst_rows(result, 2) == [
+        (order[2], "median row"), (order[4], "worst 1"), (order[3], "worst 2")
+    ]  # fmt: skip
+
+
+# --- the verb, end to end ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Twenty converted rows of a trivial fit, three segments; five of eight test images exist."""
+    folder = tmp_path_factory.mktemp("shards")
+    columns = label_columns(20)
+    columns["imgname"] = np.array([f"images/{row:02d}.png" for row in range(20)])
+    columns["pose_cam"][:, 0] += np.pi
+    columns["split"] = np.where(np.arange(20) < 12, b"train", b"test")
+    columns["segment"] = np.arange(20) // 4
+    columns["gender"] = np.array(["male", "female"] * 10)
+    columns["skel_gender"] = columns["gender"]
+    columns["shape"][13, 4] = np.nan  # rejected by the conversion
+    np.savez(folder / "labels.npz", **columns)
+    (folder / "images").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    for row in (12, 13, 14, 15, 17, 19):
+        cv2.imwrite(str(folder / "images" / f"{row:02d}.png"), picture)
+    manifest = write_manifest(
+        folder / "test.yaml", genders={"smpl": "column", "skel": "column"}
+    )
+    request = Request(
+        manifest=load_manifest(manifest), directory=folder / "out", data_root=folder,
+        fitter=TRIVIAL,
+    )  # fmt: skip
+    convert(request, lambda event, data: None)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained network in the format of `hmr-skel train`."""
+    torch.manual_seed(0)
+    recipe = load_recipe("tiny")
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    save_checkpoint(path, {
+        "recipe": recipe.model_dump(mode="json"), "gender": recipe.data.gender, "standin": True,
+        "network": Regressor(recipe.model).state_dict(), "progress": {"step": 0}, "scores": None,
+    })  # fmt: skip
+    return path
+
+
+def test_the_verb_on_a_checkpoint(tmp_path, shards, checkpoint, capsys):
+    out = tmp_path / "results"
+    assert run_cli(["evaluate", "demo", "--shards", str(shards), "--checkpoint", str(checkpoint),
+                    "--models", str(default_body_directory()), "--out", str(out), "--worst", "1",
+                    "--quiet"]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert text.startswith("WARNING: Evaluated on the licence-free stand-in body")
+    assert "5 rows, 3 skipped (2 image_missing, 1 non_finite_betas)" in text
+    recorded = json.loads((out / "evaluation.json").read_text())
+    assert recorded["standin"]
+    found = recorded["protocols"][0]
+    assert found["rows"] == {
+        "read": 8, "evaluated": 5, "skipped": {"image_missing": 2, "non_finite_betas": 1},
+        "published_count": None,
+    }  # fmt: skip
+    assert {name for name in found["models"]} >= {"SMPL_MALE.pkl", "skel_male.pkl"}
+    ours, mean, label = (found["results"][name]["metrics"]["mpjpe"]
+                         for name in ("tiny", "mean pose", "SKEL label"))  # fmt: skip
+    assert ours["low"] < ours["value"] < ours["high"]
+    assert {ours["rows"], mean["rows"], label["rows"]} == {5}
+    share = found["percent_of_mean_pose"]["mpjpe"]
+    assert share == pytest.approx(100 * ours["value"] / mean["value"])
+    with np.load(out / "rows-demo.npz") as file:
+        assert np.nanmean(file["tiny/mpjpe"]) == pytest.approx(ours["value"])
+        assert file["row"].tolist() == list(range(12, 20))
+    page = (out / "evaluation.html").read_text()
+    assert page.count("data:image/png") == 2 * 4  # median and worst: picture, keypoints, two views
+    assert "STAND-IN BODY" in page
+
+
+def test_the_verb_without_a_checkpoint_needs_no_images(tmp_path, shards, capsys):
+    arguments = ["evaluate", "demo-skel", "--shards", str(shards), "--models",
+                 str(default_body_directory()), "--out", str(tmp_path), "--worst", "0",
+                 "--limit", "3", "--quiet"]  # fmt: skip
+    assert run_cli(arguments) == 0
+    assert "2 rows, 1 skipped (1 non_finite_betas), NOT ALL ROWS" in capsys.readouterr().out
+    first = (tmp_path / "evaluation.json").read_bytes()
+    assert run_cli(arguments) == 0
+    assert (tmp_path / "evaluation.json").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing"], 2, "no protocol 'nothing'; there are"),
+        (["demo"], 2, "give it with --shards"),
+        (["emdb"], 5, "eval-labels/emdb_test.npz: no label file for protocol emdb"),
+        (["emdb", "coco", "--labels", "x.npz"], 2, "go with a single protocol"),
+        (["demo", "--crop", "round"], 2, "expected recipe or protocol"),
+    ],
+)
+def test_wrong_requests_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(["evaluate", *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_moyo_hard_verb(tmp_path, capsys):
+    from tests.test_eval_readers import moyo
+
+    np.savez(tmp_path / "moyo_v2.npz", **moyo({"a": 8}))
+    arguments = ["moyo-hard", str(tmp_path / "moyo_v2.npz"), "--out", str(tmp_path / "hard.npz")]
+    assert run_cli(arguments) == 5
+    assert "4 rows of 1 sequences with camera YOGI_Cam_01, expected 9725" in capsys.readouterr().err
+    assert run_cli([*arguments, "--expected", "0"]) == 0
+    assert "4 rows of 1 sequences" in capsys.readouterr().out
+    assert run_cli([*arguments, "--expected", "0", "--rounding", "up"]) == 2
