@@ -461,7 +461,7 @@ def _page(found: Audit) -> str:
 
 def _histogram(values: NDArray[np.float64], label: str) -> Any:
     values = values[np.isfinite(values)]
-    if not values.size:
+    if not values.size or values.max() < 0.05:  # nothing that the axis could show
         return None
     top = max(float(np.quantile(values, 0.995)) * 1.05, 1e-3)
     edges = np.linspace(0.0, top, 61)

@@ -37,6 +37,7 @@ def labels() -> dict[str, np.ndarray]:
     columns["skel_gender"] = np.array(["male", "female"] * (ROWS // 2))
     columns["split"] = np.full(ROWS, b"train|<b>`x`")
     columns["scale"] = columns["scale"].astype(np.float32)
+    columns["odd|name"] = np.arange(ROWS, dtype=np.uint8)
     return columns
 
 
