@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import make_directory, remove
 from pipeline.errors import UsageError
@@ -24,6 +24,9 @@ from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
 from pipeline.rundir import Failure, Ledger, RunDirectory, ShardState, Summary
 from pipeline.task import Job, receipt_path
+
+if TYPE_CHECKING:
+    from pipeline.upload import Mirror
 
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event name and its data; `tick` comes at least twice a second."""
@@ -46,6 +49,8 @@ class Request:
     shards: tuple[int, ...] | None = None
     retry_failed: bool = False
     fitter: str = DEFAULT_FITTER
+    upload: str | None = None
+    """fsspec URL that finished shards are copied to."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,11 @@ def convert(request: Request, report: Report) -> Result:
             run.write_plan(found.plan)
         run.prepare()
         run.write_places(found.source.path, found.source.data_root, found.models)
+        mirror = _mirror(request.upload, run, found.plan)
         before = _take_stock(run, found.plan, wanted, request.retry_failed, report)
+        if mirror:
+            mirror.catch_up(before)
+            report = _uploading(mirror, report)
         try:
             done_now, rows_now = _work(run, found, request, before, wanted, report)
         finally:
@@ -106,6 +115,8 @@ def convert(request: Request, report: Report) -> Result:
         states = run.inspect_all(found.plan)
         summary = run.summarise(found.plan, states)
         run.write_summary(summary)
+        if mirror:
+            mirror.summary()
         done = {state.shard for state in states if state.state == "done"}
         return Result(
             summary=summary,
@@ -153,6 +164,25 @@ def parse_shards(text: str) -> tuple[int, ...]:
             raise UsageError(f"--shards {text}: range {part.strip()} is backwards")
         shards.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(shards))
+
+
+def _mirror(url: str | None, run: RunDirectory, plan: Plan) -> Mirror | None:
+    if url is None:
+        return None
+    from pipeline.upload import Mirror
+
+    return Mirror.open(url, run, plan)
+
+
+def _uploading(mirror: Mirror, report: Report) -> Report:
+    """Copy each shard as soon as it is done."""
+
+    def inner(event: str, data: dict[str, Any]) -> None:
+        if event == "shard_done":
+            mirror.shard(data["shard"])
+        report(event, data)
+
+    return inner
 
 
 def _planned(request: Request, dry_run: bool = False) -> Any:

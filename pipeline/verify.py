@@ -248,6 +248,8 @@ def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> Annot
     if data_root is not None:
         noted = data_root / (noted.relative_to(root) if noted.is_relative_to(root) else noted.name)
         root = data_root
+        if not noted.exists():  # a fetched copy does not know the folder below the root
+            noted = next(iter(sorted(root.rglob(noted.name))), noted)
     if not noted.exists():
         raise InputError(
             f"{noted}: the label file that was converted is not there; "

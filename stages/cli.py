@@ -69,6 +69,9 @@ def convert(
     log_json: Annotated[
         Path | None, typer.Option(help="Append events to this file, one JSON object a line.")
     ] = None,
+    upload: Annotated[
+        str | None, typer.Option(help="Also copy finished shards there, e.g. s3://bucket/coco.")
+    ] = None,
     fitter: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Convert a subset to SKEL shards, or resume where an earlier run stopped."""
@@ -98,6 +101,7 @@ def convert(
         shards=parse_shards(shards) if shards else None,
         retry_failed=retry_failed,
         fitter=fitter or DEFAULT_FITTER,
+        upload=upload,
     )
     run_convert(request, dry_run=dry_run, quiet=quiet, log_json=log_json)
 

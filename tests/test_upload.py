@@ -1,0 +1,141 @@
+"""Uploading to an object store: a real S3 server (moto) started here, and plain folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline.errors import OutputError, PlanMismatch, UsageError
+from pipeline.upload import fetch
+from pipeline.verify import verify
+from tests.faults.harness import Bench, make_bench, shard_digests, write_manifest
+
+BUCKET = "s3://skel"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """moto's S3 server in a process of its own; the environment points every client to it."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    port_file = tmp_path_factory.mktemp("moto") / "port"
+    script = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from moto.server import ThreadedMotoServer\n"
+        "server = ThreadedMotoServer('127.0.0.1', 0)\nserver.start()\n"
+        "host, port = server.get_host_and_port()\n"
+        f"Path({str(port_file)!r}).write_text(str(port))\n"
+        "sys.stdin.read()"  # ends with this process
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (port_file.exists() and port_file.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    before = dict(os.environ)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port_file.read_text()}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    urllib.request.urlopen(os.environ["AWS_ENDPOINT_URL"] + "/moto-api/").close()
+    fsspec.filesystem("s3").mkdir("skel")
+    try:
+        yield process
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return make_bench(tmp_path / "bench")
+
+
+def remote_files(url: str) -> dict[str, bytes]:
+    filesystem, root = fsspec.core.url_to_fs(url)
+    filesystem.invalidate_cache()
+    return {path.removeprefix(root).lstrip("/"): filesystem.cat_file(path)
+            for path in filesystem.find(root)}  # fmt: skip
+
+
+def check_same(bench: Bench, url: str) -> None:
+    found = remote_files(url)
+    shards = {name for name in found if name.startswith("shards/")}
+    assert len(shards) == 8
+    for name, data in found.items():
+        assert (bench.out / name).read_bytes() == data
+    assert {"plan.json", "summary.json", "receipts/shard-00000.json"} <= set(found)
+
+
+def test_s3_copy_is_whole_resumes_and_comes_back(
+    server: subprocess.Popen[bytes], bench: Bench, tmp_path: Path
+) -> None:
+    url = f"{BUCKET}/whole"
+    bench.convert(upload=url, limit=20)
+    assert not json.loads(remote_files(url)["summary.json"])["complete"]
+    bench.convert(upload=url)
+    check_same(bench, url)
+    filesystem = fsspec.filesystem("s3")
+    filesystem.rm("skel/whole/shards/shard-00003.h5")
+    filesystem.pipe_file("skel/whole/receipts/shard-00005.json", b"{}")
+    bench.convert(upload=url)
+    check_same(bench, url)
+    fetch(url, tmp_path / "back")
+    assert shard_digests(tmp_path / "back") == shard_digests(bench.out)
+    found = verify(tmp_path / "back", data_root=bench.data)
+    assert not [text for text in found.problems if "shard" in text]
+
+
+def test_another_plan_and_unknown_places_are_refused(
+    server: subprocess.Popen[bytes], bench: Bench
+) -> None:
+    url = f"{BUCKET}/claimed"
+    bench.convert(upload=url, limit=8)
+    write_manifest(bench.manifest, shard_rows=9)
+    with pytest.raises(PlanMismatch, match="another plan"):
+        bench.convert(upload=url, directory=bench.root / "other")
+    with pytest.raises(OutputError, match="s3://absent"):
+        bench.convert(upload="s3://absent/x", directory=bench.root / "other")
+    with pytest.raises(UsageError, match="nosuch"):
+        bench.convert(upload="nosuch://x", directory=bench.root / "other")
+
+
+def test_a_store_that_dies_ends_the_run_and_a_rerun_catches_up(
+    server: subprocess.Popen[bytes], bench: Bench
+) -> None:
+    url = f"{BUCKET}/dies"
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    bench.convert(upload=url, limit=8)
+    os.environ |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    fsspec.filesystem("s3").clear_instance_cache()
+    try:
+        done = bench.run("--upload", url, fitter="tests.faults.fitters:TrivialFit")
+        assert done.returncode == 74, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"hmr-skel: {url}: ")
+    finally:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+        fsspec.filesystem("s3").clear_instance_cache()
+    bench.convert(upload=url)
+    check_same(bench, url)
+
+
+def test_a_plain_folder_gets_renamed_files(bench: Bench, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'mirror'}"
+    bench.convert(upload=url)
+    check_same(bench, url)
+    assert not list((tmp_path / "mirror").rglob("*.tmp"))
