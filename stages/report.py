@@ -283,17 +283,21 @@ def person(dataset: Dataset, position: int) -> Person:
 def people(dataset: Dataset, columns: Columns, poser: Poser, size: int = 340) -> NDArray[np.uint8]:
     """Four people in a row of three pictures each: SMPL target, SKEL skin, skeleton.
 
-    Rows at the quarter points of the dataset whose error is about the median, so the picture is
-    typical and varied.
+    One from each quarter of the dataset: a row with about the median error (typical, not chosen
+    for its fit) that turns three quarters to the camera, women and men in turn.
     """
     fitted = np.flatnonzero(columns.fitted)
     if len(fitted) < 4:
         raise UsageError("a picture of people needs at least four fitted rows")
     middle = float(np.median(columns.error[fitted]))
-    chosen = [
-        int(part[np.argmin(np.abs(columns.error[part] - middle))])
-        for part in np.array_split(fitted, 4)
-    ]
+    chosen = []
+    for place, part in enumerate(np.array_split(fitted, 4)):
+        gender = ("female", "male")[place % 2]
+        wanted = [code for code, name in enumerate(columns.pair_names) if name.endswith(gender)]
+        own = part[np.isin(columns.pair[part], wanted)]
+        near = own if own.size else part
+        near = near[np.argsort(np.abs(columns.error[near] - middle), kind="stable")]
+        chosen.append(_best_turned(dataset, near[: len(near) // 8 + 1], poser))
     groups = []
     for position in chosen:
         bodies = poser.bodies(person(dataset, position))
@@ -302,6 +306,22 @@ def people(dataset: Dataset, columns: Columns, poser: Poser, size: int = 340) ->
             drawn.insert(0, pictures.target_picture(bodies, size))
         groups.append(pictures.side_by_side(pictures.trimmed(drawn), gap=2))
     return pictures.side_by_side(groups, gap=14)
+
+
+def _best_turned(dataset: Dataset, positions: NDArray[np.int64], poser: Poser) -> int:
+    """The row whose pelvis looks three quarters towards the camera, not from very near."""
+    import torch
+
+    from skel_fit.root import root_rotation
+
+    scores = []
+    for position in positions.tolist():
+        shown = person(dataset, position)
+        skel = poser.model("skel", shown.skel_gender)
+        turn = root_rotation(skel, torch.as_tensor(shown.skel[0][None, :3]))[0].numpy()
+        # Column 2 is the way the body looks; z = -1 is straight at the camera.
+        scores.append(abs(turn[2, 2] + 0.85) + (float(shown.skel[2][2]) < 3.0))
+    return int(positions[int(np.argmin(scores))])
 
 
 class _Coder:
