@@ -232,6 +232,8 @@ def _sample(base: np.ndarray, body: KeypointBody, random: np.random.Generator) -
     result, open_rows = base.copy(), np.arange(len(base))
     needed = np.minimum(_distances(body, base) - 0.005, [c[3] for c in _CLEARANCE])
     for attempt in range(_TRIES):
+        if not open_rows.size:
+            break
         noise = random.normal(size=(len(base), 24, 3)) * 0.8**attempt
         drawn = _perturb(base[open_rows], noise[open_rows])
         free = (_distances(body, drawn) >= needed[open_rows]).all(1)
