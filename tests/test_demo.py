@@ -225,3 +225,12 @@ def test_models_without_extra_joints(tmp_path: Path, models: Path) -> None:
     with pytest.raises(InputError, match=r"SMPL_to_J19\.pkl: missing.*default-body"):
         write_demo(tmp_path / "demo.npz", tmp_path)
     assert not (tmp_path / "demo.npz").exists()
+
+
+@pytest.mark.parametrize("rows", [64, 240])
+def test_small_demos_are_made_too(tmp_path, rows):
+    """Few rows leave no sampled pose open after the first tries."""
+    path = write_demo(tmp_path / "demo.npz", default_body_directory(), rows=rows)
+    with np.load(path) as file:
+        assert len(file["pose_cam"]) == rows
+        assert np.isfinite(file["pose_cam"]).all()
