@@ -188,6 +188,7 @@ def pose(**degrees: float) -> torch.Tensor:
         ({"elbow_flexion_l": 160}, 20, "left_elbow", 5),
         ({"elbow_flexion_r": -12}, 10, "right_elbow", 2),
         ({"pro_sup_r": 85}, 10, "right_elbow", 7.5),
+        ({"pro_sup_r": -80}, 10, "right_elbow", 2.5),
         ({"pro_sup_l": 85}, 10, "left_elbow", 0),  # the published limits are not symmetric
         ({"pro_sup_l": -105}, 10, "left_elbow", 5),
         ({"elbow_flexion_r": 150, "pro_sup_r": 100}, 10, "right_elbow", 22.5),  # the larger one
