@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
+.PHONY: eval help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ demo-images: $(STAMP)  ## render the pictures of the demo labels into the data r
 
 train: convert $(if $(filter demo%,$(SUBSET)),demo-images)  ## train RECIPE (default tiny) on SUBSET into RUN; rerun to resume
 	$(BIN)/hmr-skel train $(OUT) --recipe $(RECIPE) --out $(RUN) $(TRAIN_ARGS)
+
+# Names in configs/protocols; EVAL_ARGS: further options of hmr-skel evaluate, e.g. --data-root DIR.
+PROTOCOLS ?= demo demo-skel
+
+eval: $(STAMP)  ## score RUN/best.pt and the baselines under PROTOCOLS; page in RUN/evaluation
+	$(BIN)/hmr-skel evaluate $(PROTOCOLS) --shards $(OUT) --checkpoint $(RUN)/best.pt --out $(RUN)/evaluation $(EVAL_ARGS)
 
 test: $(STAMP)  ## lint and run the test suite
 	$(BIN)/ruff check .
