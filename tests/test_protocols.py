@@ -567,6 +567,29 @@ def test_the_verb_without_a_checkpoint_needs_no_images(tmp_path, shards, capsys)
     assert (tmp_path / "evaluation.json").read_bytes() == first
 
 
+def test_the_verb_on_label_files_with_stored_predictions(tmp_path, models, capsys):
+    from tests.test_eval_readers import camerahmr, hmr2, moyo
+
+    labels = tmp_path / "data" / "eval-labels"
+    labels.mkdir(parents=True)
+    np.savez(labels / "emdb_test.npz", **camerahmr())
+    np.savez(labels / "moyo_v2.npz", **moyo({"a": 6}, cameras=("YOGI_Cam_01",)))
+    np.savez(labels / "h36m_val_p2.npz", **hmr2())
+    rows = replace(label_rows(6), row=np.arange(6))
+    stored(tmp_path / "mine.npz", rows)
+    assert run_cli(["evaluate", "emdb", "moyo", "h36m-p2", "--data-root", str(tmp_path / "data"),
+                    "--predictions", str(tmp_path / "mine.npz"), "--models", str(models),
+                    "--out", str(tmp_path / "out"), "--worst", "1", "--quiet"]) == 0  # fmt: skip
+    text = capsys.readouterr().out
+    assert "WARNING" not in text
+    assert text.count("published: SKEL-CF") == 3
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["protocols"]
+    assert [item["rows"]["evaluated"] for item in found] == [6, 6, 6]
+    assert found[1]["floor"]["pa_pve"] == pytest.approx(0, abs=1e-6)
+    assert found[0]["files"].keys() == {str(labels / "emdb_test.npz")}
+    assert found[2]["models"].keys() >= {"SMPL_to_J19.pkl", "J_regressor_SKEL_mix_MALE.pkl"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
