@@ -226,17 +226,17 @@ def test_a_killed_driver_does_not_condemn_healthy_shards(
 
 
 def test_a_killed_driver_takes_its_workers_along(tmp_path: Path, reference: dict[str, str]) -> None:
-    """Promise P15, locally: a restart 0.1 s later."""
+    """Promise P15, locally: workers in the middle of a minute's work die too; a restart is safe."""
     bench = make_bench(tmp_path / "bench")
-    bench.order("slow-all", "0.2")
+    bench.order("slow-all", "60")
     driver = bench.start("--workers", "2")
-    wait_for_calls(bench, 3)
+    wait_for_calls(bench, 2)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    time.sleep(0.1)
+    (bench.faults / "slow-all").unlink()
     assert bench.run("--workers", "2").returncode == 0
-    check_whole(bench, reference)
     wait_until_gone(driver.pid)
+    check_whole(bench, reference)
     driver.communicate()
 
 

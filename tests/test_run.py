@@ -198,6 +198,21 @@ def test_damage_is_found_and_only_it_is_redone(bench: Bench) -> None:
     assert verify(bench.out).ok
 
 
+def test_whole_shards_of_other_places_are_not_taken(bench: Bench, tmp_path: Path) -> None:
+    """Promise P5: file and receipt agree, but belong to another shard or to another plan."""
+    reference = shard_digests(bench.out)
+    other = make_bench(tmp_path / "other", ROWS, SHARD, bad_rows=())
+    other.convert()
+    for folder, ending in (("shards", "h5"), ("receipts", "json")):
+        here, there = bench.out / folder, other.out / folder
+        shutil.copy(here / f"shard-00005.{ending}", here / f"shard-00004.{ending}")
+        shutil.copy(there / f"shard-00001.{ending}", here / f"shard-00001.{ending}")
+    named = {text.split(":")[0] for text in verify(bench.out).problems if "shard " in text}
+    assert named == {"shard 1", "shard 4"}
+    assert bench.convert().converted == 2
+    assert shard_digests(bench.out) == reference
+
+
 def test_a_changed_input_is_never_mixed_in(bench: Bench) -> None:
     """Promise P6, source and manifest; tests/test_shards.py has every plan field."""
     before = tree(bench.out)
