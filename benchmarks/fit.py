@@ -420,8 +420,9 @@ def report(
     print(markdown_table(BAR_FIELDS, verdicts) + "\n")
     head = ("method", "batch", "calls", "fits/s", "ms a row", "CPU ms a row", "floors", "x ours")
     print(markdown_table(head, speed) + "\n")
-    print("Published and twin: evaluations", end=" ")
-    print(", ".join(f"{r.evaluations()} ({r.name}, {len(r.frames)})" for r in rivals) + ".\n")
+    if rivals:
+        counts = ", ".join(f"{r.evaluations()} ({r.name}, {len(r.frames)})" for r in rivals)
+        print(f"Evaluations (twin: steps): {counts}.\n")
     print("Where our time goes (hierarchical, default limits), a row:\n")
     head = ("part", "us", "share", "floors")
     rows = [(n, 1e6 * s, f"{s / total:.0%}", s / per_row) for n, s in _ordered(parts)]
