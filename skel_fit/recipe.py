@@ -113,15 +113,16 @@ class FitConfig(_Frozen):
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the vertex passes; the inner solver is float64 always."""
     kernels: Literal["auto", "numba", "torch"] = "auto"
-    block_size: int = Field(64, ge=1, le=65536)
-    """Rows computed together. Part of the result's identity: rows are bit-equal at one size."""
+    block_size: int | None = Field(None, ge=1, le=65536)
+    """Rows computed together; None: 64 on a CPU, 2048 on a GPU. Part of the result's identity:
+    rows are bit-equal at one size."""
     tolerance: float | None = Field(None, gt=0.0)
     """Overrides the tolerance of every stage."""
     steps: int | None = Field(None, ge=1)
     """Overrides the inner steps of every stage."""
-    prior_spine: float = Field(1e-6, ge=0.0)
+    prior_spine: float = Field(3e-6, ge=0.0)
     """m^2/rad^2 on the nine spine and head angles."""
-    prior_scapula: float = Field(1e-6, ge=0.0)
+    prior_scapula: float = Field(3e-6, ge=0.0)
     """m^2/rad^2 on the six scapula angles."""
     restarts: bool = True
     """Try further starts on rows that look stuck and keep the best."""

@@ -162,7 +162,9 @@ class Solver:
             self.skeleton, self.smpl_tree, self.dtype, self.device
         )
         self.plans = self._plans(skel, smpl_weights)
-        self.width = -(-config.block_size // LANES) * LANES
+        # wide enough for the matrix products, small enough for the processor's cache
+        self.block = config.block_size or (64 if self.device.type == "cpu" else 2048)
+        self.width = -(-self.block // LANES) * LANES
 
     def without_limits(self) -> Solver:
         """The same solver with every angle free; shares all tables."""
@@ -250,6 +252,26 @@ class Solver:
                     self._solve_from(start, suspects, goal, betas, solution)
         return solution
 
+    def refine(self, goal: GoalOf, betas: Tensor, poses: Tensor) -> Solution:
+        """Fit n rows from given poses (n,49) instead of the usual starts, last stage only.
+
+        betas: (n,10) of SKEL, float64. `start` of the solution says nothing.
+        """
+        solution = Solution.empty(poses.shape[0], self.device)
+        waiting: list[tuple[Block, SearchState]] = []
+        rows = torch.arange(poses.shape[0], device=self.device)
+        for part in rows.split(self.block):
+            index = padded(part, self.width)
+            targets, rotations = goal(index)
+            shape, joints = self.kernels.identity(betas[index]), self._joint_targets(targets)
+            block = Block(index, shape, targets, joints, rotations)
+            state, real = SearchState.begin(poses[index]), rows[: part.numel()]
+            unfinished = self._last_stage(block, state, real, 0, solution, rounds_done=0)
+            if unfinished is not None:
+                waiting.append(unfinished)
+        self._finish(waiting, 0, solution)
+        return solution
+
     def smpl_goal(self, poses: Tensor, betas: Tensor) -> GoalOf:
         """The surfaces of SMPL poses (n,72) and betas (n,10), float64."""
         source = torch.as_tensor(self.skeleton.start_source, device=self.device)
@@ -288,7 +310,7 @@ class Solver:
         """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas."""
         out = betas.clone()
         everything = torch.arange(betas.shape[0], device=self.device)
-        for part in everything.split(self.config.block_size):
+        for part in everything.split(self.block):
             index = padded(part, self.width)
             targets = goal(index).targets
             start, pose = betas[index], solution.poses[index]
@@ -332,7 +354,7 @@ class Solver:
     ) -> None:
         """Solve the rows from one start and take over what is better."""
         waiting: list[tuple[Block, SearchState]] = []
-        for part in rows.split(self.config.block_size):
+        for part in rows.split(self.block):
             index = padded(part, self.width)
             targets, rotations = goal(index)
             joints = self._joint_targets(targets)
@@ -416,7 +438,7 @@ class Solver:
     def _coarse_stage(self, plan: StagePlan, block: Block, state: SearchState) -> SearchState:
         """A stage whose residual nobody reports: rounds until each row's steps are small."""
         state = SearchState.begin(state.poses)._replace(steps=state.steps)
-        targets = block.targets[torch.as_tensor(plan.vertices.indices, device=self.device)]
+        targets = block.targets[plan.vertices.rows]
         pair_moments = self._pair_moments(plan, block.shape)
         active = torch.ones(block.rows.numel(), dtype=torch.bool, device=self.device)
         tolerance = self._tolerance(plan)
@@ -514,7 +536,7 @@ class Solver:
             waiting = []
             last = rounds_done >= self.plans[-1].stage.rounds
             for part in torch.arange(block.rows.numel(), device=self.device).split(
-                self.config.block_size
+                self.block
             ):
                 index = padded(part, self.width)
                 some, search = block.select(index), state.rows(index)

@@ -8,6 +8,7 @@ component at a time, so that no (rows, vertices, 12) tensor exists.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class TorchKernels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.dtype, self.device = dtype, torch.device(device)
+        self._uploaded: dict[int, tuple[object, Tensor]] = {}
         self.skeleton = Skeleton(*(self._tensor(part) for part in skeleton))
         self.parents = [int(p) for p in skeleton.parents]
         self.levels = _levels(self.parents)
@@ -81,6 +83,15 @@ class TorchKernels:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(self.device)
+
+    def _kept(self, array: np.ndarray, make: Callable[[], np.ndarray] | None = None) -> Tensor:
+        """The array (or what `make` makes of it) on the device; uploaded once, so that no round
+        waits for a copy. The tables it is used for live as long as the solver."""
+        found = self._uploaded.get(id(array))
+        if found is None or found[0] is not array:
+            found = (array, self._tensor(make() if make else array))
+            self._uploaded[id(array)] = found
+        return found[1]
 
     def _on_host(self) -> bool:
         return self.device.type == "cpu"
@@ -299,11 +310,15 @@ class TorchKernels:
 
     def _dense(self, skinning: SparseWeights) -> Tensor:
         """(V,24) weights on the device."""
+        return self._kept(skinning.weights, lambda: self._dense_array(skinning))
+
+    @staticmethod
+    def _dense_array(skinning: SparseWeights) -> np.ndarray:
         count = len(skinning.first) - 1
         dense = np.zeros((count, 24), skinning.weights.dtype)
         rows = np.repeat(np.arange(count), np.diff(skinning.first))
         dense[rows, skinning.bones] = skinning.weights
-        return torch.as_tensor(dense).to(self.device)
+        return dense
 
     def skin(self, skinning: SparseWeights, transforms: Tensor, points: Tensor) -> Tensor:
         """Skinned points (V,3,n)."""
@@ -321,7 +336,7 @@ class TorchKernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """energy (n,), moments (24,12,n), pull (V,3,n)."""
         weights = self._dense(vertices.skinning)
-        masses = torch.as_tensor(vertices.masses).to(self.device)[:, None]
+        masses = self._kept(vertices.masses)[:, None]
         residual = self.skin(vertices.skinning, transforms, points) - targets
         energy = (masses[:, :, None] * residual.square()).sum(dim=(0, 1)).to(torch.float64)
         residual = residual * masses[:, :, None]
@@ -347,7 +362,7 @@ class TorchKernels:
         """Sum of squared distances (n,), sums of distances (regions,n), largest distance (n,)."""
         squares = (self.skin(skinning, transforms, points) - targets).square().sum(dim=1)
         distances = squares.sqrt()
-        member = torch.as_tensor(np.eye(len(REGIONS))[region]).to(self.device, distances.dtype)
+        member = self._kept(region, lambda: np.eye(len(REGIONS))[region]).to(distances.dtype)
         return (
             squares.sum(dim=0).to(torch.float64),
             (member.T @ distances).to(torch.float64),
@@ -364,7 +379,39 @@ class TorchKernels:
         return _extra_energy(self._stage(stage), positions, joint_targets, poses)
 
     def _stage(self, stage: StageTables) -> StageTables:
-        return StageTables(*(self._tensor(part) for part in stage))
+        return StageTables(*(self._kept(part) for part in stage))
+
+    def linearise(
+        self,
+        stage: StageTables,
+        shape: Identity,
+        pair_moments: Tensor,
+        joint_targets: Tensor,
+        evaluated: tuple[Tensor, Tensor],
+        poses: Tensor,
+    ) -> tuple[Tensor, Tensor, Bones]:
+        """Half gradient (n,49) and half Gauss-Newton matrix (n,49,49) at poses (n,49), kinematics.
+
+        evaluated: moments (n,24,12) and corrective (n,207) there, float64. 0 where the stage holds
+        a parameter.
+        """
+        n = poses.shape[0]
+        free = self._tensor(np.nonzero(stage.free)[0])
+        moments, corrective = evaluated
+        search = _Search(
+            self,
+            self._stage(stage),
+            free,
+            shape,
+            pair_moments,
+            joint_targets,
+            moments.view(n, 24, 3, 4),
+            corrective,
+            poses,
+        )
+        transforms = search.transforms0
+        gradient = search._gradient(search.bones, transforms, torch.zeros_like(transforms), poses)
+        return gradient, search._curvature(search.bones, transforms), search.bones
 
     def minimise(
         self,

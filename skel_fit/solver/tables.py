@@ -131,6 +131,7 @@ class VertexSet:
     """A part of the skin with its tables. V vertices; dtype of the fit, on the fit's device."""
 
     indices: np.ndarray  # (V,) vertex ids
+    rows: torch.Tensor  # (V,) the same on the fit's device
     skinning: SparseWeights
     masses: np.ndarray  # (V,) sum 1
     basis: torch.Tensor  # (3V, 1+K+207): x + o = basis @ [1, betas, features]
@@ -260,6 +261,7 @@ def vertex_set(
     numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
     return VertexSet(
         indices=indices,
+        rows=torch.as_tensor(indices).to(device),
         skinning=sparse_weights(weights, numpy_dtype),
         masses=masses.astype(numpy_dtype),
         basis=torch.as_tensor(basis_matrix(template, shapedirs, posedirs), dtype=dtype).to(device),
