@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from skel_fit.recipe import FitConfig
+    from skel_fit.sequence import SequenceConfig
 
 DEFAULT_FITTER = "pipeline.fitters:SkelFit"
 _RESIDUAL_ROWS = 64
@@ -59,7 +61,10 @@ class FitColumns:
 
 
 class Fitter(Protocol):
-    """Fits rows that share their pair of body models. A row's result may not depend on others."""
+    """Fits rows that share their pair of body models. A row's result may not depend on others.
+
+    Where the plan's fit has `sequence`, rows are consecutive frames of one body instead.
+    """
 
     def fit(
         self,
@@ -149,10 +154,10 @@ class SkelFit:
     def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
         from pydantic import ValidationError
 
-        from skel_fit.recipe import FitConfig
-
         try:
-            return FitConfig.model_validate(dict(fit)).model_dump(mode="json")
+            config, sequence = _configs(fit)
+            found = config.model_dump(mode="json")
+            return found if sequence is None else found | {"sequence": sequence.model_dump()}
         except ValidationError as error:
             problems = "; ".join(
                 f"fit.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
@@ -174,11 +179,32 @@ class SkelFit:
         return tuple(records)
 
     def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> Fitter:
-        from skel_fit.recipe import FitConfig
-
         if directory is None:
             raise UsageError("the SKEL fit needs a models folder")
-        return _SkelFitter(directory, device, FitConfig.model_validate(dict(fit)))
+        return _SkelFitter(directory, device, *_configs(fit))
+
+
+def _configs(fit: Mapping[str, Any]) -> tuple[FitConfig, SequenceConfig | None]:
+    """The options of a frame's fit, and of its sequence where `sequence` is given.
+
+    Raises:
+        ValidationError: unknown or wrong options.
+        InputError: options of a fit that has no meaning for a sequence.
+    """
+    from skel_fit.recipe import FitConfig
+
+    options = dict(fit)
+    sequence = options.pop("sequence", None)
+    config = FitConfig.model_validate(options)
+    if "sequence" not in fit:
+        return config, None
+    from skel_fit.sequence import SequenceOptions, check_config
+
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise InputError(f"manifest: fit: {error}") from None
+    return config, SequenceOptions.model_validate({"sequence": sequence}).sequence
 
 
 @dataclass
@@ -186,6 +212,8 @@ class _SkelFitter:
     directory: Path
     device: str
     config: FitConfig
+    sequence: SequenceConfig | None = None
+    """How neighbouring frames are fitted together; None: rows are independent."""
     _loaded: dict[tuple[str, str, str], Any] = field(default_factory=dict)
 
     def fit(
@@ -196,10 +224,14 @@ class _SkelFitter:
         transl: np.ndarray,
     ) -> FitColumns:
         from skel_fit.fit import fit_skel
+        from skel_fit.sequence import fit_sequence
 
         smpl, skel = self._pair(genders, self.config.dtype)
         rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
-        result = fit_skel(skel, smpl, *rows, self.config)
+        if self.sequence is None:
+            result = fit_skel(skel, smpl, *rows, self.config)
+        else:
+            result = fit_sequence(skel, smpl, *rows, self.config, self.sequence)
 
         def f4(values: torch.Tensor) -> np.ndarray:
             return values.detach().cpu().numpy().astype(np.float32)
@@ -254,6 +286,22 @@ class _SkelFitter:
         if key not in self._loaded:
             self._loaded[key] = _load(self.directory, kind, gender, dtype).to(self.device)
         return self._loaded[key]
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Matrix products in one thread: MKL splits long sums by thread count, which moves last bits.
+
+    Rows run in parallel inside the numba kernels, whose results do not depend on it.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _load(directory: Path, kind: str, gender: str, dtype: str = "float32") -> Any:

@@ -17,6 +17,7 @@ from pipeline.manifest import Manifest, find_source
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, file_record, software
 from pipeline.readers.base import AnnotationSource
+from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
 from pipeline.task import SourceLocation, check_unchanged, locate
 
@@ -80,6 +81,8 @@ def _plan(
         image_root=manifest.image_root,
         **manifest.source.options,
     )
+    if "sequence" in fit:
+        check_sequences(source)
     location = locate(source, root)
     source.check()
     files = tuple(file_record(Path(path)) for path in source.files)

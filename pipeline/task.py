@@ -17,6 +17,7 @@ from pipeline.fitters import FitColumns, Fitter, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import REGIONS, RESULT_COLUMNS, build_shard, root_attributes
 
 HISTOGRAM_BIN = 1e-4
@@ -117,9 +118,13 @@ class ShardWorker:
         plan = self.job.plan
         check_unchanged(self.job.source)
         start, stop = plan.rows_of(shard)
-        rows = self._source.read(start, stop)
-        _check_rows(rows, start, stop)
+        first, last = start, stop
+        if "sequence" in plan.fit:  # fit whole sequences, keep the shard's own rows
+            first, last = whole_sequences(self._source, start, stop)
+        rows = self._source.read(first, last)
+        _check_rows(rows, first, last)
         columns = shard_columns(plan, rows, self._fitter)
+        columns = _part(columns, slice(start - first, stop - first))
         data = build_shard(columns, root_attributes(plan, shard), plan.compression)
         write_bytes(shard_path(self.job.directory, shard), data)
         receipt = Receipt(
@@ -195,14 +200,12 @@ def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str,
     for pair in np.unique(pairs[accepted]):
         chosen = np.flatnonzero(accepted & (pairs == pair))
         smpl_gender, skel_gender = str(pair).split(":")
-        result = fitter.fit(
-            (smpl_gender, skel_gender),
-            rows.poses[chosen],
-            rows.betas[chosen],
-            rows.transl[chosen],
-        )
-        _scatter(columns, chosen, result)
-    columns["status"] = columns["status"].astype(np.str_)  # from object: width of the longest
+        together = runs(plan.name, rows, chosen) if "sequence" in plan.fit else [chosen]
+        for some in together:
+            result = fitter.fit(
+                (smpl_gender, skel_gender), rows.poses[some], rows.betas[some], rows.transl[some]
+            )
+            _scatter(columns, some, result)
     for item in plan.fields:
         values = rows.fields[item.source]
         if values.dtype.str != item.dtype or values.shape != (len(accepted), *item.shape):
@@ -212,6 +215,13 @@ def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str,
             )
         columns[item.stored] = values
     return columns
+
+
+def _part(columns: dict[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
+    """Some rows of the columns."""
+    some = {name: values[part] for name, values in columns.items()}
+    some["status"] = some["status"].astype(np.str_)  # from object: width of the longest
+    return some
 
 
 def _rejected_columns(rows: AnnotationRows) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ into blocks; what couples them afterwards treats the whole sequence at once.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.linalg import LinAlgError, solveh_banded
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor
 
 from skel_fit.fit import FitResult, _solver, fit_skel
@@ -23,7 +24,7 @@ from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.coupling import Twists, cross_curvature
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.kernels_torch import TorchKernels, _unpacked
-from skel_fit.solver.tables import REGIONS, Identity
+from skel_fit.solver.tables import LANES, REGIONS, Identity
 
 NEIGHBOUR_START = len(STARTS)
 """`FitResult.start` of a frame that was fitted again from its neighbour's pose."""
@@ -76,7 +77,7 @@ def fit_sequence(
     root or fits a shape to every frame.
     """
     config, smoothing = config or FitConfig(), smoothing or SequenceConfig()
-    _check_config(config)
+    check_config(config)
     betas = _one_shape(betas, poses.shape[0])
     result = fit_skel(skel, smpl, poses, betas, transl, config)
     result = replace(
@@ -100,7 +101,16 @@ def fit_sequence(
     return result
 
 
-def _check_config(config: FitConfig) -> None:
+class SequenceOptions(BaseModel):
+    """What a manifest writes beside the options of a fit: `sequence: {smoothing: 1.0}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sequence: SequenceConfig
+
+
+def check_config(config: FitConfig) -> None:
+    """Raises ValueError for a fit whose frames cannot be those of one moving body."""
     if config.resolved_recipe().root_is_free:
         raise ValueError(
             f"recipe {config.recipe!r} frees the root; a sequence needs a recipe that freezes it, "
@@ -114,10 +124,11 @@ def _one_shape(betas: Tensor, count: int) -> Tensor:
     """(T,10) with equal rows."""
     if betas.ndim == 1:
         return betas.expand(count, -1)
-    differs = (betas != betas[:1]).any(dim=1) & torch.isfinite(betas).all(dim=1)
+    finite = torch.nonzero(torch.isfinite(betas).all(dim=1))[:, 0]
+    differs = (betas[finite] != betas[finite[:1]]).any(dim=1)
     if differs.any():
-        row = int(torch.nonzero(differs)[0, 0])
-        raise ValueError(f"betas: frame {row} differs from frame 0; a sequence has one shape")
+        row, first = int(finite[differs][0]), int(finite[0])
+        raise ValueError(f"betas: frame {row} differs from frame {first}; a sequence has one shape")
     return betas
 
 
@@ -314,7 +325,11 @@ class SequenceProblem:
 
     def refine(self, frames: Tensor, starts: Tensor) -> Solution:
         """Frames fitted on their own from the given poses (k,49)."""
-        return self.solver.refine(
+        # often one frame at a time: the narrowest block, always the same
+        narrow = copy.copy(self.solver)
+        narrow.config = narrow.config.model_copy(update={"block_size": LANES})
+        narrow.width = LANES
+        return narrow.refine(
             lambda rows: self.goal(frames[rows]),
             self.betas.expand(frames.numel(), -1),
             starts,
@@ -566,7 +581,8 @@ def solve_block_tridiagonal(
         raised = band.copy()
         raised[0] *= 1.0 + lift
         try:
-            return solveh_banded(raised, values, lower=True, check_finite=False).reshape(n, f)
+            factor = cholesky_banded(raised, lower=True, check_finite=False)
+            return cho_solve_banded((factor, True), values, check_finite=False).reshape(n, f)
         except LinAlgError:
             lift = max(10.0 * lift, 1e-10)
 
@@ -628,8 +644,10 @@ __all__ = [
     "NEIGHBOUR_START",
     "Model",
     "SequenceConfig",
+    "SequenceOptions",
     "SequenceProblem",
     "View",
+    "check_config",
     "fit_sequence",
     "smooth",
     "solve_block_tridiagonal",

@@ -1,0 +1,408 @@
+"""Sequences: derivatives of the coupled problem, branches through time, smoothing, conversion."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from pipeline import open_dataset
+from pipeline.errors import InputError
+from pipeline.manifest import load_manifest
+from pipeline.run import Request, convert
+from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, root_to_smpl
+from skel_fit.default_body import default_body_directory
+from skel_fit.root import root_rotation
+from skel_fit.rotations import axis_angle_to_matrix
+from skel_fit.sequence import (
+    NEIGHBOUR_START,
+    SequenceConfig,
+    SequenceProblem,
+    fit_sequence,
+    solve_block_tridiagonal,
+)
+from skel_fit.solver.dense import DenseProblem
+from skel_fit.solver.engine import Solver
+from stages import cli
+from tests.test_solver import EXACT, MOTION, shapes
+
+
+SMALL = FitConfig(block_size=16)
+"""Narrow blocks, for short sequences."""
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Male stand-in pair, float32."""
+    folder = default_body_directory()
+    return load_skel(folder, "male"), load_smpl(folder, "male")
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """32 consecutive real frames with jitter: poses (32,72), betas (10,), transl (32,3)."""
+    with np.load(MOTION) as file:
+        poses, transl = (file[name][300:332].astype(np.float64) for name in ("poses", "transl"))
+    poses = torch.as_tensor(poses)
+    generator = torch.Generator().manual_seed(0)
+    poses += 0.02 * torch.randn(poses.shape, generator=generator).double()
+    return poses, shapes(1)[0], torch.as_tensor(transl)
+
+
+@pytest.fixture(scope="module")
+def plain(pair, walk):
+    """The frames fitted one by one."""
+    poses, betas, transl = walk
+    return fit_skel(*pair, poses, betas.expand(len(poses), -1), transl)
+
+
+@pytest.fixture(scope="module")
+def smoothed(pair, walk):
+    """The sequence with smoothing 3."""
+    return fit_sequence(*pair, *walk, smoothing=SequenceConfig(smoothing=3.0))
+
+
+def differences(pair, motion, found) -> torch.Tensor:
+    """(T, V, 3) SKEL skin minus SMPL skin in the world, by the models' own forward passes."""
+    skel, smpl = pair
+    poses, betas, transl = (t.float() for t in motion)
+    target = smpl(
+        betas=betas.expand(len(poses), -1),
+        global_orient=poses[:, :3],
+        body_pose=poses[:, 3:],
+        transl=transl,
+    ).vertices
+    return skel(found.poses, found.betas, found.trans).skin_vertices - target
+
+
+def velocity_error(difference: torch.Tensor) -> float:
+    """Mean squared velocity error, m^2 a frame."""
+    return float((difference[1:] - difference[:-1]).square().sum(dim=2).mean())
+
+
+def still(count: int) -> torch.Tensor:
+    return torch.zeros(count, 3, dtype=torch.float64)
+
+
+def arm(joint: int, axis: tuple[float, float, float], count: int) -> torch.Tensor:
+    """(count, 72): one SMPL shoulder turning once about an axis."""
+    poses = torch.zeros(count, 72, dtype=torch.float64)
+    unit = np.array(axis) / np.linalg.norm(axis)
+    turns = Rotation.from_rotvec(np.linspace(0, 2 * math.pi, count)[:, None] * unit).as_rotvec()
+    poses[:, 3 * joint : 3 * joint + 3] = torch.as_tensor(turns)
+    return poses
+
+
+def largest_step(poses: torch.Tensor) -> float:
+    return float((poses[1:] - poses[:-1]).abs().max())
+
+
+# --- derivatives -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    """Six frames in windows of two, away from the optimum, float64, and their slow twin."""
+    folder = default_body_directory()
+    skel = load_skel(folder, "male", dtype=torch.float64)
+    smpl = load_smpl(folder, "male", dtype=torch.float64)
+    solver = Solver(skel, smpl, EXACT.model_copy(update={"kernels": "torch"}))
+    solver.width = 4  # several windows in a few frames; these kernels take any width
+    generator = torch.Generator().manual_seed(4)
+    with np.load(MOTION) as file:
+        poses = torch.as_tensor(file["poses"][100:106].astype(np.float64))
+    poses[:, :3] = torch.randn(6, 3, generator=generator).double()
+    betas = shapes(1).expand(6, -1).contiguous()
+    goal = solver.smpl_goal(poses, betas)
+    problem = SequenceProblem(solver, goal, betas[0], poses[:, :3], 0.7)
+    at = torch.zeros(6, 49, dtype=torch.float64)
+    at[:, 3:46] = 0.2 * torch.randn(6, 43, generator=generator).double()
+    return problem, DenseProblem.of(skel, solver, -1, goal, betas), at
+
+
+def test_objective_and_gradient_of_a_sequence_match_automatic_differentiation(coupled):
+    problem, twin, at = coupled
+    turn = axis_angle_to_matrix(problem.orient)
+    variable = at.clone().requires_grad_(True)
+    posed, _ = twin.points(variable, twin.offsets(variable))
+    world = (posed - twin.targets) @ turn.transpose(1, 2)
+    velocity = (world[1:] - world[:-1]).square().sum(dim=2).mean(dim=1).sum()
+    total = twin.objective(variable).sum() + problem.weight * velocity
+    (expected,) = torch.autograd.grad(total, variable)
+    view = problem.view(at)
+    torch.testing.assert_close(view.shares.sum(), total.detach(), rtol=1e-9, atol=0)
+    free = torch.as_tensor(problem.solver.plans[-1].tables.free)
+    gradient = problem.linearise(at, view).gradient
+    assert (2 * gradient - expected * free).abs().max() < 1e-7 * expected.abs().max()
+
+
+def test_blocks_are_the_gauss_newton_matrix_of_the_sequence(coupled):
+    problem, twin, at = coupled
+    model = problem.linearise(at, problem.view(at))
+    offsets = torch.zeros_like(twin.targets)  # the reduced matrix leaves the correctives out
+    free = torch.as_tensor(problem.solver.plans[-1].tables.free)
+    turn = axis_angle_to_matrix(problem.orient)
+
+    def residuals(variable: torch.Tensor) -> torch.Tensor:
+        own = twin.residuals(variable, offsets)
+        skin = own[:, : 3 * twin.targets.shape[1]].unflatten(1, (-1, 3))
+        world = skin @ turn.transpose(1, 2)
+        between = math.sqrt(problem.weight) * (world[1:] - world[:-1])
+        return torch.cat([own.flatten(), between.flatten()])
+
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.randn(8, *at.shape, generator=generator, dtype=at.dtype) * free
+    moved = torch.stack([torch.func.jvp(residuals, (at,), (x,))[1] for x in directions])
+    expected = moved @ moved.T
+    full = torch.zeros(6, 49, 6, 49, dtype=at.dtype)
+    for t in range(6):
+        full[t, :, t] = model.diagonal[t]
+        if t < 5:
+            full[t, :, t + 1], full[t + 1, :, t] = model.beside[t], model.beside[t].T
+    flat = directions.flatten(1)
+    made = flat @ full.view(6 * 49, 6 * 49) @ flat.T
+    assert (made - expected).abs().max() < 1e-6 * expected.abs().max()
+    held = ~free
+    for blocks in (model.diagonal, model.beside):
+        assert not blocks[:, held].any() and not blocks[:, :, held].any()
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_block_tridiagonal_solution_is_that_of_the_dense_system(n, f, seed):
+    random = np.random.default_rng(seed)
+    factor = random.normal(size=(n * f, n * f))
+    cut = np.kron(np.eye(n) + np.eye(n, k=-1), np.ones((f, f)))
+    full = (np.tril(factor) * cut) @ (np.tril(factor) * cut).T + 0.1 * np.eye(n * f)
+    held, right = random.random((n, f)) < 0.3, random.normal(size=(n, f))
+    extra = random.random((n, f))
+    grid = full.reshape(n, f, n, f)
+    diagonal = np.stack([grid[t, :, t] for t in range(n)])
+    beside = np.array([grid[t, :, t + 1] for t in range(n - 1)]).reshape(n - 1, f, f)
+    found = solve_block_tridiagonal(diagonal, beside, extra, held, right)
+    free = ~held.reshape(-1)
+    expected = np.zeros(n * f)
+    system = full + np.diag(extra.reshape(-1))
+    expected[free] = np.linalg.solve(system[free][:, free], right.reshape(-1)[free])
+    assert np.abs(found.reshape(-1) - expected).max() < 1e-6 * (1 + np.abs(expected).max())
+
+
+# --- smoothing -------------------------------------------------------------------------------
+
+
+def test_without_smoothing_real_motion_is_the_fit_of_its_frames(pair, walk, plain):
+    found = fit_sequence(*pair, *walk)
+    assert (found.start != NEIGHBOUR_START).all()
+    assert torch.equal(found.poses[:, 3:], plain.poses[:, 3:])
+    skel = pair[0]
+    turned = root_rotation(skel, found.poses[:, :3]) - root_rotation(skel, plain.poses[:, :3])
+    assert turned.abs().max() < 1e-6
+    for name in ("betas", "trans", "vertex_error_mean", "vertex_error_max", "active_limits"):
+        assert torch.equal(getattr(found, name), getattr(plain, name)), name
+    assert found.status == plain.status
+
+
+def test_smoothing_lowers_the_velocity_error_and_hardly_moves_the_skin(pair, walk, plain, smoothed):
+    before, after = (differences(pair, walk, found) for found in (plain, smoothed))
+    assert velocity_error(after) < 0.95 * velocity_error(before)
+    mean = after.norm(dim=2).mean()
+    assert mean < 1.03 * before.norm(dim=2).mean()
+    # the weighted sum is what was to fall
+    position = [float(d.square().sum(dim=2).mean()) for d in (before, after)]
+    frames = len(walk[0])
+    total = [
+        frames * p + 3.0 * (frames - 1) * velocity_error(d)
+        for p, d in zip(position, (before, after), strict=True)
+    ]
+    assert total[1] < 0.995 * total[0]
+    torch.testing.assert_close(
+        after.norm(dim=2).mean(dim=1), smoothed.vertex_error_mean, atol=3e-6, rtol=0
+    )
+    low, high = (torch.as_tensor(bound) for bound in limits("default").T)
+    angles = smoothed.poses.double()
+    assert ((angles >= low) & (angles <= high)).all()
+    assert set(smoothed.status) <= {"converged", "limited"}
+    assert torch.isnan(smoothed.unlimited_error[[s == "converged" for s in smoothed.status]]).all()
+
+
+def test_smoothing_shows_no_block(pair, walk, smoothed):
+    """Windows of 14 frames instead of 62: the same sequence."""
+    small = fit_sequence(*pair, *walk, SMALL, SequenceConfig(smoothing=3.0))
+    assert (small.poses - smoothed.poses).abs().max() < 1e-3
+    torch.testing.assert_close(
+        small.vertex_error_mean, smoothed.vertex_error_mean, atol=1e-5, rtol=0
+    )
+
+
+def test_a_rejected_frame_cuts_the_sequence_in_two(pair, walk, plain):
+    poses, betas, transl = (t.clone() for t in walk)
+    poses, transl = poses[:9], transl[:9]
+    poses[4, 7] = torch.nan
+    config = SequenceConfig(smoothing=3.0)
+    found = fit_sequence(*pair, poses, betas, transl, SMALL, config)
+    assert found.status[4] == "rejected:non_finite_pose"
+    assert torch.isnan(found.poses[4]).all()
+    for part in (slice(0, 4), slice(5, 9)):
+        alone = fit_sequence(*pair, poses[part], betas, transl[part], SMALL, config)
+        assert torch.equal(found.poses[part], alone.poses)
+        assert torch.equal(found.vertex_error_mean[part], alone.vertex_error_mean)
+
+
+# --- branches --------------------------------------------------------------------------------
+
+
+def test_root_angles_are_continuous_through_gimbal_lock_and_count_turns(pair):
+    """A cartwheel (pelvis list turns once, exactly through +-90 degrees) and a triple pirouette."""
+    skel, smpl = pair
+    count = 49
+    angle = torch.linspace(0, 2 * math.pi, count, dtype=torch.float64)
+    wheel = torch.stack([0 * angle + 0.3, angle, 0.1 * angle + 0.2], dim=1)
+    turns = torch.stack([0 * angle, 0 * angle + 0.2, 3 * angle], dim=1)
+    betas = still(count).new_zeros(count, 10)
+    for path, end in ((wheel, (0.3, 2 * math.pi)), (turns, (0.0, 0.2))):
+        orient, transl = root_to_smpl(skel, smpl, path, betas, still(count))
+        poses = torch.cat([orient, orient.new_zeros(count, 69)], dim=1)
+        found = fit_sequence(skel, smpl, poses, betas[0], transl)
+        assert largest_step(found.poses[:, :3]) < 0.5
+        alone = fit_skel(skel, smpl, poses, betas, transl)
+        assert largest_step(alone.poses[:, :3]) > 3.0  # what the sequence cures
+        same = root_rotation(skel, found.poses[:, :3]) - root_rotation(skel, path)
+        assert same.abs().max() < 1e-5
+        assert float(found.poses[-1, 0]) == pytest.approx(end[0], abs=1e-3)
+        assert float(found.poses[-1, 1]) == pytest.approx(end[1], abs=1e-3)
+    assert float(found.poses[-1, 2]) == pytest.approx(6 * math.pi, abs=1e-3)
+
+
+@pytest.mark.parametrize(("joint", "axis"), [(17, (0, 1, 0)), (16, (0.3, 0, 1))])
+def test_an_arm_circles_without_a_jump(pair, joint, axis):
+    poses, betas = arm(joint, axis, 48), torch.zeros(10, dtype=torch.float64)
+    free = FitConfig(limits="none")
+    alone = fit_skel(*pair, poses, betas.expand(48, -1), still(48), free)
+    found = fit_sequence(*pair, poses, betas, still(48), free)
+    assert largest_step(alone.poses[:, 3:]) > 3.0
+    assert largest_step(found.poses[:, 3:]) < 0.5
+    distance = differences(pair, (poses, betas, still(48)), found).norm(dim=2).mean(dim=1)
+    torch.testing.assert_close(distance, found.vertex_error_mean, atol=3e-6, rtol=0)
+    assert (found.vertex_error_mean < alone.vertex_error_mean + 1e-5).all()
+
+
+def test_neighbours_lead_out_of_a_wrong_branch(pair):
+    """Within limits the arm's circle has frames that end in a poor optimum on their own."""
+    poses, betas = arm(17, (0, 1, 0), 16), torch.zeros(10, dtype=torch.float64)
+    alone = fit_skel(*pair, poses, betas.expand(16, -1), still(16), SMALL)
+    found = fit_sequence(*pair, poses, betas, still(16), SMALL)
+    led = found.start == NEIGHBOUR_START
+    assert led.any()
+    assert found.vertex_error_mean.mean() < 0.5 * alone.vertex_error_mean.mean()
+    assert torch.equal(found.poses[~led], alone.poses[~led])
+    distance = differences(pair, (poses, betas, still(16)), found)
+    error = distance.norm(dim=2).mean(dim=1)
+    torch.testing.assert_close(error, found.vertex_error_mean, atol=3e-6, rtol=0)
+    before = differences(pair, (poses, betas, still(16)), alone)
+    squares = [d.square().sum(dim=2).mean(dim=1) for d in (before, distance)]
+    assert (squares[1] < 1.01 * squares[0] + 1e-8).all()
+    low, high = (torch.as_tensor(bound) for bound in limits("default").T)
+    assert ((found.poses.double() >= low) & (found.poses.double() <= high)).all()
+
+
+# --- refusals and conversion -----------------------------------------------------------------
+
+
+def test_what_is_no_sequence_is_refused(pair, walk):
+    poses, betas, transl = walk
+    other = betas.expand(len(poses), -1).clone()
+    other[7, 0] += 0.1
+    with pytest.raises(ValueError, match="frame 7 differs from frame 0"):
+        fit_sequence(*pair, poses, other, transl)
+    with pytest.raises(ValueError, match="frees the root"):
+        fit_sequence(*pair, *walk, FitConfig(recipe="released"))
+    with pytest.raises(ValueError, match="a shape of its own"):
+        fit_sequence(*pair, *walk, FitConfig(betas="fit"))
+
+
+def write_amass(path: Path, frames: range, seed: int, **changes) -> None:
+    """An SMPL+H file as AMASS has them, from the demo motion."""
+    with np.load(MOTION) as file:
+        body = file["poses"][frames].astype(np.float64)
+        transl = file["transl"][frames].astype(np.float64)
+    content = {
+        "poses": np.concatenate([body[:, :66], np.zeros((len(body), 90))], axis=1),
+        "betas": shapes(1, seed)[0].repeat(2)[:16].numpy(),
+        "trans": transl,
+        "gender": np.array("male"),
+        "mocap_framerate": np.array(30.0),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **content | changes)
+
+
+def convert_amass(folder: Path, out: str, **changes) -> Path:
+    """Convert the AMASS folder with a changed manifest, in this process."""
+    manifest = folder / f"{out}.yaml"
+    manifest.write_text(json.dumps({"name": "amass"} | AMASS | changes))
+    request = Request(manifest=load_manifest(manifest), directory=folder / out, data_root=folder)
+    convert(request, lambda event, data: None)
+    return folder / out
+
+
+AMASS = {
+    "source": {"path": "amass", "format": "sequence", "options": {"pattern": "**/*_poses.npz"}},
+    "genders": {"smpl": "column", "skel": "column"},
+    "models": "default-body",
+    "fit": {"block_size": 16, "sequence": {"smoothing": 2.0}},
+}
+
+
+def test_convert_an_amass_folder(tmp_path: Path, pair, capsys: pytest.CaptureFixture[str]):
+    """By the command line; the cut into shards does not show."""
+    write_amass(tmp_path / "amass" / "S1" / "a_poses.npz", range(200, 212), 1)
+    write_amass(tmp_path / "amass" / "S2" / "b_poses.npz", range(400, 406), 2)
+    manifest = tmp_path / "amass.yaml"
+    manifest.write_text(json.dumps({"name": "amass", "shard_rows": 8} | AMASS))
+    out = tmp_path / "cut"
+    code = cli.run(
+        ["convert", str(manifest), "--data-root", str(tmp_path), "--out", str(out), "--quiet"]
+    )
+    assert code == 0, capsys.readouterr().err
+    whole = convert_amass(tmp_path, "whole", shard_rows=512)
+    cut, whole = open_dataset(out), open_dataset(whole)
+    assert len(cut) == 18
+    for name in ("skel_poses", "skel_trans", "vertex_error_mean", "status", "sequence", "frame"):
+        assert np.array_equal(cut[name], whole[name]), name
+    with np.load(tmp_path / "amass" / "S2" / "b_poses.npz") as file:
+        poses = np.pad(file["poses"][:, :66], ((0, 0), (0, 6)))
+        rows = (torch.as_tensor(poses), torch.as_tensor(file["betas"][:10]))
+        transl = torch.as_tensor(file["trans"])
+    expected = fit_sequence(*pair, *rows, transl, SMALL, SequenceConfig(smoothing=2.0))
+    assert np.array_equal(cut["skel_poses"][12:], expected.poses.numpy())
+    assert np.array_equal(cut["vertex_error_mean"][12:], expected.vertex_error_mean.numpy())
+
+
+def test_rows_that_are_no_sequence_are_refused_in_one_line(tmp_path: Path):
+    write_amass(tmp_path / "amass" / "a_poses.npz", range(4), 1, betas=shapes(4).numpy())
+    with pytest.raises(InputError, match=r"fit\.sequence\.smooth: Extra inputs"):
+        convert_amass(tmp_path, "wrong", fit={"sequence": {"smooth": 1.0}})
+    with pytest.raises(InputError, match="fit: recipe 'released' frees the root"):
+        convert_amass(tmp_path, "wrong", fit={"sequence": {}, "recipe": "released"})
+    with np.load(tmp_path / "amass" / "a_poses.npz") as file:
+        np.savez(
+            tmp_path / "images.npz",
+            imgname=np.array(["a.jpg"] * 4),
+            pose_cam=np.zeros((4, 72)),
+            shape=file["betas"],
+            trans_cam=np.zeros((4, 3)),
+            cam_int=np.tile(np.diag([500.0, 500.0, 1.0]), (4, 1, 1)),
+            center=np.full((4, 2), 200.0),
+            scale=np.ones(4),
+            gtkps=np.ones((4, 44, 3)),
+            gender=np.array(["male"] * 4),
+        )
+    with pytest.raises(InputError, match="no column 'sequence'"):
+        convert_amass(tmp_path, "wrong", source={"path": "images.npz", "format": "camerahmr"})
