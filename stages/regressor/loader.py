@@ -6,9 +6,11 @@ that is resumed, or has other workers, sees the same batches.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -189,21 +191,28 @@ class Order:
 def batches(
     dataset: CropDataset, keys: Iterator[list[Key]] | list[list[Key]], workers: int
 ) -> DataLoader:
-    """A loader over lists of keys."""
+    """A loader over lists of keys; workers: processes that read and cut pictures, 0: this one.
+
+    Workers come from a fork server that has done nothing but import: OpenCV's threads do not
+    survive a fork, a worker forked from here could wait for them forever.
+    """
+    context = None
+    if workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
     return DataLoader(
         dataset,
         batch_sampler=_Listed(keys),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=context,
         worker_init_fn=_one_thread,
     )
 
 
 def _one_thread(worker: int) -> None:
-    import cv2
-
+    del worker
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

@@ -1,6 +1,6 @@
 """A trained network ready to use: checkpoint in, SKEL bodies in full pictures out.
 
-Fits `protocols.Predictor`. Source: reference/regressor.md sections 1.3 and 7.
+`checkpoint_predictor.py` wraps it for the evaluation. Source: reference/regressor.md 1.3 and 7.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from stages.regressor.hrnet import HumanFOV
 from stages.regressor.images import decode
 from stages.regressor.loader import BLANK
 from stages.regressor.model import Regressor, View, full_translation
-from stages.regressor.protocols import Batch
 from stages.regressor.vit import some
 
 _FOV_SIDE = 256
@@ -75,8 +74,6 @@ class CheckpointPredictor:
     about 53 degrees along it.
     """
 
-    uses_images = True
-
     def __init__(
         self, path: Path, *, device: str = "cpu", focal: HumanFOV | None = None
     ) -> None:
@@ -100,41 +97,12 @@ class CheckpointPredictor:
             "gender": self.gender,
             "standin": self.standin,
             "validation": self._scores,
-            "focal": "labels, else " + self.focal_source,
         }
 
     @property
     def focal_source(self) -> str:
         """Where the focal length comes from for a picture without intrinsics."""
         return "HumanFOV" if self._focal is not None else "picture diagonal (assumed)"
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Predict the rows of an evaluation batch (`protocols.Predictor`).
-
-        A network that was trained on enlarged boxes always gets them, whatever the protocol says.
-        """
-        trained_so = self.recipe.data.enlarge_box
-        rule = CropRule(
-            enlarge=trained_so or batch.crop.grow_to_aspect,
-            whole_pixels=batch.crop.corners == "integer",
-            told="crop" if trained_so else batch.crop.conditioning,
-        )
-        persons = []
-        for k, path in enumerate(batch.images):
-            if path is None:
-                raise InputError(f"row {batch.rows[k]}: has no picture to predict from")
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-            cam_int = batch.cam_int[k]
-            if not np.isfinite(cam_int).all():
-                cam_int = self.intrinsics(data, str(path))
-            persons.append(Person(data, str(path), batch.center[k], batch.box[k], cam_int))
-        found = self.predict(persons, rule)
-        cam_int = torch.from_numpy(np.stack([person.cam_int for person in persons]))
-        return {"poses": found.poses, "betas": found.betas, "cam_t": found.translation,
-                "cam_int": cam_int.float()}  # fmt: skip
 
     def rule(self) -> CropRule:
         """The crop rule that the network was trained with."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from pipeline import open_dataset
 from pipeline.errors import InputError
@@ -60,6 +62,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
+    @cached_property
+    def _shared(self) -> tuple[_Shared, ...]:
+        return tuple(_share(getattr(self, item.name)) for item in fields(self))
+
+    def __reduce__(self) -> tuple:
+        # Loader processes map one copy of the labels instead of holding one each.
+        return _unshared_rows, self._shared
+
     def take(self, chosen: np.ndarray) -> Rows:
         """Some rows (indices or mask), in order."""
         return Rows(*(getattr(self, item.name)[chosen] for item in fields(self)))
@@ -71,6 +81,19 @@ class Rows:
     def label(self, k: int) -> str:
         """How row k is named in messages."""
         return f"row {self.source_row[k]} ({self.image[k]})"
+
+
+_Shared = tuple[torch.Tensor, str, tuple[int, ...]]
+
+
+def _share(array: np.ndarray) -> _Shared:
+    """Bytes in shared memory (torch passes them to another process by descriptor), dtype, shape."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return torch.tensor(flat).share_memory_(), array.dtype.str, array.shape
+
+
+def _unshared_rows(*columns: _Shared) -> Rows:
+    return Rows(*(data.numpy().view(dtype).reshape(shape) for data, dtype, shape in columns))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from stages.regressor.model import Regressor, crop_keypoints
 
 _BATCH = 64
 _MAX_WORKERS = 4
+_FEW_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def validate(
     mine = range(process.rank, len(dataset), process.world)
     keys = [[(0, k) for k in mine[start : start + _BATCH]] for start in range(0, len(mine), _BATCH)]
     sums = torch.zeros(4, dtype=torch.float64)
-    workers = min(recipe.train.workers, _MAX_WORKERS)
+    few = len(mine) < _FEW_ROWS  # starting processes would take longer
+    workers = 0 if few else min(recipe.train.workers, _MAX_WORKERS)
     for batch in batches(dataset, keys, workers):
         batch = batch.to(process.device)
         labels = bodies.labels(batch)

@@ -1,0 +1,61 @@
+"""Real files for the regressor's tests, made once a session: a converted demo with pictures."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.demo import write_demo
+from pipeline.manifest import load_manifest
+from pipeline.run import Request, convert
+from skel_fit.default_body import default_body_directory
+from stages.regressor.demo_pictures import Job, render_demo
+
+ROWS = 60
+#: A network and a schedule of seconds; body model, losses and data are the real ones.
+MICRO = (
+    "model.crop_size=64",
+    "model.backbone={width: 32, depth: 2, heads: 2, mlp_width: 64, drop_path: 0.2}",
+    "model.decoder={layers: 2, width: 32, heads: 2, head_width: 16, mlp_width: 32}",
+    "train.batch_size=8",
+    "train.epochs=3",
+    "train.validate_every=1",
+    "train.workers=0",
+    "train.pictures=0",
+    "train.checkpoint_every=2",
+    "optimiser.rate=0.002",
+)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """data: data root with labels and pictures; shards: the conversion; models: body models."""
+
+    data: Path
+    shards: Path
+    models: Path
+
+
+_KEPT: list[tempfile.TemporaryDirectory] = []
+
+
+@functools.cache
+def demo() -> Demo:
+    """The demo in small, converted and rendered."""
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="hmr-skel-regressor-"))
+    root = Path(_KEPT[0].name)
+    models = default_body_directory()
+    data = root / "data"
+    labels = data / "demo" / "demo-release.npz"
+    labels.parent.mkdir(parents=True)
+    threads = torch.get_num_threads()
+    write_demo(labels, models, rows=ROWS)
+    request = Request(manifest=load_manifest("demo"), directory=root / "shards", data_root=data)
+    convert(request, lambda event, content: None)
+    render_demo(Job(labels, models, data))
+    torch.set_num_threads(threads)
+    return Demo(data, root / "shards", models)

@@ -1,0 +1,361 @@
+"""Rows, pictures, order, augmentation and demo pictures, on real files."""
+
+import io
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from stages.regressor import augment, camera, demo_pictures
+from stages.regressor.bodies import Bodies
+from stages.regressor.config import load_recipe
+from stages.regressor.images import FolderImages, TarImages, decode, open_images
+from stages.regressor.loader import CropDataset, Order, batches
+from stages.regressor.rows import Place, load_collection
+from tests.regressor_files import MICRO, ROWS, Demo, demo
+
+
+@pytest.fixture(scope="module")
+def files() -> Demo:
+    return demo()
+
+
+def collection(files: Demo, *changes: str, images: Path | None = None):  # type: ignore[no-untyped-def]
+    recipe = load_recipe("tiny", [*MICRO, *changes])
+    return recipe, load_collection([Place(files.shards, images)], recipe.data)
+
+
+def dataset(files: Demo, *changes: str, training: bool = True) -> CropDataset:
+    recipe, rows = collection(files, *changes)
+    return CropDataset(rows, recipe.data, recipe.model.crop_size, 7, training=training)
+
+
+def same(one, other) -> bool:  # type: ignore[no-untyped-def]
+    """Two batches, bit for bit."""
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else same(a, b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_have_the_labels_own_split_and_cannot_be_written(files: Demo) -> None:
+    _, found = collection(files)
+    rows = found.rows
+    assert len(rows) == ROWS and not found.skipped and found.standin
+    assert found.models == files.models
+    parts = [found.of(split).rows for split in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == ROWS and all(map(len, parts))
+    for array in (rows.keypoints, rows.poses, parts[0].keypoints):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    assert 0 < rows.weight.min() < rows.weight.max() <= 1
+
+
+def test_reading_a_row_twice_gives_equal_labels(files: Demo) -> None:
+    """6.6: the published loader overwrites its 2D labels on the first read."""
+    rows = dataset(files)
+    before = rows.rows.keypoints.copy()
+    first, second = (rows[(3, 5)] for _ in range(2))
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
+    first["keypoints"][:] = -1
+    first["poses"][:] = -1
+    third = rows[(3, 5)]
+    assert np.array_equal(third["keypoints"], second["keypoints"])
+    assert np.array_equal(third["poses"], second["poses"])
+    assert np.array_equal(rows.rows.keypoints, before)
+    other = rows[(4, 5)]  # another epoch looks different, and means the same person
+    assert not np.array_equal(other["image"], second["image"])
+    assert np.array_equal(other["poses"], second["poses"])
+
+
+def test_workers_do_not_change_a_row(files: Demo) -> None:
+    keys = [[(0, 1), (0, 2)], [(1, 1), (0, 3)]]
+    rows = dataset(files, "data.augment.photometric=1.0", "data.augment.extreme_crop=0.5")
+    for one, two in zip(batches(rows, keys, 0), batches(rows, keys, 2), strict=True):
+        assert same(one, two)
+
+
+def test_unusable_rows_are_left_out_and_counted(files: Demo, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(files.data / "demo", images / "demo")
+    _, full = collection(files)
+    gone = [str(full.rows.image[k]) for k in (0, 7, 31)]
+    for name in gone:
+        (images / name).unlink()
+    _, found = collection(files, images=images)
+    assert found.skipped == {"without a picture": 3}
+    assert set(full.rows.image) - set(found.rows.image) == set(gone)
+    _, men = collection(files, "data.other_gender=skip")
+    count = int(full.rows.female.sum())
+    assert men.skipped == {"of the other gender": count} and 0 < count < ROWS
+    assert not men.rows.female.any()
+    with pytest.raises(InputError, match=r"no usable row \(60 without a picture\).*looked for in"):
+        collection(files, images=tmp_path)
+    with pytest.raises(InputError, match="no such folder or tar file; give the pictures' place"):
+        collection(files, images=tmp_path / "nowhere")
+
+
+def test_a_damaged_picture_stops_with_its_name_and_row(files: Demo, tmp_path: Path) -> None:
+    shutil.copytree(files.data / "demo", tmp_path / "demo")
+    recipe, found = collection(files, images=tmp_path)
+    name = str(found.rows.image[4])
+    (tmp_path / name).write_bytes(b"\xff\xd8 not a jpeg")
+    rows = CropDataset(found, recipe.data, 64, 0, training=False)
+    with pytest.raises(InputError, match=rf"image {name}: damaged .*\(row 4\)"):
+        rows[(0, 4)]
+
+
+def test_pictures_come_from_folders_and_tars_alike(files: Demo, tmp_path: Path) -> None:
+    _, found = collection(files)
+    names = [str(name) for name in found.rows.image]
+    tar = tmp_path / "part-0.tar"
+    with tarfile.open(tar, "w") as archive:
+        archive.add(files.data / "demo", "./demo")
+        link = tarfile.TarInfo("demo/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    folder, packed = open_images(files.data), open_images(tmp_path)
+    assert isinstance(folder, FolderImages) and isinstance(packed, TarImages)
+    for source in (folder, packed):
+        assert source.has([*names, "demo/absent.jpg", "demo/link.jpg"]).tolist() == (
+            [True] * ROWS + [False, False]
+        )
+        assert source.read(names[3]) == (files.data / names[3]).read_bytes()
+        with pytest.raises(InputError):
+            source.read("demo/absent.jpg")
+    recipe, shards = collection(files, images=tar)
+    one = CropDataset(shards, recipe.data, 64, 7, training=True)
+    for a, b in zip(batches(dataset(files), [[(0, 1)]], 0), batches(one, [[(0, 1)]], 1),
+                    strict=True):  # fmt: skip
+        assert same(a, b)
+    tar.write_bytes(tar.read_bytes()[:700])
+    with pytest.raises(InputError, match=r"part-0.tar: not a readable, uncompressed tar"):
+        open_images(tar)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.jpg", "a/../../secret.jpg", "", "a\0b"])
+def test_no_image_name_leaves_its_root(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    images = FolderImages(root)
+    assert not images.has([name])[0]
+    with pytest.raises(InputError, match="leads out of the folder"):
+        images.read(name)
+    (root / "out").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="leads out of the folder"):
+        images.read("out/secret.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_reduced_decoding_covers_the_same_pixels(suffix: str) -> None:
+    """Pixel (i, j) of a picture read k times smaller is the mean of k x k pixels."""
+    y, x = np.mgrid[0:203, 0:301]
+    picture = np.stack([x * 0.8, y * 1.2, 255 - x * 0.8], 2).clip(0, 255).astype(np.uint8)
+    _, data = cv2.imencode(suffix, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])
+    for k in (1, 2, 4, 8):
+        small = decode(data.tobytes(), "ramp", k).astype(float)
+        assert small.shape == (-(-203 // k), -(-301 // k), 3)
+        whole = picture[: 203 // k * k, : 301 // k * k].astype(float)
+        means = whole.reshape(203 // k, k, 301 // k, k, 3).mean((1, 3))
+        error = np.abs(small[: 203 // k, : 301 // k] - means)
+        # Chroma of a JPEG is coarse; a shift by one small pixel would be 0.8 k to 1.2 k everywhere.
+        assert error.max() < 5 and error.mean() < 0.7
+
+
+# ---- order --------------------------------------------------------------------------------------
+
+
+@given(st.integers(8, 200), st.integers(1, 8), st.integers(0, 3), st.integers(0, 9))
+def test_an_epoch_is_a_permutation_and_resumes_anywhere(
+    rows: int, batch: int, epoch: int, seed: int
+) -> None:
+    order = Order(rows, batch, seed)
+    keys = list(order.epoch(epoch))
+    flat = [row for key in keys for _, row in key]
+    assert len(flat) == len(set(flat)) == rows // batch * batch and max(flat) < rows
+    start = len(keys) // 2
+    assert list(order.epoch(epoch, start)) == keys[start:]
+    if rows > 40:
+        assert list(order.epoch(epoch + 1)) != [[(epoch + 1, r) for _, r in k] for k in keys]
+
+
+@given(st.integers(16, 100), st.integers(1, 4), st.sampled_from([1, 2, 4]))
+def test_processes_share_the_global_batch(rows: int, batch: int, world: int) -> None:
+    """However many processes, a global batch of the same size holds the same rows."""
+    alone = list(Order(rows, 4 * batch, 3).epoch(0))
+    shares = [list(Order(rows, 4 * batch // world, 3, world, rank).epoch(0))
+              for rank in range(world)]  # fmt: skip
+    for k, wanted in enumerate(alone):
+        assert sorted(key for share in shares for key in share[k]) == sorted(wanted)
+
+
+def test_too_few_rows_for_a_batch_is_said() -> None:
+    with pytest.raises(InputError, match="7 training rows are fewer than one batch of 4 x 2"):
+        Order(7, 4, 0, world=2)
+
+
+# ---- labels -------------------------------------------------------------------------------------
+
+
+def test_augmented_labels_fit_the_augmented_keypoints(files: Demo) -> None:
+    """Flips and rolls done right: after them the 3D label still projects onto the 2D label, under
+    unchanged intrinsics, to the residual of the SKEL fit; the pose label still makes the 3D one.
+    """
+    recipe, found = collection(files, "data.augment.flip=0.5", "data.augment.roll_probability=1")
+    rows = CropDataset(found, recipe.data, 128, 7, training=True)
+    batch = next(iter(batches(rows, [[(0, k) for k in range(ROWS)]], 0)))
+    assert 10 < batch.flip.sum() < 50 and batch.roll.abs().max() > 0.8
+    bodies = Bodies(files.models, "male", ("female", "male"))
+    labels = bodies.labels(batch)
+    seen = _best_projection(labels.keypoints_3d, batch)
+    confident = batch.keypoints[..., 2] > 0
+    away = (seen - batch.keypoints[..., :2]).norm(dim=-1)
+    error = 100 * (away * confident).sum(1) / confident.sum(1)
+    assert error.mean() < 0.8 and error.max() < 2.0  # percent of the box; not done right: above 5
+    posed = bodies.own(labels.poses, labels.betas).keypoints
+    gap = (posed - posed[:, 39:40] - labels.keypoints_3d + labels.keypoints_3d[:, 39:40]).norm(
+        dim=-1
+    )
+    men = ~batch.female
+    assert gap[men & ~batch.flip].max() < 1e-5
+    assert gap[men & batch.flip].mean() < 0.004  # the model's own asymmetry, ankles above all
+    assert gap[batch.female].mean() < 0.03  # another body with the nearest shape
+    # A network of the male body placed by its labels has its root where the label has it.
+    root = bodies.own(labels.poses, labels.betas).joints[:, 0]
+    assert torch.allclose(root, bodies.own.skel.shape(labels.betas).joints[:, 0], atol=1e-6)
+
+
+def _best_projection(points: torch.Tensor, batch) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Crop coordinates of points moved by the translation that fits the 2D labels best."""
+    size = 128
+    pixels = (batch.keypoints[..., :2] + 0.5) * size
+    pixels = (pixels - batch.view.affine[:, None, :, 2]) / batch.view.affine[:, :1, :1]
+    cam_int = batch.view.cam_int
+    rays = (pixels - cam_int[:, None, :2, 2]) / cam_int[:, :1, :1]
+    weight = (batch.keypoints[..., 2] > 0).float()
+    rows, right = [], []
+    for axis in (0, 1):
+        row = torch.zeros(*rays.shape[:2], 3)
+        row[..., axis], row[..., 2] = weight, -rays[..., axis] * weight
+        rows.append(row)
+        right.append(weight * (rays[..., axis] * points[..., 2] - points[..., axis]))
+    solution = torch.linalg.lstsq(torch.cat(rows, 1), torch.cat(right, 1)[..., None]).solution
+    moved = points + solution.transpose(1, 2)
+    return camera.to_crop(camera.project(moved, cam_int), batch.view.affine, size)
+
+
+def test_extreme_crops_cut_to_the_part(files: Demo) -> None:
+    _, found = collection(files)
+    keypoints = found.rows.keypoints[0].astype(float)
+    unseen = keypoints[:, 2] == 0
+    keypoints[unseen] = keypoints[~unseen].mean(0)
+    random = np.random.default_rng(0)
+    whole = keypoints[:, :2].max(0) - keypoints[:, :2].min(0)
+    sides = []
+    for _ in range(60):
+        center, side = augment.extreme_crop(keypoints, random)
+        sides.append(side / whole.max())
+        low, high = center - side / 2, center + side / 2
+        inside = ((keypoints[:, :2] > low) & (keypoints[:, :2] < high)).all(1)
+        assert inside.sum() >= 4
+    assert min(sides) < 0.4 < max(sides) <= 1.2 * 1.1 + 1e-9
+    head = keypoints.copy()
+    head[:, 2] = 0
+    head[[0, 1, 2, 5], 2] = 1  # no legs seen, head and shoulders are
+    assert augment.extreme_crop(head, random) is not None
+    head[2:, 2] = 0
+    head[[0, 10], 2] = 1  # a knee and the nose: neither case
+    assert augment.extreme_crop(head, random) is None
+
+
+def test_every_image_defect_gives_a_picture(files: Demo) -> None:
+    _, found = collection(files)
+    picture = decode(found.images[0].read(str(found.rows.image[0])), "x")[:128, :96]
+    picture = np.ascontiguousarray(picture)
+    for _, defect in (*augment._weathers(0.5), *augment._COLOURS):
+        before = picture.copy()
+        result = defect(picture, np.random.default_rng(1))
+        assert result.shape == picture.shape and result.dtype == np.uint8, defect
+        assert np.array_equal(picture, before), defect  # the input is left alone
+        assert not np.array_equal(result, before), defect
+
+
+# ---- demo pictures ------------------------------------------------------------------------------
+
+
+def test_demo_pictures_show_the_person_where_the_labels_are(files: Demo) -> None:
+    """The rendered body covers its keypoints and little else; the picture has the labels' size."""
+    labels = files.data / "demo" / "demo-release.npz"
+    columns = demo_pictures._columns(labels)
+    keypoints = np.load(labels)["gtkps"]
+    for k in (0, 20, 45):
+        name = str(columns["imgname"][k])
+        shown = decode((files.data / name).read_bytes(), name).astype(int)
+        width, height = columns["image_size"][k]
+        assert shown.shape == (height, width, 3)
+        random = np.random.default_rng((0, demo_pictures.VERSION, k))
+        empty = demo_pictures.background(height, width, random).astype(int)
+        changed = np.abs(shown - empty).sum(2) > 40
+        points = keypoints[k][keypoints[k][:, 2] > 0, :2].astype(int)
+        assert np.mean([changed[y, x] for x, y in points]) > 0.8
+        low, high = points.min(0), points.max(0)
+        reach = 0.2 * (high - low).max()
+        y, x = np.nonzero(changed)
+        near = (x > low[0] - reach) & (x < high[0] + reach)
+        near &= (y > low[1] - reach) & (y < high[1] + reach)
+        assert near.mean() > 0.93
+
+
+def test_demo_pictures_are_deterministic_and_cached(files: Demo, tmp_path: Path) -> None:
+    labels = files.data / "demo" / "demo-release.npz"
+    chosen = tmp_path / "labels.npz"
+    with np.load(labels) as file:
+        np.savez(chosen, **{name: file[name][:20] for name in file.files})
+    job = demo_pictures.Job(chosen, files.models, tmp_path / "data")
+    seen: list[tuple[int, int]] = []
+    assert demo_pictures.render_demo(job, report=lambda *x: seen.append(x)) == (20, 20)
+    assert seen[-1] == (20, 20)
+    pictures = sorted((tmp_path / "data").rglob("*.jpg"))
+    assert len(pictures) == 20
+    for picture in pictures:  # the same as in a run over all rows, in other blocks
+        name = picture.relative_to(tmp_path / "data")
+        assert picture.read_bytes() == (files.data / name).read_bytes()
+    stamps = [p.stat().st_mtime_ns for p in pictures]
+    assert demo_pictures.render_demo(job) == (0, 20)
+    pictures[3].unlink()
+    assert demo_pictures.render_demo(job) == (1, 20)
+    assert [p.stat().st_mtime_ns for p in pictures if p != pictures[3]] == (
+        stamps[:3] + stamps[4:]
+    )
+    other = replace(job, seed=1)
+    assert demo_pictures.render_demo(other) == (20, 20)
+    assert pictures[0].stat().st_mtime_ns != stamps[0]
+
+
+def test_only_demo_labels_are_rendered(tmp_path: Path, files: Demo) -> None:
+    np.savez(tmp_path / "coco-release.npz", imgname=np.array(["a.jpg"]))
+    job = demo_pictures.Job(tmp_path / "coco-release.npz", files.models, tmp_path)
+    with pytest.raises(InputError, match="column 'pose_cam' is missing; only the generated demo"):
+        demo_pictures.render_demo(job)
+    with np.load(files.data / "demo" / "demo-release.npz") as file:
+        columns = {name: file[name][:1] for name in file.files}
+    columns["imgname"] = np.array(["demo/../../escape.jpg"])
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    (tmp_path / "bad.npz").write_bytes(buffer.getvalue())
+    with pytest.raises(InputError, match="leads out of the data root"):
+        demo_pictures.render_demo(replace(job, labels=tmp_path / "bad.npz"))
+    assert not (tmp_path.parent / "escape.jpg").exists()

@@ -1,0 +1,344 @@
+"""`hmr-skel predict` and the predictor that the evaluation uses, on real pictures."""
+
+import json
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError
+from skel_fit.model_files import load_skel
+from stages.cli import run as command_line
+from stages.regressor import camera
+from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.config import load_recipe
+from stages.regressor.distributed import Process
+from stages.regressor.glb import Part, glb_bytes
+from stages.regressor.hrnet import HumanFOV
+from stages.regressor.joints import KeypointBody, keypoint_matrix
+from stages.regressor.predictor import CheckpointPredictor, CropRule, Person, fov_input
+from stages.regressor.reporting import Reporter
+from stages.regressor.rows import Place, load_collection
+from stages.regressor.training import Trainer
+from stages.regressor.validation import validate
+from tests.regressor_files import MICRO, Demo, demo
+
+HERE = Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def files() -> Demo:
+    return demo()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("predict") / "run"
+    recipe = load_recipe("tiny", [*MICRO, "train.epochs=1"])
+    rows = load_collection([Place(files.shards)], recipe.data)
+    Trainer(recipe, rows, files.models, out, HERE, Reporter(None, None)).run()
+    return out / "best.pt"
+
+
+def labels(files: Demo) -> dict[str, np.ndarray]:
+    with np.load(files.data / "demo" / "demo-release.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def persons(files: Demo, rows: list[int]) -> list[Person]:
+    columns = labels(files)
+    side = 200 * columns["scale"]
+    return [
+        Person(
+            (files.data / str(columns["imgname"][k])).read_bytes(), str(columns["imgname"][k]),
+            columns["center"][k], np.array([side[k], side[k]]), columns["cam_int"][k],
+        )
+        for k in rows
+    ]  # fmt: skip
+
+
+# ---- the predictor ------------------------------------------------------------------------------
+
+
+def test_the_predictor_sees_what_training_saw(files: Demo, checkpoint: Path) -> None:
+    """Scores of the predictor's bodies in the full picture are those of the last validation."""
+    predictor = CheckpointPredictor(checkpoint)
+    columns = labels(files)
+    rows = np.flatnonzero(columns["split"] == "validation").tolist()
+    people = persons(files, rows)
+    found = predictor.predict(people, predictor.rule())
+    assert found.poses.shape == (len(rows), 46) and found.translation.shape == (len(rows), 3)
+    body = KeypointBody(load_skel(files.models, "male"), keypoint_matrix(files.models))
+    points = body(found.poses, found.betas).keypoints + found.translation[:, None]
+    cam_int = torch.from_numpy(np.stack([person.cam_int for person in people])).float()
+    pixels = camera.project(points, cam_int).numpy()
+    truth = columns["gtkps"][rows]
+    seen = truth[..., 2] > 0
+    away = np.linalg.norm(pixels - truth[..., :2], axis=-1)
+    side = 200 * columns["scale"][rows] * 4 / 3
+    percent = 100 * ((away * seen).sum(1) / seen.sum(1) / side).mean()
+    scores = load_checkpoint(checkpoint)["scores"]
+    assert percent == pytest.approx(scores["keypoints_2d"], rel=1e-3)
+    provenance = predictor.provenance()
+    assert provenance["standin"] is True and len(provenance["sha256"]) == 64
+    json.dumps(dict(provenance))
+
+
+def test_the_predictor_and_validation_agree(files: Demo, checkpoint: Path) -> None:
+    predictor = CheckpointPredictor(checkpoint)
+    recipe = predictor.recipe
+    rows = load_collection([Place(files.shards)], recipe.data)
+    run = Trainer(recipe, rows, files.models, checkpoint.parent, HERE, Reporter(None, None))
+    scores = validate(predictor.network, run.validation_set, run.bodies, recipe, HERE)
+    stored = load_checkpoint(checkpoint)["scores"]
+    assert scores.pa_mpjpe == pytest.approx(stored["pa_mpjpe"], rel=1e-6)
+    assert scores.rows == stored["rows"] == len(run.validation_set)
+
+
+def test_a_prediction_does_not_depend_on_its_batch(files: Demo, checkpoint: Path) -> None:
+    predictor = CheckpointPredictor(checkpoint)
+    rule = predictor.rule()
+    together = predictor.predict(persons(files, list(range(40))), rule)
+    alone = predictor.predict(persons(files, [37]), rule)
+    for name, value in vars(together).items():
+        assert torch.allclose(value[37:38], getattr(alone, name), rtol=1e-4, atol=1e-4), name
+
+
+def test_crop_rules(files: Demo, checkpoint: Path) -> None:
+    """1.1, item 11: growing, whole pixels and the side that is told all reach the network."""
+    predictor = CheckpointPredictor(checkpoint)
+    assert predictor.rule() == CropRule(enlarge=True)
+    rules = (
+        CropRule(True), CropRule(False), CropRule(True, told="annotation"),
+        CropRule(True, whole_pixels=True),
+    )  # fmt: skip
+    found = [predictor.predict(persons(files, [3]), rule).translation[0] for rule in rules]
+    assert len({tuple(x.tolist()) for x in found}) == 4
+    # A box told to be 3/4 as wide means a person 4/3 as far away, all else equal.
+    ratio = float(found[2][2] / found[0][2])
+    assert 1.1 < ratio < 1.6
+
+
+def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
+    name = files.data / str(labels(files)["imgname"][0])
+    data = name.read_bytes()
+    height, width = cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2]
+    assumed = CheckpointPredictor(checkpoint).intrinsics(data, "x")
+    assert assumed[0, 0] == pytest.approx(np.hypot(width, height))
+    assert assumed[:2, 2].tolist() == [width / 2, height / 2]
+
+    class Constant(HumanFOV):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            assert image.shape == (1, 3, 256, 256)
+            return torch.tensor([[9.9, 0.7]])  # component 1 counts (1.3)
+
+    guessed = CheckpointPredictor(checkpoint, focal=Constant()).intrinsics(data, "x")
+    assert guessed[0, 0] == pytest.approx(height / (2 * np.tan(0.35)))
+
+
+def test_field_of_view_input_is_the_whole_picture_on_white_in_rgb() -> None:
+    """1.3: longer side 256, shorter int(), centred on white, RGB order."""
+    picture = np.zeros((300, 451, 3), np.uint8)
+    picture[..., 0] = 255  # red
+    values = fov_input(picture)
+    assert values.shape == (3, 256, 256)
+    red = (np.array([255.0, 0, 0]) / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    white = (1 - np.array((0.485, 0.456, 0.406))) / (0.229, 0.224, 0.225)
+    rows = np.flatnonzero(np.abs(values[1, :, 128] - red[1]) < 1e-5)
+    assert len(rows) == int(300 * 256 / 451) and rows[0] == (256 - len(rows)) // 2
+    assert values[:, 0, 0] == pytest.approx(white, rel=1e-4)
+    assert values[:, 128, 5] == pytest.approx(red, rel=1e-4)
+
+
+def test_other_files_are_no_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    content = {k: v for k, v in load_checkpoint(checkpoint).items()
+               if k not in ("format", "version")}  # fmt: skip
+    cut = tmp_path / "cut.pt"
+    network = dict(content["network"])
+    network["head.extra"] = network.pop("head.position")
+    save_checkpoint(cut, {**content, "network": network})
+    with pytest.raises(InputError, match=r"missing head.position; not expected head.extra"):
+        CheckpointPredictor(cut)
+    save_checkpoint(cut, {**content, "recipe": {**content["recipe"], "loss": {}}})
+    with pytest.raises(InputError, match=r"recipe inside is not one of this version \(loss\."):
+        CheckpointPredictor(cut)
+    with pytest.raises(InputError, match=r"absent.pt: cannot be read"):
+        CheckpointPredictor(tmp_path / "absent.pt")
+
+
+# ---- the verb -----------------------------------------------------------------------------------
+
+
+def test_predict_writes_parameters_pictures_and_meshes(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    columns = labels(files)
+    names = [files.data / str(columns["imgname"][k]) for k in (0, 1)]
+    boxes = {}
+    for k in (0, 1):
+        reach = 100 * columns["scale"][k]
+        low, high = columns["center"][k] - reach, columns["center"][k] + reach
+        boxes[names[k].name] = [[*low.tolist(), *high.tolist()]] * (k + 1)
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    out = tmp_path / "out"
+    words = ["predict", *map(str, names), "--checkpoint", str(checkpoint), "--out", str(out),
+             "--boxes", str(tmp_path / "boxes.json"), "--focal", "800"]  # fmt: skip
+    assert command_line(words) == 0
+    said = capsys.readouterr()
+    assert "3 people in 2 pictures" in said.out and "--focal" in said.out
+    assert "stand-in body" in said.err
+    stems = [name.stem for name in names]
+    assert {p.name for p in out.iterdir()} == {
+        "predictions.npz", "predictions.json", f"{stems[0]}.overlay.png",
+        f"{stems[1]}.overlay.png", f"{stems[0]}.0.glb", f"{stems[1]}.0.glb", f"{stems[1]}.1.glb",
+    }  # fmt: skip
+    with np.load(out / "predictions.npz") as file:
+        results = {name: file[name] for name in file.files}
+    document = json.loads((out / "predictions.json").read_text())
+    assert len(document["pose_names"]) == 46 and len(document["keypoint_names"]) == 44
+    for k, person in enumerate(document["people"]):
+        assert person["poses"] == pytest.approx(results["poses"][k].tolist())
+        assert person["trans"] == pytest.approx(results["trans"][k].tolist())
+    assert np.array_equal(results["poses"][1], results["poses"][2])
+    assert results["cam_int"][:, 0, 0].tolist() == [800.0] * 3
+
+    # The mesh is the posed body of the stored parameters, in glTF's frame.
+    skel = load_skel(files.models, "male")
+    posed = skel(*(torch.from_numpy(results[n][:1]) for n in ("poses", "betas", "trans")),
+                 skeleton=True)  # fmt: skip
+    meshes = read_glb((out / f"{stems[0]}.0.glb").read_bytes())
+    assert set(meshes) == {"skin", "skeleton"}
+    vertices, faces = meshes["skin"]
+    wanted = posed.skin_vertices[0].numpy() * (1, -1, -1)
+    assert np.abs(vertices - wanted).max() < 1e-4
+    assert np.array_equal(faces.reshape(-1, 3), skel.faces.numpy())
+    assert np.abs(meshes["skeleton"][0] - posed.skeleton_vertices[0].numpy() * (1, -1, -1)).max() \
+        < 1e-4  # fmt: skip
+
+    # The overlay differs from the picture where the body projects, and only there.
+    picture = cv2.imread(str(names[0])).astype(int)
+    overlay = cv2.imread(str(out / f"{stems[0]}.overlay.png")).astype(int)
+    assert overlay.shape == picture.shape
+    changed = np.abs(overlay - picture).sum(2) > 0
+    pixels = camera.project(posed.skin_vertices, torch.from_numpy(results["cam_int"][:1]))[0]
+    low, high = pixels.min(0).values.numpy() - 30, pixels.max(0).values.numpy() + 30
+    y, x = np.nonzero(changed)
+    assert len(y) > 200 and x.min() > low[0] and x.max() < high[0]
+    assert y.min() > low[1] and y.max() < high[1]
+
+
+def read_glb(data: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A small reader of its own: mesh name -> vertices, indices."""
+    magic, version, length = struct.unpack("<4sII", data[:12])
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    size, kind = struct.unpack("<II", data[12:20])
+    assert kind == 0x4E4F534A
+    document = json.loads(data[20 : 20 + size])
+    start = 20 + size
+    assert struct.unpack("<II", data[start : start + 8])[1] == 0x004E4942
+    blob = data[start + 8 :]
+
+    def array(index: int) -> np.ndarray:
+        accessor = document["accessors"][index]
+        view = document["bufferViews"][accessor["bufferView"]]
+        dtype = {5126: "<f4", 5125: "<u4"}[accessor["componentType"]]
+        width = {"VEC3": 3, "SCALAR": 1}[accessor["type"]]
+        values = np.frombuffer(blob, dtype, accessor["count"] * width, view["byteOffset"])
+        values = values.reshape(-1, width)
+        if "min" in accessor:
+            assert accessor["min"] == values.min(0).tolist()
+            assert accessor["max"] == values.max(0).tolist()
+        return values
+
+    meshes = {}
+    for mesh in document["meshes"]:
+        primitive = mesh["primitives"][0]
+        normals = array(primitive["attributes"]["NORMAL"])
+        assert np.abs(np.linalg.norm(normals, axis=1) - 1).max() < 1e-4
+        meshes[mesh["name"]] = (
+            array(primitive["attributes"]["POSITION"]), array(primitive["indices"])
+        )  # fmt: skip
+    return meshes
+
+
+def test_glb_of_a_triangle() -> None:
+    part = Part("one", np.array([[0.0, 0, 1], [1, 0, 1], [0, 1, 1]]), np.array([[0, 2, 1]]),
+                (1, 0, 0, 1))  # fmt: skip
+    data = glb_bytes([part])
+    assert data == glb_bytes([part]) and len(data) % 4 == 0
+    vertices, faces = read_glb(data)["one"]
+    assert vertices.tolist() == [[0, 0, -1], [1, 0, -1], [0, -1, -1]]
+    assert faces.flatten().tolist() == [0, 2, 1]
+
+
+def test_predict_without_boxes_takes_whole_pictures(
+    files: Demo, checkpoint: Path, tmp_path: Path
+) -> None:
+    name = files.data / str(labels(files)["imgname"][0])
+    words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"),
+             "--no-meshes"]  # fmt: skip
+    assert command_line(words) == 0
+    with np.load(tmp_path / "o" / "predictions.npz") as file:
+        width, height = labels(files)["image_size"][0]
+        assert file["box"].tolist() == [[0, 0, width, height]]
+    assert not list((tmp_path / "o").glob("*.glb"))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "text"),
+    [
+        ('{"NAME": [[-50, -50, -1, -1]]}', "is empty or outside the picture of"),
+        ('{"NAME": [[0, 0, 0, 40]]}', "is empty or outside the picture of"),
+        ('{"NAME": [[0, 0, 40, NaN]]}', "is empty or outside the picture of"),
+        ('{"NAME": [[0, 0, 40]]}', "a box of NAME has not four numbers"),
+        ('{"other.jpg": [[0, 0, 40, 40]]}', "'other.jpg' is not among the pictures given"),
+        ("[1, 2]", "expected JSON"),
+        ("{}", "holds no boxes"),
+        ("image,left,top,right\nNAME,0,0,9\n", "not readable as boxes"),
+    ],
+)
+def test_bad_boxes_are_refused(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, boxes: str,
+    text: str,
+) -> None:  # fmt: skip
+    name = files.data / str(labels(files)["imgname"][0])
+    file = tmp_path / ("boxes.csv" if boxes.startswith("image") else "boxes.json")
+    file.write_text(boxes.replace("NAME", name.name))
+    out = tmp_path / "out"
+    words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(out),
+             "--boxes", str(file)]  # fmt: skip
+    assert command_line(words) == 5
+    assert text.replace("NAME", name.name) in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_boxes_from_csv(files: Demo, checkpoint: Path, tmp_path: Path) -> None:
+    name = files.data / str(labels(files)["imgname"][0])
+    (tmp_path / "b.csv").write_text(f"image,left,top,right,bottom\n{name.name},10,20,200,300\n")
+    words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"),
+             "--boxes", str(tmp_path / "b.csv"), "--no-meshes"]  # fmt: skip
+    assert command_line(words) == 0
+    with np.load(tmp_path / "o" / "predictions.npz") as file:
+        assert file["box"].tolist() == [[10, 20, 200, 300]]
+
+
+def test_predict_names_what_is_missing(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture = str(files.data / str(labels(files)["imgname"][0]))
+    (tmp_path / "text.jpg").write_text("no picture")
+    base = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "o")]
+    for words, code, text in (
+        ([str(tmp_path / "absent.jpg"), *base], 5, "absent.jpg: cannot be read"),
+        ([str(tmp_path / "text.jpg"), *base], 5, "text.jpg: damaged or not a picture"),
+        ([picture, "--checkpoint", picture, "--out", "o"], 5, "damaged, or holds more than"),
+        ([picture, *base, "--focal", "-3"], 2, "--focal -3: expected a positive number"),
+    ):
+        assert command_line(["predict", *words]) == code
+        assert text in capsys.readouterr().err

@@ -1,0 +1,372 @@
+"""Training runs on real files: the same weights after kill -9, in one process or two; refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import InputError, Locked, PlanMismatch
+from stages.cli import run as command_line
+from stages.regressor.bodies import Bodies
+from stages.regressor.checkpoints import load_checkpoint
+from stages.regressor.config import EmaConfig, load_recipe
+from stages.regressor.distributed import Process
+from stages.regressor.ema import Ema
+from stages.regressor.loader import CropDataset
+from stages.regressor.model import Regressor
+from stages.regressor.reporting import Reporter, prediction_sheet
+from stages.regressor.rows import Place, Rows, load_collection
+from stages.regressor.training import Diverged, Result, Trainer, learning_rate
+from tests.regressor_files import MICRO, Demo, demo
+
+HERE = Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def files() -> Demo:
+    return demo()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs in this process and in others must add up in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(files: Demo, out: Path, *changes: str, log: bool = False, edit=None) -> Trainer:  # type: ignore[no-untyped-def]
+    recipe = load_recipe("tiny", [*MICRO, *changes])
+    found = load_collection([Place(files.shards)], recipe.data)
+    if edit is not None:
+        found = edit(found)
+    reporter = Reporter(out / "tensorboard" if log else None, stream=None)
+    return Trainer(recipe, found, files.models, out, HERE, reporter)
+
+
+def weights(out: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    content = load_checkpoint(out / name)
+    parts = {part: content.get(part, {}) for part in ("network", "ema")}
+    return {f"{part}.{name}": v for part, found in parts.items() for name, v in found.items()}
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.fixture(scope="module")
+def finished(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """An uninterrupted run of three epochs, with TensorBoard."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    result = trainer(files, out, "train.pictures=2", log=True).run()
+    return out, result
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def train_command(files: Demo, out: Path, *changes: str) -> list[str]:
+    sets = [word for change in (*MICRO, *changes) for word in ("--set", change)]
+    return ["-m", "stages.cli", "train", str(files.shards), "--recipe", "tiny", "--out", str(out),
+            "--models", str(files.models), *sets]  # fmt: skip
+
+
+# ---- the same trajectory ------------------------------------------------------------------------
+
+
+def test_killed_and_resumed_gives_the_same_weights(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """kill -9 in a real process; resumed here; bit for bit the weights of the whole run."""
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, *train_command(files, out)], env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not (out / "last.pt").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    stopped = load_checkpoint(out / "last.pt")["progress"]["step"]
+    whole, result = finished
+    assert 0 < stopped < result.steps
+    again = trainer(files, out).run()
+    assert again.steps == result.steps == 3 * (again.rows // 8)
+    assert equal(weights(out), weights(whole))
+    one, two = (load_checkpoint(x / "last.pt")["optimiser"]["state"] for x in (out, whole))
+    assert all(torch.equal(one[k][n], two[k][n]) for k in one for n in one[k])
+    assert again.scores == result.scores and again.best_step == result.best_step
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_every_checkpoint_resumes_to_the_same_weights(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also around the ends of epochs, where validation and EMA come in."""
+    whole, result = finished
+    for stop in sorted({2, result.steps // 3, result.steps - 1}):
+        out = tmp_path / f"run-{stop}"
+        first = trainer(files, out, f"train.checkpoint_every={stop}")
+        step = Trainer._step
+
+        def stopping(self: Trainer, *rest, stop: int = stop, step=step) -> None:  # type: ignore[no-untyped-def]
+            if self.progress.step == stop:
+                raise KeyboardInterrupt
+            step(self, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                first.run()
+        assert load_checkpoint(out / "last.pt")["progress"]["step"] == stop
+        assert trainer(files, out).run().scores == result.scores
+        assert equal(weights(out), weights(whole))
+
+
+def test_two_processes_train_as_one(files: Demo, tmp_path: Path) -> None:
+    """torchrun with two processes of 4 rows takes the steps of one process with 8."""
+    changes = ("model.backbone.drop_path=0", "train.epochs=1")
+    out = tmp_path / "two"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+         "--master-port=0", "--standalone",
+         *train_command(files, out, *changes, "train.batch_size=4")],
+        env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = trainer(files, tmp_path / "one", *changes).run()
+    one, two = weights(tmp_path / "one"), weights(out)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-3, atol=2e-5), name
+    assert load_checkpoint(out / "last.pt")["scores"]["rows"] == alone.scores.rows
+    assert done.stdout.count("stopped") == 1  # only the first process speaks
+
+
+def test_accumulated_batches_make_the_step_of_a_large_one(files: Demo, tmp_path: Path) -> None:
+    changes = ("model.backbone.drop_path=0", "train.epochs=1")
+    trainer(files, tmp_path / "one", *changes).run()
+    trainer(
+        files, tmp_path / "two", *changes, "train.batch_size=4", "optimiser.accumulate=2"
+    ).run()
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[n], two[n], rtol=1e-3, atol=2e-5) for n in one)
+
+
+def test_workers_and_another_seed(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    trainer(files, tmp_path / "workers", "train.workers=2").run()
+    assert equal(weights(tmp_path / "workers"), weights(finished[0]))
+    trainer(files, tmp_path / "seed", "train.seed=1", "train.epochs=1").run()
+    assert not equal(weights(tmp_path / "seed"), weights(finished[0]))
+
+
+# ---- what a run leaves --------------------------------------------------------------------------
+
+
+def test_a_run_leaves_checkpoints_of_plain_types_and_a_summary(
+    finished: tuple[Path, Result]
+) -> None:
+    out, result = finished
+    assert {"last.pt", "best.pt", "summary.json"} <= {p.name for p in out.iterdir()}
+    best = torch.load(out / "best.pt", weights_only=True)
+    assert best["standin"] is True and best["recipe"]["name"] == "tiny"
+    assert best["scores"]["pa_mpjpe"] == pytest.approx(load_best(out))
+    assert best["identity"]["training_rows"] == result.rows
+    # The licensed body model never gets into a checkpoint.
+    assert not any(tensor.numel() >= 6890 * 3 * 10 for tensor in weights(out).values())
+    assert not any("skel" in name or "body" in name for name in weights(out))
+
+
+def load_best(out: Path) -> float:
+    return load_checkpoint(out / "last.pt")["progress"]["best"]
+
+
+def test_a_run_leaves_tensorboard_scalars_and_pictures(finished: tuple[Path, Result]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss/total", "loss/keypoints_2d", "run/rate", "validation/mpjpe_mm"} <= set(
+        tags["scalars"]
+    )
+    assert tags["images"] == ["validation/predictions"]
+    steps = [event.step for event in events.Scalars("validation/pa_mpjpe_mm")]
+    assert steps == [finished[1].steps // 3 * k for k in (1, 2, 3)]
+    assert events.Images("validation/predictions")[0].width == 2 * 48
+
+
+def test_the_prediction_sheet_draws_over_the_crop(files: Demo) -> None:
+    recipe = load_recipe("tiny", MICRO)
+    found = load_collection([Place(files.shards)], recipe.data).of("validation")
+    rows = CropDataset(found, recipe.data, 64, 0, training=False)
+    bodies = Bodies(files.models, "male", ("female", "male"))
+    torch.manual_seed(0)
+    sheet = prediction_sheet(Regressor(recipe.model), rows, [0, 3], bodies, recipe)
+    assert sheet.shape == (128, 96, 3) and sheet.dtype == np.uint8
+    limbs, body = sheet[:64, :48].astype(int), sheet[64:, :48].astype(int)
+    assert (np.abs(limbs - (60, 220, 90)).sum(2) < 60).sum() > 20  # the labels' green
+    assert (np.abs(limbs - (255, 120, 30)).sum(2) < 60).sum() > 20  # the prediction's orange
+    assert (np.abs(limbs - body).sum(2) > 30).sum() > 100
+
+
+def test_training_lowers_the_loss_and_the_error(files: Demo, tmp_path: Path) -> None:
+    """Sixteen people learned by heart: the whole chain from pixels to metres pulls together."""
+
+    def sixteen_twice(found):  # type: ignore[no-untyped-def]
+        from dataclasses import fields, replace
+
+        some = found.of("train").rows.take(np.arange(16))
+        columns = {f.name: getattr(some, f.name) for f in fields(Rows)}
+        twin = Rows(**{**{k: v.copy() for k, v in columns.items()},
+                       "split": np.full(16, "validation")})  # fmt: skip
+        both = [np.concatenate([getattr(some, n), getattr(twin, n)]) for n in columns]
+        return replace(found, rows=Rows(*both))
+
+    quiet = [f"data.augment.{name}=0" for name in
+             ("scale", "roll_probability", "flip", "color", "photometric")]  # fmt: skip
+    run = trainer(
+        files, tmp_path / "run", *quiet, "model.backbone.drop_path=0", "train.batch_size=16",
+        "train.epochs=150", "train.validate_every=150", "train.checkpoint_every=1000",
+        "optimiser.warmup=5", "optimiser.rate=0.003", "optimiser.ema.decay=0",
+        edit=sixteen_twice,
+    )  # fmt: skip
+    before = _scores(run)
+    after = run.run().scores
+    assert after.pa_mpjpe < 0.6 * before.pa_mpjpe
+    assert after.mpjpe < 0.5 * before.mpjpe
+    assert after.keypoints_2d < 0.4 * before.keypoints_2d
+
+
+def _scores(run: Trainer):  # type: ignore[no-untyped-def]
+    from stages.regressor.validation import validate
+
+    return validate(run.network.eval(), run.validation_set, run.bodies, run.recipe, HERE)
+
+
+# ---- schedule, EMA, stopping --------------------------------------------------------------------
+
+
+def test_learning_rate_schedules() -> None:
+    config = load_recipe("published").optimiser
+    rates = [learning_rate(config, n, 10, 30) for n in range(300)]
+    assert rates[:3] == pytest.approx([1e-6, 2e-6, 3e-6]) and rates[9:] == [1e-5] * 291
+    cosine = load_recipe("tiny").optimiser
+    rates = [learning_rate(cosine, n, 10, 30) for n in range(301)]
+    assert max(rates) == rates[10] == cosine.rate
+    assert rates[155] == pytest.approx(cosine.rate * 0.51, rel=1e-3)
+    assert rates[300] == pytest.approx(cosine.rate * 0.02)
+
+
+def test_moving_average_follows_its_formula() -> None:
+    """6.2: m(n) = 0.9995 (1 - exp(-n / tau)), buffers too, integers copied."""
+    network = torch.nn.BatchNorm1d(2)
+    ema = Ema(network, EmaConfig(decay=0.9995, steps=6000))
+    assert ema.momentum(1) == pytest.approx(1.67e-4, rel=3e-3)
+    assert ema.momentum(6000) == pytest.approx(0.6318, abs=1e-4)
+    assert ema.momentum(60000) == pytest.approx(0.99945, abs=1e-5)
+    before = ema.model.weight.clone()
+    with torch.no_grad():
+        network.weight += 2
+        network.running_mean += 4
+        network.num_batches_tracked += 3
+    ema.update(network, 6000)
+    kept = ema.momentum(6000)
+    assert torch.allclose(ema.model.weight, kept * before + (1 - kept) * network.weight)
+    assert torch.allclose(ema.model.running_mean, torch.full((2,), 4 * (1 - kept)))
+    assert int(ema.model.num_batches_tracked) == 3
+    assert not ema.model.weight.requires_grad
+
+
+def test_patience_and_time_end_a_run(files: Demo, tmp_path: Path) -> None:
+    bored = trainer(files, tmp_path / "bored", "optimiser.rate=1e-12", "train.patience=1",
+                    "train.epochs=9", "optimiser.ema.decay=0").run()  # fmt: skip
+    assert bored.reason == "patience" and bored.epochs < 9
+    late = trainer(files, tmp_path / "late", "train.minutes=1e-6").run()
+    assert late.reason == "minutes" and late.steps < 6
+    assert trainer(files, tmp_path / "late", "train.minutes=0").run().reason == "finished"
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_rows(files: Demo, tmp_path: Path) -> None:
+    def poisoned(found):  # type: ignore[no-untyped-def]
+        from dataclasses import fields, replace
+
+        columns = {f.name: getattr(found.rows, f.name).copy() for f in fields(Rows)}
+        bad = np.flatnonzero(columns["split"] == "train")[3]
+        columns["betas"][bad] = 3e38  # finite, so no check of the labels finds it
+        return replace(found, rows=Rows(**columns))
+
+    run = trainer(files, tmp_path / "run", edit=poisoned)
+    row = int(np.flatnonzero(load_collection(
+        [Place(files.shards)], run.recipe.data).rows.split == "train")[3])  # fmt: skip
+    with pytest.raises(Diverged, match=rf"loss of step \d+ is not finite for row {row} \(demo/"):
+        run.run()
+    with pytest.raises(Diverged, match="is not finite for row"):
+        trainer(files, tmp_path / "rate", "optimiser.rate=1e30", "optimiser.warmup=0").run()
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def test_a_folder_keeps_to_its_recipe(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanMismatch, match=r"run with other recipe\.loss\.betas; resume it with"):
+        trainer(files, finished[0], "loss.betas=0.1").run()
+    words = train_command(files, finished[0], "train.seed=3")[2:]
+    assert command_line(words) == 4
+    # What does not touch the trajectory may change.
+    assert trainer(files, finished[0], "train.workers=1").run().steps == finished[1].steps
+
+
+def test_two_runs_in_one_folder_are_refused(files: Demo, tmp_path: Path) -> None:
+    one, two = (trainer(files, tmp_path / "run") for _ in range(2))
+    (tmp_path / "run").mkdir()
+    with one._locked(), pytest.raises(Locked, match="another training run works in this folder"):
+        two.run()
+
+
+def test_models_of_the_other_kind_are_refused(
+    files: Demo, golden_models: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "models"
+    shutil.copytree(golden_models, folder)
+    for name in ("J_regressor_SKEL_mix_MALE.pkl", "SMPL_to_J19.pkl"):
+        shutil.copy(files.models / name, folder)
+    recipe = load_recipe("tiny", [*MICRO, "data.other_gender=skip"])
+    found = load_collection([Place(files.shards)], recipe.data)
+    with pytest.raises(InputError, match="the labels were made with the licence-free stand-in"):
+        Trainer(recipe, found, folder, tmp_path, HERE, Reporter(None, None))
+
+
+def test_the_command_line_says_what_is_wrong(
+    files: Demo, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = ["train", str(files.shards), "--out", str(tmp_path / "run")]
+    for words, code, text in (
+        ([*base, "--recipe", "nope"], 2, "no recipe 'nope'"),
+        ([*base, "--set", "loss.nope=1"], 5, "loss.nope: Extra inputs"),
+        ([*base, "--images", str(tmp_path / "nope")], 5, "no such folder or tar file"),
+        (["train", str(tmp_path), "--out", str(tmp_path / "run")], 5, "not a converted dataset"),
+        ([*base, "--device", "warp"], 2, "--device warp: expected cpu or cuda"),
+        ([*base, "--images", "a", "--images", "b"], 2, "2 given for 1 datasets"),
+        ([*base, "--set", "model.backbone.weights=nope.pth"], 5, "nope.pth: cannot be read"),
+    ):
+        assert command_line(words) == code
+        error = capsys.readouterr().err
+        assert text in error and error.count("\n") == 1
