@@ -258,25 +258,24 @@ def test_a_rejected_frame_cuts_the_sequence_in_two(pair, walk, plain):
 
 
 def test_root_angles_are_continuous_through_gimbal_lock_and_count_turns(pair):
-    """A cartwheel (pelvis list turns once, exactly through +-90 degrees) and a triple pirouette."""
+    """Two cartwheels (pelvis list goes exactly through +-90 degrees) and a double pirouette."""
     skel, smpl = pair
-    count = 49
-    angle = torch.linspace(0, 2 * math.pi, count, dtype=torch.float64)
-    wheel = torch.stack([0 * angle + 0.3, angle, 0.1 * angle + 0.2], dim=1)
-    turns = torch.stack([0 * angle, 0 * angle + 0.2, 3 * angle], dim=1)
-    betas = still(count).new_zeros(count, 10)
-    for path, end in ((wheel, (0.3, 2 * math.pi)), (turns, (0.0, 0.2))):
+    count = 65
+    angle = torch.linspace(0, 4 * math.pi, count, dtype=torch.float64)
+    wheels = torch.stack([0 * angle + 0.6, angle, 0.1 * angle - 0.4], dim=1)
+    turns = torch.stack([0 * angle, 0 * angle + 0.2, angle], dim=1)
+    betas = torch.zeros(count, 10, dtype=torch.float64)
+    for path in (wheels, turns):
         orient, transl = root_to_smpl(skel, smpl, path, betas, still(count))
         poses = torch.cat([orient, orient.new_zeros(count, 69)], dim=1)
         found = fit_sequence(skel, smpl, poses, betas[0], transl)
-        assert largest_step(found.poses[:, :3]) < 0.5
-        alone = fit_skel(skel, smpl, poses, betas, transl)
-        assert largest_step(alone.poses[:, :3]) > 3.0  # what the sequence cures
+        # in the lock only a sum of two angles is defined, which move 0.02 a frame
+        torch.testing.assert_close(found.poses[:, :3].double(), path, atol=0.015, rtol=0)
         same = root_rotation(skel, found.poses[:, :3]) - root_rotation(skel, path)
         assert same.abs().max() < 1e-5
-        assert float(found.poses[-1, 0]) == pytest.approx(end[0], abs=1e-3)
-        assert float(found.poses[-1, 1]) == pytest.approx(end[1], abs=1e-3)
-    assert float(found.poses[-1, 2]) == pytest.approx(6 * math.pi, abs=1e-3)
+        alone = fit_skel(skel, smpl, poses, betas, transl)
+        assert largest_step(alone.poses[:, :3]) > 3.0  # what the sequence cures
+        assert torch.equal(alone.poses[:, 3:], found.poses[:, 3:])
 
 
 @pytest.mark.parametrize(("joint", "axis"), [(17, (0, 1, 0)), (16, (0.3, 0, 1))])
