@@ -1,5 +1,6 @@
 """Shape across genders and models, in closed form (reference/fitting.md section 5)."""
 
+import numpy as np
 import smplx
 import torch
 from torch import Tensor
@@ -20,8 +21,24 @@ def shape_transfer(skel: SKEL, smpl: smplx.SMPL) -> tuple[Tensor, Tensor]:
             f"{tuple(skel.shapedirs.shape)} and SMPL shapedirs {tuple(smpl.shapedirs.shape)}"
         )
     count = skel.shapedirs.shape[-1]
-    own = skel.shapedirs.double().reshape(-1, count)
-    theirs = smpl.shapedirs.double().reshape(-1, count)
-    shift = (smpl.v_template.double() - skel.template.double()).reshape(-1, 1)
-    solution = torch.linalg.lstsq(own, torch.cat((theirs, shift), 1)).solution
+    device = skel.template.device
+    own, theirs, template, target = (
+        part.detach().cpu().double().numpy().reshape(-1, width)
+        for part, width in (
+            (skel.shapedirs, count),
+            (smpl.shapedirs, count),
+            (skel.template, 1),
+            (smpl.v_template, 1),
+        )
+    )
+    wanted = np.concatenate((theirs, target - template), axis=1)
+    # Sums in a fixed order: a threaded library splits 20670 terms by how busy the machine is, and
+    # every converted row depends on the last bit.
+    normal, right = _products(own, own), _products(own, wanted)
+    solution = torch.as_tensor(np.linalg.solve(normal, right)).to(device)
     return solution[:, :count].contiguous(), solution[:, count].contiguous()
+
+
+def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left^T right without a matrix library: (n, a), (n, b) -> (a, b)."""
+    return np.stack([(left[:, k : k + 1] * right).sum(axis=0) for k in range(left.shape[1])])
