@@ -6,6 +6,7 @@ from skel_fit.model_files import load_skel, load_smpl, model_file
 from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES, limits
 from skel_fit.recipe import FitConfig, Recipe, Stage
 from skel_fit.root import root_from_smpl, root_to_smpl
+from skel_fit.sequence import SequenceConfig, fit_sequence
 from skel_fit.shape import shape_transfer
 from skel_fit.skel import SKEL, SkelIdentity, SkelOutput
 
@@ -17,9 +18,11 @@ __all__ = [
     "FitResult",
     "ModelFileError",
     "Recipe",
+    "SequenceConfig",
     "SkelIdentity",
     "SkelOutput",
     "Stage",
+    "fit_sequence",
     "fit_skel",
     "fit_skel_to_vertices",
     "limits",
