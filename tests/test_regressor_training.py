@@ -155,13 +155,33 @@ def test_two_processes_train_as_one(files: Demo, tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_make_the_step_of_a_large_one(files: Demo, tmp_path: Path) -> None:
-    changes = ("model.backbone.drop_path=0", "train.epochs=1")
-    trainer(files, tmp_path / "one", *changes).run()
-    trainer(
-        files, tmp_path / "two", *changes, "train.batch_size=4", "optimiser.accumulate=2"
-    ).run()
+    changes = ("model.backbone.drop_path=0", "train.epochs=1", "optimiser.clip=0")
+    small = ("train.batch_size=4", "optimiser.accumulate=2")
+    moments = []
+    for name, more in (("one", ()), ("two", small)):
+        trainer(files, tmp_path / name, *changes, *more).run()
+        state = load_checkpoint(tmp_path / name / "last.pt")["optimiser"]["state"]
+        moments.append(torch.cat([entry["exp_avg"].flatten() for entry in state.values()]))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(one[n], two[n], rtol=1e-3, atol=2e-5) for n in one)
+    assert all(torch.allclose(one[n], two[n], rtol=1e-3, atol=1e-4) for n in one)
+    # AdamW forgives a wrong scale of the gradient; its moments do not.
+    assert (moments[0] - moments[1]).norm() < 1e-2 * moments[0].norm()
+
+
+def test_bf16_layers_with_fp32_geometry(files: Demo, tmp_path: Path) -> None:
+    run = trainer(files, tmp_path / "run", "train.precision=bf16", "train.epochs=1")
+    layer: set[torch.dtype] = set()
+    geometry: set[torch.dtype] = set()
+    run.network.backbone.blocks[0].mlp.fc1.register_forward_hook(
+        lambda _, inputs, output: layer.add(output.dtype)
+    )
+    run.loss.body.register_forward_hook(
+        lambda _, inputs, output: geometry.update((inputs[0].dtype, output.keypoints.dtype))
+    )
+    result = run.run()
+    assert layer == {torch.bfloat16} and geometry == {torch.float32}
+    assert np.isfinite(result.scores.mpjpe) and result.reason == "finished"
+    assert all(v.dtype != torch.bfloat16 for v in weights(tmp_path / "run").values())
 
 
 def test_workers_and_another_seed(
@@ -240,7 +260,7 @@ def test_training_lowers_the_loss_and_the_error(files: Demo, tmp_path: Path) -> 
              ("scale", "roll_probability", "flip", "color", "photometric")]  # fmt: skip
     run = trainer(
         files, tmp_path / "run", *quiet, "model.backbone.drop_path=0", "train.batch_size=16",
-        "train.epochs=150", "train.validate_every=150", "train.checkpoint_every=1000",
+        "train.epochs=100", "train.validate_every=100", "train.checkpoint_every=1000",
         "optimiser.warmup=5", "optimiser.rate=0.003", "optimiser.ema.decay=0",
         edit=sixteen_twice,
     )  # fmt: skip
