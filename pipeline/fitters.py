@@ -228,10 +228,11 @@ class _SkelFitter:
 
         smpl, skel = self._pair(genders, self.config.dtype)
         rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
-        if self.sequence is None:
-            result = fit_skel(skel, smpl, *rows, self.config)
-        else:
-            result = fit_sequence(skel, smpl, *rows, self.config, self.sequence)
+        with _one_blas_thread():
+            if self.sequence is None:
+                result = fit_skel(skel, smpl, *rows, self.config)
+            else:
+                result = fit_sequence(skel, smpl, *rows, self.config, self.sequence)
 
         def f4(values: torch.Tensor) -> np.ndarray:
             return values.detach().cpu().numpy().astype(np.float32)

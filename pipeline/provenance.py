@@ -21,6 +21,7 @@ _CODE = (
     "skel_fit/**/*.yaml",
     "pipeline/readers/**/*.py",
     "pipeline/row_checks.py",
+    "pipeline/sequences.py",
     "pipeline/shards.py",
     "pipeline/task.py",
     "pipeline/fitters.py",

@@ -387,6 +387,8 @@ def moyo_hard(
 def main() -> NoReturn:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Read when numpy is imported, which is later. Its sums would depend on the number of cores.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -1,0 +1,38 @@
+"""The real fit through the plane, on the stand-in bodies: bytes do not depend on threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.demo import write_demo
+from pipeline.fitters import DEFAULT_FITTER
+from pipeline.verify import verify
+from skel_fit.default_body import default_body_directory
+from tests.faults.harness import Bench, shard_digests, write_manifest
+
+
+def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
+    """Promise P3: one process with a thread a core, against two with one thread each.
+
+    Long matrix sums move in their last bits with the number of threads, unless that is fixed.
+    """
+    bench = Bench(tmp_path)
+    bench.faults.mkdir()
+    bench.data.mkdir()
+    write_demo(bench.labels, default_body_directory(), rows=60)
+    write_manifest(
+        bench.manifest, 10, models="default-body", genders={"smpl": "male", "skel": "male"}
+    )
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "NUMBA_NUM_THREADS": str(os.cpu_count())}
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ("--limit", "20", "--quiet")
+    command = ["env", *(f"{name}={value}" for name, value in environment.items())]
+    done = bench.cli([*command, *bench.command(*options, fitter=DEFAULT_FITTER, out=one)])
+    assert done.returncode == 0, done.stderr
+    done = bench.run(*options, "--workers", "2", fitter=DEFAULT_FITTER, out=two)
+    assert done.returncode == 0, done.stderr
+    assert len(shard_digests(one)) == 2
+    assert shard_digests(one) == shard_digests(two)
+    found = verify(one)
+    assert found.sampled == 20 and found.largest_residual_difference < 1e-5
