@@ -1,8 +1,8 @@
 """Seeded fault injection on whole processes: `make chaos N=200`.
 
 Each round starts a conversion in its own process group with a random number of workers, kills all
-of it, the driver alone or one worker at a random moment, sometimes damages what is on disk, and goes
-on until the conversion is done. A watcher reads every published shard every 20 ms.
+of it, the driver alone or one worker at a random moment, sometimes damages what is on disk, and
+goes on until the conversion is done. A watcher reads every published shard every 20 ms.
 """
 
 from __future__ import annotations
