@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skel_fit import pose_table
@@ -63,6 +63,7 @@ def test_mean_pose_is_encoded_as_published() -> None:
     assert mean.camera.tolist() == pytest.approx([0.9, 0, 0])
 
 
+@settings(max_examples=50)
 @given(st.lists(st.floats(-3, 3), min_size=144, max_size=144))
 def test_any_numbers_decode_to_finite_angles_of_the_same_rotation(numbers: list[float]) -> None:
     code = torch.tensor([numbers], dtype=torch.float64, requires_grad=True)
@@ -80,8 +81,10 @@ def test_any_numbers_decode_to_finite_angles_of_the_same_rotation(numbers: list[
         assert (again[0, j] - turns[0, j]).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("angle", [math.pi / 2, -math.pi / 2, math.pi / 2 - 1e-9])
-def test_gimbal_lock_keeps_the_rotation_and_finite_gradients(angle: float) -> None:
+@pytest.mark.parametrize("away", [0.0, 1e-9, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("lock", [math.pi / 2, -math.pi / 2])
+def test_gimbal_lock_keeps_the_rotation_and_finite_gradients(lock: float, away: float) -> None:
+    angle = lock * (1 - away)
     poses = torch.randn(8, 46, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     poses[:, [1, 4, 18, 30, 40]] = angle
     code = representation.encode(poses).requires_grad_()
@@ -90,8 +93,10 @@ def test_gimbal_lock_keeps_the_rotation_and_finite_gradients(angle: float) -> No
     assert (before - after).abs().max() < 1e-8
     decoded.sum().backward()
     assert torch.isfinite(code.grad).all()
-    # In float32 rounding may push a sine over 1; nothing becomes NaN.
-    assert torch.isfinite(representation.decode(representation.encode(poses.float()))).all()
+    # In float32 rounding may push a sine over 1, and the outer angles are read from rounding: the
+    # rotation is right all the same.
+    single = representation.decode(representation.encode(poses.float()))
+    assert (before - representation.pose_rotations(single)).abs().max() < 1e-5
 
 
 def test_rotations_have_bounded_gradients_where_the_angles_have_not() -> None:

@@ -205,7 +205,7 @@ def test_predict_writes_parameters_pictures_and_meshes(
     for k, person in enumerate(document["people"]):
         assert person["poses"] == pytest.approx(results["poses"][k].tolist())
         assert person["trans"] == pytest.approx(results["trans"][k].tolist())
-    assert np.array_equal(results["poses"][1], results["poses"][2])
+    assert np.abs(results["poses"][1] - results["poses"][2]).max() < 1e-4  # one box, given twice
     assert results["cam_int"][:, 0, 0].tolist() == [800.0] * 3
 
     # The mesh is the posed body of the stored parameters, in glTF's frame.

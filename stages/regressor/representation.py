@@ -29,8 +29,6 @@ HINGE_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 1)
 HAND_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 2)
 ANKLE_JOINTS = (3, 8)
 _TINY = 1e-12
-# Below this cosine of the middle angle only the sum or difference of the outer angles is defined.
-_GIMBAL_COSINE = 1e-6
 
 
 def _indices(per_joint: dict[int, int]) -> tuple[int, ...]:
@@ -139,21 +137,24 @@ def decode(code: Tensor) -> Tensor:
     """Representation (B, 144) -> angles (B, 46), radians.
 
     Hinges and the outer angles of ball joints in (-pi, pi], middle angles in [-pi/2, pi/2], hands
-    as given. At gimbal lock the first angle (the innermost rotation) is 0.
+    as given. At gimbal lock the first angle (the innermost rotation) is arbitrary, and the third
+    makes up for it.
     """
     tables = _tables(code.device, code.dtype)
     grid = code.view(-1, NUM_JOINTS, PER_JOINT)
-    hinge = torch.atan2(-grid[:, tables.hinge, 1], _away_from_origin(grid[:, tables.hinge]))
+    hinge = _atan2(-grid[:, tables.hinge, 1], grid[:, tables.hinge, 0])
     ball = _ball_angles(gram_schmidt(grid[:, tables.ball]), tables)
     hand = grid[:, tables.hand, :2]
     parts = (ball.flatten(1), hinge, hand.flatten(1))
     return torch.cat(parts, 1)[:, _order(code.device)]
 
 
-def _away_from_origin(pairs: Tensor) -> Tensor:
-    """First number of a pair; 1 where both vanish, so that atan2 has a gradient (of zero)."""
-    zero = (pairs[..., :2] == 0).all(-1)
-    return torch.where(zero, torch.ones_like(pairs[..., 0]), pairs[..., 0])
+def _atan2(y: Tensor, x: Tensor) -> Tensor:
+    """atan2 with value and gradient 0 next to the origin, where the true gradient has no bound."""
+    lost = y * y + x * x < _TINY * _TINY
+    return torch.atan2(
+        torch.where(lost, torch.zeros_like(y), y), torch.where(lost, torch.ones_like(x), x)
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -178,15 +179,13 @@ def _ball_angles(turn: Tensor, tables: _Tables) -> Tensor:
         return turn[:, joints, row, column]
 
     cosine = _hypot(entry(i, i), entry(i, j))
-    middle = torch.atan2(e * entry(i, k), cosine)
-    locked = cosine < _GIMBAL_COSINE
-    outer = torch.atan2(
-        torch.where(locked, e * entry(k, j), -e * entry(j, k)),
-        torch.where(locked, entry(j, j), entry(k, k)),
-    )
-    inner = torch.atan2(
-        torch.where(locked, torch.zeros_like(cosine), -e * entry(i, j)),
-        torch.where(locked, torch.ones_like(cosine), entry(i, i)),
+    middle = _atan2(e * entry(i, k), cosine)
+    inner = _atan2(-e * entry(i, j), entry(i, i))
+    # The outer angle is what remains after the inner one: together they are right also next to
+    # gimbal lock, where each by itself is read from rounding.
+    c, s = torch.cos(inner), e * torch.sin(inner)
+    outer = _atan2(
+        e * (s * entry(k, i) + c * entry(k, j)), s * entry(j, i) + c * entry(j, j)
     )
     return torch.stack((inner, middle, outer), -1) * tables.ball_signs
 
