@@ -15,7 +15,6 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pipeline.errors import InputError
-from pipeline.readers.pickles import PickleError, load_pickle
 
 _PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 # What each OpenPose point is: a vertex number, or joint j written as -j - 1.
@@ -43,7 +42,8 @@ class KeypointBody:
     def load(cls, models_dir: Path, gender: str) -> KeypointBody:
         """From SMPL_<GENDER> and SMPL_to_J19.pkl in `models_dir`. gender: neutral, male, female.
 
-        Raises InputError: no SMPL_to_J19.pkl. ModelFileError: no such SMPL model.
+        Raises InputError: no SMPL_to_J19.pkl. ModelFileError: it is broken, or the SMPL model is
+        broken or missing.
         """
         import torch
 
@@ -124,16 +124,12 @@ class KeypointBody:
 
 def _extra_regressor(models_dir: Path) -> np.ndarray:
     """(19, 6890) of SMPL_to_J19.pkl."""
+    from skel_fit.model_files import load_joint_regressor
+
     path = models_dir / "SMPL_to_J19.pkl"
-    try:
-        matrix = load_pickle(path.read_bytes())
-    except FileNotFoundError:
+    if not path.is_file():
         raise InputError(
             f"{path}: missing; the 19 extra joints of the 44 keypoints are in it; "
             "'hmr-skel default-body --out DIR' writes one with them"
-        ) from None
-    except PickleError as error:
-        raise InputError(f"{path}: {error}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.shape != (19, 6890):
-        raise InputError(f"{path}: expected a matrix of shape (19, 6890)")
-    return np.asarray(matrix, np.float64)
+        )
+    return load_joint_regressor(path, 19)

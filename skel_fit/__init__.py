@@ -1,14 +1,21 @@
-"""Body models and the SMPL-to-SKEL fit: tensors in, tensors out."""
+"""Body models and the SMPL-to-SKEL fit: tensors in, tensors out.
 
-from skel_fit.errors import ModelFileError
-from skel_fit.fit import FitResult, fit_skel, fit_skel_to_vertices
-from skel_fit.model_files import load_skel, load_smpl, model_file
-from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES, limits
-from skel_fit.recipe import FitConfig, Recipe, Stage
-from skel_fit.root import root_from_smpl, root_to_smpl
-from skel_fit.sequence import SequenceConfig, fit_sequence
-from skel_fit.shape import shape_transfer
-from skel_fit.skel import SKEL, SkelIdentity, SkelOutput
+The public names are imported when first asked for, so that modules without torch stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skel_fit.errors import ModelFileError
+    from skel_fit.fit import FitResult, fit_skel, fit_skel_to_vertices
+    from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl, model_file
+    from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES, limits
+    from skel_fit.recipe import FitConfig, Recipe, Stage
+    from skel_fit.root import root_from_smpl, root_to_smpl
+    from skel_fit.sequence import SequenceConfig, fit_sequence
+    from skel_fit.shape import shape_transfer
+    from skel_fit.skel import SKEL, SkelIdentity, SkelOutput
 
 __all__ = [
     "JOINT_NAMES",
@@ -26,6 +33,7 @@ __all__ = [
     "fit_skel",
     "fit_skel_to_vertices",
     "limits",
+    "load_joint_regressor",
     "load_skel",
     "load_smpl",
     "model_file",
@@ -33,3 +41,22 @@ __all__ = [
     "root_to_smpl",
     "shape_transfer",
 ]
+
+_HOMES = {
+    "errors": ("ModelFileError",),
+    "fit": ("FitResult", "fit_skel", "fit_skel_to_vertices"),
+    "model_files": ("load_joint_regressor", "load_skel", "load_smpl", "model_file"),
+    "pose_table": ("JOINT_NAMES", "POSE_NAMES", "limits"),
+    "recipe": ("FitConfig", "Recipe", "Stage"),
+    "root": ("root_from_smpl", "root_to_smpl"),
+    "sequence": ("SequenceConfig", "fit_sequence"),
+    "shape": ("shape_transfer",),
+    "skel": ("SKEL", "SkelIdentity", "SkelOutput"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"skel_fit.{module}"), name)
+    raise AttributeError(f"module 'skel_fit' has no attribute {name!r}")

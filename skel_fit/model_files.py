@@ -1,29 +1,29 @@
-"""Restricted reader of the official SKEL and SMPL files.
+"""Restricted reader of the official SKEL and SMPL files, and of joint regressors.
 
-Source: reference/skel-model.md section 1. A model file is untrusted: a pickle is read by an
-unpickler that knows a few names only and maps every one of them to an inert stand-in of ours, so
-nothing of numpy, scipy or chumpy runs while it is read; arrays are made afterwards from checked
-bytes. Zip (npz) files are read member by member, without pickles.
+Source: reference/skel-model.md section 1. A model file is untrusted: pickles are read as data
+(`restricted_pickle`), with stand-ins for scipy and chumpy too; arrays are made afterwards from
+checked bytes. Zip (npz) files are read member by member, without pickles.
 """
 
 import math
-import pickle
-import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import smplx
 import torch
 from smplx.utils import Struct
 
+from skel_fit import restricted_pickle
 from skel_fit.errors import ModelFileError
 from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS
+from skel_fit.restricted_pickle import Array, PickleError, StandIn, is_stand_in, one_line
 from skel_fit.skel import (
     NUM_BETAS,
     NUM_FACES,
@@ -96,71 +96,10 @@ def _official_names(kind: Kind, gender: str) -> list[str]:
     return [f"smpl/{names[0]}", *names, *(f"smpl/{name}" for name in names[1:])]
 
 
-# ---- inert stand-ins ----------------------------------------------------------------------------
-
-_DTYPE = re.compile(r"[<>|=]?(?:[biuf](?:1|2|4|8)|[SU][0-9]{1,4}|O8?)")
+# ---- what the files hold besides plain arrays ---------------------------------------------------
 
 
-class _StandIn:
-    """Base of what an allowed name becomes: keeps what the file says, runs nothing."""
-
-    __slots__ = ()
-
-
-class _DType(_StandIn):
-    __slots__ = ("byteorder", "code")
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise pickle.UnpicklingError(f"array type {str(code)[:40]!r} is not allowed")
-        self.code = code.lstrip("<>|=")
-        self.byteorder = code[0] if code[0] in "<>" else "="
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError("array type with an unknown state")
-        self.byteorder = state[1]
-
-    def numpy(self) -> np.dtype:
-        if self.code.startswith("O"):
-            raise ValueError("an array of Python objects")
-        order = self.byteorder if self.byteorder in "<>" else "="
-        return np.dtype(order + self.code)
-
-
-class _Array(_StandIn):
-    __slots__ = ("data", "dtype", "fortran", "shape")
-
-    def __init__(self, *_: Any) -> None:
-        self.shape: tuple[int, ...] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise pickle.UnpicklingError("array with an unknown state")
-        self.fill(*state[-4:])
-
-    def fill(self, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
-        if (
-            not isinstance(shape, tuple)
-            or not all(isinstance(n, int) and 0 <= n < 1 << 40 for n in shape)
-            or not isinstance(dtype, _DType)
-        ):
-            raise pickle.UnpicklingError("array with an unknown state")
-        self.shape, self.dtype, self.fortran, self.data = shape, dtype, bool(fortran), data
-
-    def numpy(self) -> np.ndarray:
-        if self.shape is None:
-            raise ValueError("an array without contents")
-        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        dtype = self.dtype.numpy()
-        size = math.prod(self.shape) * dtype.itemsize
-        if not isinstance(data, bytes | bytearray) or len(data) != size:
-            raise ValueError(f"an array of shape {self.shape} without its {size} bytes")
-        flat = np.frombuffer(data, dtype)
-        return flat.reshape(self.shape, order="F" if self.fortran else "C")
-
-
-class _Attributes(_StandIn):
+class _Attributes(StandIn):
     """An object whose state is a dict."""
 
     __slots__ = ("state",)
@@ -172,7 +111,7 @@ class _Attributes(_StandIn):
         if isinstance(state, tuple) and len(state) == 2 and state[1] is None:
             state = state[0]
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("object with an unknown state")
+            raise PickleError("object with an unknown state")
         self.state = state
 
 
@@ -248,175 +187,36 @@ class _ChumpySelect(_Attributes):
     __slots__ = ()
 
 
-class _Object(_StandIn):
+class _Object(StandIn):
     __slots__ = ()
 
 
-def _numpy_reconstruct(kind: Any, *_: Any) -> _Array:
-    if kind is not _Array:
-        raise pickle.UnpicklingError("array of an unknown class")
-    return _Array()
-
-
-def _numpy_scalar(dtype: Any, data: Any = None) -> _Array:
-    value = _Array()
-    value.fill((), dtype, False, data)
-    return value
-
-
-def _numpy_frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
-    value = _Array()
-    value.fill(shape, dtype, order == "F", data)
-    return value
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "bytes"):
-        raise pickle.UnpicklingError("string encoding is not allowed")
-    return text.encode("latin1")
-
-
-def _copyreg_reconstructor(kind: Any, base: Any = None, state: Any = None) -> _StandIn:
-    if not _is_stand_in(kind) or base is not _Object or state is not None:
-        raise pickle.UnpicklingError("object of an unknown class")
+def _copyreg_reconstructor(kind: Any, base: Any = None, state: Any = None) -> StandIn:
+    if not is_stand_in(kind) or base is not _Object or state is not None:
+        raise PickleError("object of an unknown class")
     return kind()
 
 
-def _dict(*args: Any) -> dict:
-    if args:
-        raise pickle.UnpicklingError("dictionary with arguments is not allowed")
-    return {}
-
-
-def _is_stand_in(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, _StandIn)
-
-
-def _allowed_names() -> dict[tuple[str, str], Any]:
+def _model_names() -> dict[tuple[str, str], Any]:
     """Exact module and name -> stand-in."""
-    allowed: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-        ("_codecs", "encode"): _encode,
-        ("collections", "OrderedDict"): _dict,
+    names: dict[tuple[str, str], Any] = {
+        **restricted_pickle.ARRAY_NAMES,
         ("chumpy.ch", "Ch"): _Chumpy,
         ("chumpy", "Ch"): _Chumpy,
         ("chumpy.reordering", "Select"): _ChumpySelect,
     }
-    for core in ("numpy.core", "numpy._core"):
-        allowed[f"{core}.multiarray", "_reconstruct"] = _numpy_reconstruct
-        allowed[f"{core}.multiarray", "scalar"] = _numpy_scalar
-        allowed[f"{core}.numeric", "_frombuffer"] = _numpy_frombuffer
     for name, stand_in in (("coo", _Sparse), ("csr", _Csr), ("csc", _Csc)):
         for module in (f"scipy.sparse.{name}", f"scipy.sparse._{name}"):
-            allowed[module, f"{name}_matrix"] = stand_in
-            allowed[module, f"{name}_array"] = stand_in
+            names[module, f"{name}_matrix"] = stand_in
+            names[module, f"{name}_array"] = stand_in
     for module in ("copy_reg", "copyreg"):
-        allowed[module, "_reconstructor"] = _copyreg_reconstructor
+        names[module, "_reconstructor"] = _copyreg_reconstructor
     for module in ("__builtin__", "builtins"):
-        allowed[module, "object"] = _Object
-    return allowed
+        names[module, "object"] = _Object
+    return names
 
 
-_ALLOWED = _allowed_names()
-_FUNCTIONS = tuple(v for v in _ALLOWED.values() if not isinstance(v, type))
-
-# Instructions that only run or import something; no model file needs them.
-_REFUSED_OPCODES = (
-    pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
-    pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.NEWOBJ_EX,
-)  # fmt: skip
-
-
-# The pure-Python unpickler: its instruction table can be narrowed and its memo is a dict, which a
-# hostile index cannot blow up. Model files have few instructions, so it is not slow.
-class _RestrictedUnpickler(pickle._Unpickler):
-    """Reads plain containers, arrays, sparse matrices and chumpy values; refuses the rest."""
-
-    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file, encoding="latin1", fix_imports=False)
-        self._size = size
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except (KeyError, TypeError):
-            full = f"{module}.{name}"[:80]
-            raise pickle.UnpicklingError(f"the name {full!r} is not allowed") from None
-
-    def _refuse(self) -> None:
-        raise pickle.UnpicklingError("an instruction that no model file needs")
-
-    def _reduce(self) -> None:
-        args = self.stack.pop()
-        function = self.stack[-1]
-        known = function in _FUNCTIONS if callable(function) else False
-        if not isinstance(args, tuple) or not (known or _is_stand_in(function)):
-            raise pickle.UnpicklingError("a call that is not allowed")
-        self.stack[-1] = function(*args)
-
-    def _newobj(self) -> None:
-        args = self.stack.pop()
-        kind = self.stack[-1]
-        if args != () or not _is_stand_in(kind):
-            raise pickle.UnpicklingError("an object that is not allowed")
-        self.stack[-1] = kind()
-
-    def _build(self) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if not isinstance(target, _DType | _Array | _Attributes):
-            raise pickle.UnpicklingError("a state for an object that takes none")
-        target.__setstate__(state)
-
-    def _append(self) -> None:
-        value = self.stack.pop()
-        self._list().append(value)
-
-    def _appends(self) -> None:
-        items = self.pop_mark()
-        self._list().extend(items)
-
-    def _list(self) -> list:
-        target = self.stack[-1]
-        if type(target) is not list:
-            raise pickle.UnpicklingError("items for something that is no list")
-        return target
-
-    def _setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._mapping()[key] = value
-
-    def _setitems(self) -> None:
-        items = self.pop_mark()
-        target = self._mapping()
-        target.update(zip(items[::2], items[1::2], strict=True))
-
-    def _mapping(self) -> dict:
-        target = self.stack[-1]
-        if type(target) is not dict:
-            raise pickle.UnpicklingError("entries for something that is no dictionary")
-        return target
-
-    def _bytearray(self) -> None:
-        size = int.from_bytes(self.read(8), "little")
-        if size > self._size:
-            raise pickle.UnpicklingError("a byte string longer than the file")
-        self.append(bytes(self.read(size)))
-
-    for _opcode in _REFUSED_OPCODES:
-        dispatch[_opcode[0]] = _refuse
-    dispatch[pickle.REDUCE[0]] = _reduce
-    dispatch[pickle.NEWOBJ[0]] = _newobj
-    dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.APPEND[0]] = _append
-    dispatch[pickle.APPENDS[0]] = _appends
-    dispatch[pickle.SETITEM[0]] = _setitem
-    dispatch[pickle.SETITEMS[0]] = _setitems
-    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
-    del _opcode
+_NAMES = _model_names()
 
 
 def _plain(value: Any, depth: int) -> np.ndarray:
@@ -436,7 +236,7 @@ def _plain(value: Any, depth: int) -> np.ndarray:
             return selected
         size = tuple(int(n) for n in np.atleast_1d(_plain(shape, depth + 1)))
         return selected.reshape(size)
-    if isinstance(value, _Array | _Sparse | _NpzMember):
+    if isinstance(value, Array | _Sparse | _NpyArray):
         return value.numpy()
     if isinstance(value, int | float | list | tuple):
         array = np.array(value)
@@ -447,50 +247,51 @@ def _plain(value: Any, depth: int) -> np.ndarray:
 
 def _stored_shape(value: Any) -> tuple[int, ...] | None:
     """Shape that the file announces, before any array is made; None where only reading tells."""
-    if isinstance(value, _Array | _Sparse | _NpzMember):
+    if isinstance(value, Array | _Sparse | _NpyArray):
         return value.shape
     return None
 
 
-# ---- npz ----------------------------------------------------------------------------------------
+# ---- npy and npz --------------------------------------------------------------------------------
 
 
-class _NpzMember:
-    """One array of a zip file; read when asked for, never through pickle."""
+class _NpyArray:
+    """One array in numpy's own format, of a file or a member of a zip file of `size` bytes.
 
-    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
-        self._path, self._info = path, info
+    Read when asked for, never through pickle.
+    """
+
+    def __init__(self, opened: Callable[[], AbstractContextManager[IO[bytes]]], size: int) -> None:
+        self._opened, self._size = opened, size
 
     @property
     def shape(self) -> tuple[int, ...]:
-        with self._open() as (_, shape, _, _):
-            return shape
+        with self._opened() as file:
+            return self._header(file)[0]
 
     def numpy(self) -> np.ndarray:
-        with self._open() as (file, shape, fortran, dtype):
+        with self._opened() as file:
+            shape, fortran, dtype = self._header(file)
             data = file.read(math.prod(shape) * dtype.itemsize)
         return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
-    @contextmanager
-    def _open(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
-        with zipfile.ZipFile(self._path) as archive, archive.open(self._info) as file:
-            version = np.lib.format.read_magic(file)
-            readers: dict[tuple[int, int], Callable[[IO[bytes]], Any]] = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            if version not in readers:
-                raise ValueError(f"an array of npy version {version}")
-            shape, fortran, dtype = readers[version](file)
-            if dtype.hasobject or dtype.kind not in "biufSU":
-                raise ValueError("an array of Python objects; save it as plain numbers")
-            size = file.tell() + math.prod(shape) * dtype.itemsize
-            if size != self._info.file_size:
-                raise ValueError(
-                    f"an array whose header says {size} bytes in a member of "
-                    f"{self._info.file_size}"
-                )
-            yield file, shape, fortran, dtype
+    def _header(self, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+        version = np.lib.format.read_magic(file)
+        readers: dict[tuple[int, int], Callable[[IO[bytes]], Any]] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise ValueError(f"an array of npy version {version}")
+        shape, fortran, dtype = readers[version](file)
+        if dtype.hasobject or dtype.kind not in "biufSU":
+            raise ValueError("an array of Python objects; save it as plain numbers")
+        size = file.tell() + math.prod(shape) * dtype.itemsize
+        if size != self._size:
+            raise ValueError(
+                f"an array whose header says {size} bytes in a file or member of {self._size}"
+            )
+        return shape, fortran, dtype
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -500,24 +301,31 @@ def _read_npz(path: Path) -> dict[str, Any]:
     if len(set(names)) != len(names):
         raise ValueError("a zip file with two members of one name")
     return {
-        member.filename.removesuffix(".npy"): _NpzMember(path, member)
+        member.filename.removesuffix(".npy"): _NpyArray(
+            partial(_open_member, path, member), member.file_size
+        )
         for member in members
         if member.filename.endswith(".npy")
     }
 
 
+@contextmanager
+def _open_member(path: Path, member: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+        yield file
+
+
 # ---- checked access -----------------------------------------------------------------------------
 
-# What damaged bytes can raise inside pickle, zipfile and numpy; anything else is our own mistake.
+# What damaged bytes can raise, inside zipfile too.
 _DAMAGE = (
-    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error,
+    *restricted_pickle.DAMAGE, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
+    struct.error,
 )  # fmt: skip
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Top-level dict of a pickle or npz file; values are plain or stand-ins."""
+def _read(path: Path) -> Any:
+    """Content of a pickle, npz (a dict) or npy file; values are plain, stand-ins or unread."""
     try:
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
@@ -525,27 +333,24 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: expected a model file of at most {_MAX_FILE_BYTES} bytes, found {size}"
             )
         with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
+            magic = file.read(6)
             file.seek(0)
-            found = _read_npz(path) if is_zip else _RestrictedUnpickler(file, size).load()
+            if magic.startswith(b"PK\x03\x04"):
+                return _read_npz(path)
+            if magic == np.lib.format.MAGIC_PREFIX:
+                return _NpyArray(partial(path.open, "rb"), size)
+            return restricted_pickle.load(file, size, _NAMES)
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ModelFileError:
         raise
     except _DAMAGE as error:
+        reason = one_line(error)
+        reason = reason if reason.startswith("refused: ") else f"refused: {reason}"
         raise ModelFileError(
-            f"{path}: refused, not a body-model file or damaged: {_one_line(error)}; expected the "
-            "official file, unchanged; download it again"
+            f"{path}: not a body-model file, or damaged: {reason}; expected the official file, "
+            "unchanged; download it again"
         ) from error
-    if not isinstance(found, dict):
-        raise ModelFileError(
-            f"{path}: expected a dictionary of arrays, found a {type(found).__name__}"
-        )
-    return found
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 class _AtLeast(int):
@@ -562,6 +367,11 @@ class _Fields:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries = _read(path)
+        if not isinstance(self._entries, dict):
+            raise ModelFileError(
+                f"{path}: expected a dictionary of arrays, found "
+                f"a {type(self._entries).__name__.lstrip('_')}"
+            )
 
     def error(self, key: str, expected: str, found: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: key {key!r}: expected {expected}, found {found}")
@@ -626,19 +436,22 @@ class _Fields:
         expected = f"{what} of shape ({', '.join(map(_size_text, shape))})"
         value = self.require(key, expected)
         try:
-            announced = _stored_shape(value)
-            if announced is not None and not _fits(announced, shape):
-                raise self.error(key, expected, f"shape {announced}")
-            array = _plain(value, 0)
-        except ModelFileError:
-            raise
+            return _numbers(value, shape, kinds)
         except _DAMAGE as error:
-            raise self.error(key, expected, _one_line(error)) from error
-        if not _fits(array.shape, shape):
-            raise self.error(key, expected, f"shape {array.shape}")
-        if array.dtype.kind not in kinds:
-            raise self.error(key, expected, f"type {array.dtype}")
-        return array
+            raise self.error(key, expected, one_line(error)) from error
+
+
+def _numbers(value: Any, shape: tuple[Size, ...], kinds: str) -> np.ndarray:
+    """Array of a shape and of dtype kinds; ValueError says what there is instead."""
+    announced = _stored_shape(value)
+    if announced is not None and not _fits(announced, shape):
+        raise ValueError(f"shape {announced}")
+    array = _plain(value, 0)
+    if not _fits(array.shape, shape):
+        raise ValueError(f"shape {array.shape}")
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"type {array.dtype}")
+    return array
 
 
 def _size_text(size: Size) -> str:
@@ -796,3 +609,29 @@ def _padded(directions: np.ndarray) -> np.ndarray:
     padded = np.zeros((*directions.shape[:2], smplx.SMPL.SHAPE_SPACE_DIM), dtype=np.float64)
     padded[:, :, : directions.shape[2]] = directions
     return padded
+
+
+# ---- joint regressors ---------------------------------------------------------------------------
+
+
+def load_joint_regressor(path: str | Path, rows: int) -> np.ndarray:
+    """A joint regressor (rows, 6890), float64: points as weights of the SMPL or SKEL skin.
+
+    path: a pickle (dense or scipy sparse) or a npy file. Raises ModelFileError.
+    """
+    path = Path(path)
+    expected = f"a joint regressor of shape ({rows}, {NUM_VERTICES})"
+    value = _read(path)
+    try:
+        matrix = _numbers(value, (rows, NUM_VERTICES), "iuf").astype(np.float64)
+    except _DAMAGE as error:
+        raise ModelFileError(
+            f"{path}: expected {expected}, found {one_line(error)}; copy the file of that name "
+            "from the official download"
+        ) from error
+    if bad := int((~np.isfinite(matrix)).sum()):
+        raise ModelFileError(
+            f"{path}: expected {expected} of finite numbers, found {bad} that are not; download "
+            "it again"
+        )
+    return matrix

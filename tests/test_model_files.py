@@ -18,8 +18,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import skel_fit
 from skel_fit.errors import ModelFileError
-from skel_fit.model_files import load_skel, load_smpl, model_file
+from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl, model_file
 
 SMALL_SKELETON = 40
 
@@ -262,6 +263,13 @@ def test_python_object_arrays_in_unused_entries_do_not_matter(write_skel):
     assert load_skel(write_skel(pose_training_info=ragged), "male").gender == "male"
 
 
+def test_public_names_of_the_package_are_found():
+    assert all(getattr(skel_fit, name) is not None for name in skel_fit.__all__)
+    assert skel_fit.load_skel is load_skel
+    with pytest.raises(AttributeError, match="no attribute 'load_smplx'"):
+        skel_fit.load_smplx  # noqa: B018
+
+
 # ---- clear refusals ----------------------------------------------------------------------------
 
 
@@ -478,6 +486,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
         "call of a dictionary": b"\x80\x04})R.",
         "newobj of a function": b"\x80\x04" + stack_global("_codecs", "encode") + b")\x81.",
         "persistent id": b"Pcommand\n.",
+        "binary persistent id": b"\x80\x04K\x01Q.",
         "extension": b"\x82\x01.",
         "out-of-band buffer": b"\x80\x05\x97.",
         "huge memo": b"\x80\x04}r\xff\xff\xff\xff.",
@@ -498,8 +507,12 @@ def hostile(marker: Path) -> dict[str, bytes]:
 HOSTILE_NAMES = list(hostile(Path("marker")))
 
 
+def load_24_joints(path, _gender):
+    return load_joint_regressor(path, 24)
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-@pytest.mark.parametrize("loader", [load_skel, load_smpl])
+@pytest.mark.parametrize("loader", [load_skel, load_smpl, load_24_joints])
 def test_hostile_pickles_are_refused_and_run_nothing(tmp_path, monkeypatch, name, loader):
     marker = tmp_path / "marker"
     path = tmp_path / "model.pkl"
@@ -531,7 +544,57 @@ def test_the_marker_test_can_fail(tmp_path):
 def test_hostile_entry_beside_good_ones(write_skel, tmp_path):
     marker = tmp_path / "marker"
     path = write_skel(notes=_Runs(os.system, f"touch {marker}"))
-    assert "not allowed" in refusal(path) and not marker.exists()
+    assert "refused: the pickle asks for" in refusal(path) and not marker.exists()
+
+
+# ---- joint regressors --------------------------------------------------------------------------
+
+
+REGRESSOR = np.random.default_rng(0).random((24, 6890)) * (np.arange(6890) < 40)
+REGRESSOR_FORMS = {
+    "dense.pkl": lambda path: path.write_bytes(pickle.dumps(REGRESSOR, protocol=2)),
+    "sparse.pkl": lambda path: path.write_bytes(pickle.dumps(sp.csc_matrix(REGRESSOR))),
+    "plain.npy": lambda path: np.save(path, REGRESSOR),
+    "fortran.npy": lambda path: np.save(path, np.asfortranarray(REGRESSOR)),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSOR_FORMS)
+def test_joint_regressors(tmp_path, name):
+    REGRESSOR_FORMS[name](tmp_path / name)
+    found = load_joint_regressor(tmp_path / name, 24)
+    assert found.dtype == np.float64 and np.array_equal(found, REGRESSOR)
+    with pytest.raises(ModelFileError, match=r"of shape \(19, 6890\), found shape \(24, 6890\)"):
+        load_joint_regressor(tmp_path / name, 19)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (np.full((24, 6890), np.nan), "finite numbers, found 165360 that are not"),
+        (np.full((24, 6890), "a"), "found type <U1"),
+        (np.full((24, 6890), None), "found an array of Python objects"),
+        ({"a": REGRESSOR}, "found a dict"),
+        (sp.coo_matrix((10**7, 10**7)), "found shape (10000000, 10000000)"),
+    ],
+)
+def test_wrong_joint_regressors(tmp_path, content, expected):
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps(content))
+    assert expected in refusal(path, load_24_joints)
+
+
+def test_damaged_joint_regressors(tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "absent.npy", load_24_joints)
+    path = tmp_path / "a.npy"
+    np.save(path, np.array([[print]], dtype=object), allow_pickle=True)
+    assert "Python objects; save it as plain numbers" in refusal(path, load_24_joints)
+    np.save(path, REGRESSOR)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "an array whose header says" in refusal(path, load_24_joints)
+
+
+# ---- damaged files -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

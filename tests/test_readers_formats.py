@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
@@ -469,6 +471,12 @@ def test_damaged_pickles_are_refused_or_plain(data) -> None:
         load_pickle(bytes(content))
     except PickleError as error:
         assert "\n" not in str(error)
+
+
+def test_reading_labels_needs_no_torch() -> None:
+    code = "import sys, pipeline.readers; print({'torch', 'smplx'} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 # ---- what it is ---------------------------------------------------------------------------------

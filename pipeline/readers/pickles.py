@@ -1,30 +1,33 @@
-"""Pickles as data: numpy arrays, torch tensors and plain values, and nothing is ever run.
+"""Pickled labels as plain values: numpy arrays, torch tensors, containers, text and numbers.
 
-Label files are untrusted. The unpickler knows the few names below, maps each to an inert stand-in
-and has the instructions taken out that only import or run something. Arrays are made afterwards,
-from bytes whose number was checked. Source: reference/pipeline.md 4.2, datasets.md 3.1 and 5.
+Label files are untrusted: `skel_fit.restricted_pickle` reads them as data, with stand-ins for torch
+added here, and arrays are made afterwards, with a limit to the memory that a file may ask for.
+Source: reference/pipeline.md 4.2, datasets.md 3.1 and 5.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
-import re
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from pipeline.readers.npz import NpzFile, checked_text
+from skel_fit.restricted_pickle import (
+    ARRAY_NAMES,
+    DAMAGE,
+    Array,
+    PickleError,
+    StandIn,
+    is_shape,
+    load,
+    one_line,
+)
 
 MAX_OBJECT_BYTES = 256 << 20
-_DTYPE = re.compile(r"[<>|=]?(?:[biuf](?:1|2|4|8)|[SU][0-9]{1,5}|O8?)")
 _MAX_DEPTH = 64
 _MEMORY_FACTOR = 16  # bytes in memory for a byte of the file
-
-
-class PickleError(ValueError):
-    """Refused: an unknown name, an instruction that labels do not need, or damaged bytes."""
 
 
 def load_pickle(data: bytes) -> Any:
@@ -33,12 +36,12 @@ def load_pickle(data: bytes) -> Any:
     Tensors become arrays; a 0-d object array becomes what it holds. Raises PickleError.
     """
     try:
-        return _Converter(len(data)).convert(_Unpickler(io.BytesIO(data), len(data)).load())
+        content = load(io.BytesIO(data), len(data), _NAMES)
+        return _Converter(len(data)).convert(content)
     except PickleError:
         raise
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise PickleError(f"not a readable pickle of labels ({reason})") from error
+    except DAMAGE as error:
+        raise PickleError(f"not a readable pickle of data ({one_line(error)})") from error
 
 
 def load_object_member(file: NpzFile, name: str) -> Any:
@@ -85,48 +88,10 @@ def _uniform(values: np.ndarray) -> np.ndarray | None:
     return None
 
 
-# ---- stand-ins ----------------------------------------------------------------------------------
+# ---- stand-ins for torch ------------------------------------------------------------------------
 
 
-class _StandIn:
-    __slots__ = ()
-
-
-class _DType(_StandIn):
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise PickleError(f"array type {str(code)[:40]!r} is not read")
-        self.code, self.order = code.lstrip("<>|="), code[0] if code[0] in "<>" else "="
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise PickleError("array type with an unknown state")
-        self.order = state[1] if state[1] in "<>" else "="
-
-    def numpy(self) -> np.dtype:
-        return np.dtype(object) if self.code[0] == "O" else np.dtype(self.order + self.code)
-
-
-class _Array(_StandIn):
-    __slots__ = ("data", "dtype", "fortran", "shape")
-
-    def __init__(self, *_: Any) -> None:
-        self.shape: tuple[int, ...] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise PickleError("array with an unknown state")
-        self.fill(*state[-4:])
-
-    def fill(self, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
-        if not _is_shape(shape) or not isinstance(dtype, _DType):
-            raise PickleError("array with an unknown state")
-        self.shape, self.dtype, self.fortran, self.data = shape, dtype, bool(fortran), data
-
-
-class _Storage(_StandIn):
+class _Storage(StandIn):
     """A torch storage: dtype and raw bytes."""
 
     __slots__ = ("data", "dtype")
@@ -135,18 +100,18 @@ class _Storage(_StandIn):
         self.dtype, self.data = dtype, data
 
 
-class _StorageType(_StandIn):
+class _StorageType(StandIn):
     __slots__ = ("dtype",)
 
     def __init__(self, dtype: str) -> None:
         self.dtype = np.dtype(dtype)
 
 
-class _Tensor(_StandIn):
+class _Tensor(StandIn):
     __slots__ = ("offset", "size", "storage", "stride")
 
     def __init__(self, storage: _Storage, offset: Any, size: Any, stride: Any) -> None:
-        whole = isinstance(offset, int) and offset >= 0 and _is_shape(size) and _is_shape(stride)
+        whole = isinstance(offset, int) and offset >= 0 and is_shape(size) and is_shape(stride)
         if not isinstance(storage, _Storage) or not whole or len(size) != len(stride):
             raise PickleError("tensor with an unknown state")
         self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
@@ -161,47 +126,6 @@ class _Tensor(_StandIn):
             raise PickleError("tensor that reaches beyond its storage")
         strides = [step * flat.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.size, strides).copy()
-
-
-class _OrderedDict(dict):
-    """What collections.OrderedDict becomes; its items arrive as pairs or one by one."""
-
-    def __init__(self, items: Any = ()) -> None:
-        super().__init__()
-        for key, value in items:
-            self[key] = value
-
-
-def _is_shape(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) <= 32
-        and all(type(n) is int and 0 <= n < 1 << 40 for n in value)
-    )
-
-
-def _reconstruct(kind: Any, *_: Any) -> _Array:
-    if kind is not _Array:
-        raise PickleError("array of an unknown class")
-    return _Array()
-
-
-def _scalar(dtype: Any, data: Any = None) -> _Array:
-    value = _Array()
-    value.fill((), dtype, False, data)
-    return value
-
-
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> _Array:
-    value = _Array()
-    value.fill(shape, dtype, order == "F", data)
-    return value
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise PickleError("text encoding is not read")
-    return text.encode("latin1")
 
 
 def _no_bytes(*contents: Any) -> bytes:
@@ -225,7 +149,7 @@ def _storage_from_bytes(data: Any) -> _Storage:
         raise PickleError("tensor storage with an unknown state")
     stream = io.BytesIO(data)
     magic, version, _, storage, keys = (
-        _Unpickler(stream, len(data), storages=True).load() for _ in range(5)
+        load(stream, len(data), _NAMES, _persistent_storage) for _ in range(5)
     )
     if magic != _TORCH_MAGIC or version != _TORCH_VERSION or not isinstance(keys, list):
         raise PickleError("tensor storage of an unknown format")
@@ -238,11 +162,23 @@ def _storage_from_bytes(data: Any) -> _Storage:
     return _Storage(storage.kind.dtype, raw)
 
 
-class _PersistentStorage(_StandIn):
+class _PersistentStorage(StandIn):
     __slots__ = ("key", "kind", "numel")
 
     def __init__(self, kind: _StorageType, key: str, numel: int) -> None:
         self.kind, self.key, self.numel = kind, key, numel
+
+
+def _persistent_storage(pid: Any) -> _PersistentStorage:
+    if (
+        not isinstance(pid, tuple)
+        or len(pid) not in (5, 6)
+        or pid[0] != "storage"
+        or not isinstance(pid[1], _StorageType)
+        or (len(pid) == 6 and pid[5] is not None)
+    ):
+        raise PickleError("refused: the pickle refers to something outside itself")
+    return _PersistentStorage(pid[1], pid[2], pid[4])
 
 
 _TORCH_MAGIC, _TORCH_VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -253,12 +189,9 @@ _TORCH_STORAGES = {
 }  # fmt: skip
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
+def _label_names() -> dict[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-        ("_codecs", "encode"): _encode,
-        ("collections", "OrderedDict"): _OrderedDict,
+        **ARRAY_NAMES,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
         ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -266,92 +199,12 @@ def _allowed() -> dict[tuple[str, str], Any]:
     }
     for module in ("__builtin__", "builtins"):
         names[module, "bytes"] = _no_bytes
-    for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray", "_reconstruct"] = _reconstruct
-        names[f"{core}.multiarray", "scalar"] = _scalar
-        names[f"{core}.numeric", "_frombuffer"] = _frombuffer
     for name, dtype in _TORCH_STORAGES.items():
         names["torch", name] = _StorageType(dtype)
     return names
 
 
-_ALLOWED = _allowed()
-_CALLABLE = tuple(v for v in _ALLOWED.values() if not isinstance(v, _StandIn))
-_REFUSED = (
-    pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
-    pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.NEWOBJ_EX,
-)  # fmt: skip
-
-
-# The pure-Python unpickler: its instruction table can be narrowed, and its memo is a dict, which a
-# large index in the file cannot blow up.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    dispatch: ClassVar[dict] = {
-        code: action
-        for code, action in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
-        if bytes([code]) not in _REFUSED
-    }
-
-    def __init__(self, stream: io.BytesIO, size: int, *, storages: bool = False) -> None:
-        super().__init__(stream, fix_imports=True, encoding="latin1")
-        self._size, self._storages = size, storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise PickleError(f"refused: the pickle asks for {module}.{name}"[:160])
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> _PersistentStorage:
-        if (
-            not self._storages
-            or not isinstance(pid, tuple)
-            or len(pid) not in (5, 6)
-            or pid[0] != "storage"
-            or not isinstance(pid[1], _StorageType)
-            or (len(pid) == 6 and pid[5] is not None)
-        ):
-            raise PickleError("refused: the pickle refers to something outside itself")
-        return _PersistentStorage(pid[1], pid[2], pid[4])
-
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        function = self.stack[-1]
-        if not any(function is known for known in _CALLABLE) or not isinstance(arguments, tuple):
-            raise PickleError("refused: the pickle calls something that is no array")
-        self.stack[-1] = function(*arguments)
-
-    def load_newobj(self) -> None:
-        arguments = self.stack.pop()
-        kind = self.stack.pop()
-        if kind is not _OrderedDict or arguments:
-            raise PickleError("refused: the pickle makes an object that is no array")
-        self.append(_OrderedDict())
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, _OrderedDict):  # attributes of a dict carry no label
-            return
-        if not isinstance(target, _Array | _DType):
-            raise PickleError("refused: the pickle gives a state to something that is no array")
-        target.__setstate__(state)
-
-    def load_bytearray8(self) -> None:
-        size = int.from_bytes(self.read(8), "little")
-        if size > self._size:
-            raise PickleError("bytes that reach beyond the end")
-        self.append(self.read(size))
-
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-
-_DAMAGE = (
-    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError,
-)  # fmt: skip
+_NAMES = _label_names()
 
 
 # ---- plain values -------------------------------------------------------------------------------
@@ -381,17 +234,15 @@ class _Converter:
         if isinstance(value, _Tensor):
             self._charge(math.prod(value.size) * value.storage.dtype.itemsize)
             return value.numpy()
-        if isinstance(value, _Array):
+        if isinstance(value, Array):
             return self._array(value, depth)
         raise PickleError(f"a {type(value).__name__.strip('_').lower()} where a label is expected")
 
-    def _array(self, value: _Array, depth: int) -> Any:
+    def _array(self, value: Array, depth: int) -> Any:
         if value.shape is None:
             raise PickleError("an array without contents")
         dtype, count = value.dtype.numpy(), math.prod(value.shape)
-        size = count * dtype.itemsize
-        self._charge(size)
-        order = "F" if value.fortran else "C"
+        self._charge(count * dtype.itemsize)
         if dtype.hasobject:
             if not isinstance(value.data, list) or len(value.data) != count:
                 raise PickleError(f"an object array of shape {value.shape} without its values")
@@ -401,13 +252,8 @@ class _Converter:
             result = np.empty(count, object)
             for place, item in enumerate(items):
                 result[place] = item
-            return result.reshape(value.shape, order=order)
-        data = value.data.encode("latin1") if isinstance(value.data, str) else value.data
-        if not isinstance(data, bytes) or len(data) != size:
-            raise PickleError(f"an array of shape {value.shape} without its {size} bytes")
-        if size == 0:
-            return np.empty(value.shape, dtype)
-        return checked_text(np.frombuffer(data, dtype).reshape(value.shape, order=order))
+            return result.reshape(value.shape, order="F" if value.fortran else "C")
+        return checked_text(value.numpy())
 
     def _charge(self, size: int) -> None:
         self._left -= size

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from skel_fit.model_files import load_skel, load_smpl
+from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl
 from stages.regressor import metrics
 from stages.regressor.camera import project
 from stages.regressor.eval_readers import EvalRows
@@ -27,7 +27,6 @@ from stages.regressor.joints import (
     MIX_FILE,
     find_regressor,
     keypoint_matrix,
-    load_regressor,
 )
 from stages.regressor.metrics import Estimate
 from stages.regressor.protocols import (
@@ -83,7 +82,7 @@ class Bodies:
             return torch.as_tensor(keypoint_matrix(self.folder))
         path = find_regressor(self.folder, _FILES[name])
         self._remember(path)
-        return torch.as_tensor(load_regressor(path, int(name.rpartition("_")[2])))
+        return torch.as_tensor(load_joint_regressor(path, int(name.rpartition("_")[2])))
 
     def _remember(self, path: Path) -> None:
         self._files[path.name] = path

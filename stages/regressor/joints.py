@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from skel_fit import model_files
-from skel_fit.errors import ModelFileError
+from skel_fit.model_files import load_joint_regressor
 from skel_fit.skel import NUM_VERTICES, SKEL
 
 NUM_KEYPOINTS = 44
@@ -65,38 +64,8 @@ EXTRA_FILES = ("SMPL_to_J19.pkl", "SMPL_TO_J19.pkl")
 _FOLDERS = ("", "data", "regressors", "smpl", "skel")
 
 
-def load_regressor(path: Path, rows: int) -> np.ndarray:
-    """A joint regressor (rows, 6890) float64 from `.npy` or a pickle (dense or scipy sparse).
-
-    Raises:
-        InputError: missing, refused, of another shape, or not finite.
-    """
-    try:
-        if path.suffix == ".npy":
-            matrix = np.load(path, allow_pickle=False)
-        else:
-            with path.open("rb") as stream:
-                size = path.stat().st_size
-                value = model_files._RestrictedUnpickler(stream, size).load()
-            matrix = model_files._plain(value, 0)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ModelFileError, *model_files._DAMAGE) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: refused, not a joint regressor or damaged: {reason}") from error
-    if matrix.shape != (rows, NUM_VERTICES) or matrix.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: expected a joint regressor of shape ({rows}, {NUM_VERTICES}), found "
-            f"{matrix.shape} of {matrix.dtype}"
-        )
-    matrix = matrix.astype(np.float64)
-    if not np.isfinite(matrix).all():
-        raise InputError(f"{path}: the joint regressor holds non-finite numbers")
-    return matrix
-
-
 def find_regressor(models: Path, names: tuple[str, ...]) -> Path:
-    """The first of `names` in the models folder or its usual subfolders."""
+    """The first of `names` in the models folder or its usual subfolders. Raises InputError."""
     for folder in _FOLDERS:
         for name in names:
             if (path := models / folder / name).is_file():
@@ -111,9 +80,10 @@ def keypoint_matrix(models: Path) -> np.ndarray:
     """The 44 keypoints as weights of the skin, (44, 6890) float64.
 
     models: folder with `J_regressor_SKEL_mix_MALE.pkl` (24 rows) and `SMPL_to_J19.pkl` (19 rows).
+    Raises InputError: one is missing. ModelFileError: one is not a joint regressor.
     """
-    mixed = load_regressor(find_regressor(models, (MIX_FILE,)), 24)
-    extra = load_regressor(find_regressor(models, EXTRA_FILES), 19)
+    mixed = load_joint_regressor(find_regressor(models, (MIX_FILE,)), 24)
+    extra = load_joint_regressor(find_regressor(models, EXTRA_FILES), 19)
     points = np.zeros((len(_VERTICES), NUM_VERTICES))
     points[np.arange(len(_VERTICES)), _VERTICES] = 1.0
     return np.concatenate((np.concatenate((mixed, points))[list(_OPENPOSE)], extra))
