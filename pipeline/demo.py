@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
 from pipeline.keypoints import KeypointBody
+from pipeline.readers.npz import NpzFile
 
 ROWS = 2400
 SEED = 20240
@@ -115,6 +116,37 @@ def write_demo(
     path = Path(path)
     write_bytes(path, npz_bytes(demo_columns(models_dir, rows=rows, seed=seed)))
     return path
+
+
+def check_demo(path: str | Path, *, rows: int = ROWS, seed: int = SEED) -> None:
+    """Refuse a label file that `write_demo` made with other rows or another seed.
+
+    Which frames are there, and as what, is the first that is drawn from the seed: it is drawn
+    again, without models, and compared. The other columns are not looked at.
+
+    Raises InputError: of other rows or another seed, damaged, or no demo labels.
+    """
+    try:
+        file = NpzFile(Path(path))
+        found = {name: file.whole(name) for name in _DRAWN_FIRST if name in file.members}
+    except InputError as error:
+        raise InputError(f"{error}; or remove the file: it is made anew") from error
+    expected = _choose_rows(rows, np.random.default_rng(seed))
+    if all(np.array_equal(found.get(name), expected[name]) for name in _DRAWN_FIRST):
+        return
+    if len(found) < len(_DRAWN_FIRST):
+        reason = "no generated labels"
+    elif (count := found["frame"].size) != rows:
+        reason = f"{count} rows"
+    else:
+        reason = "made from another seed, or by another version"
+    raise InputError(
+        f"{path}: {reason}; the manifest wants {rows} rows of seed {seed}: remove the file and it "
+        "is made anew, or give the manifest the file's rows and seed, or another source.path"
+    )
+
+
+_DRAWN_FIRST = ("frame", "pose_source")
 
 
 def demo_columns(

@@ -9,10 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import InputError, UsageError
 
@@ -33,28 +40,37 @@ def _inside(value: str) -> str:
     return value
 
 
+_InsidePath = Annotated[str, AfterValidator(_inside)]
+
+
 class Source(_Strict):
     """The label file of a subset.
 
     `path` and `spellings` are tried in this order below the data root. `generator: demo` makes the
-    file when it is absent. `options` go to the reader of that format.
+    file when it is absent, of `rows` rows from `seed` (None: those of `pipeline.demo`); a file that
+    is there and was made with others is refused. `options` go to the reader of that format.
     """
 
-    path: str
-    spellings: tuple[str, ...] = ()
+    path: _InsidePath
+    spellings: tuple[_InsidePath, ...] = ()
     format: str | None = None
     generator: Literal["demo"] | None = None
+    rows: int | None = Field(default=None, ge=60, le=1_000_000, strict=True)
+    seed: int | None = Field(default=None, ge=0, lt=2**32, strict=True)
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
-    @field_validator("path")
-    @classmethod
-    def _path_inside(cls, value: str) -> str:
-        return _inside(value)
+    @model_validator(mode="after")
+    def _only_generated(self) -> Self:
+        if self.generator is None and self.generated:
+            names = " and ".join(self.generated)
+            raise ValueError(f"{names} given without a generator; real labels have neither")
+        return self
 
-    @field_validator("spellings")
-    @classmethod
-    def _spellings_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_inside(item) for item in value)
+    @property
+    def generated(self) -> dict[str, int]:
+        """`rows` and `seed` as far as they are given, for the functions of `pipeline.demo`."""
+        given = {"rows": self.rows, "seed": self.seed}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Genders(_Strict):
@@ -80,7 +96,7 @@ class Manifest(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     source: Source
-    image_root: str = ""
+    image_root: Annotated[str, AfterValidator(lambda value: value and _inside(value))] = ""
     genders: Genders = Genders()
     models: Literal["licensed", "default-body"] = "licensed"
     shard_rows: int = Field(default=8192, ge=1, le=1_000_000)
@@ -161,9 +177,11 @@ def find_source(manifest: Manifest, root: Path) -> Path:
                 raise InputError(f"{path}: leads out of the data root {root}; copy the file there")
             return path
     also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+    made = manifest.source.generator is not None
+    todo = f"make it with hmr-skel convert {manifest.name}" if made else "put it there"
     raise InputError(
         f"{root / names[0]}: label file of '{manifest.name}' not found{also}; "
-        f"put it there or give --data-root (or set {DATA_ROOT_VARIABLE})"
+        f"{todo} or give --data-root (or set {DATA_ROOT_VARIABLE})"
     )
 
 

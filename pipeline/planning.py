@@ -136,8 +136,12 @@ def _gender_pairs(manifest: Manifest, source: AnnotationSource) -> set[tuple[str
 def _root_with_source(
     manifest: Manifest, root: Path, models: Path | None, dry_run: bool
 ) -> Iterator[Path]:
-    """The data root, with the generated source in it."""
-    if manifest.source.generator is None or (root / manifest.source.path).exists():
+    """The data root, with the generated source in it: as it should be, or an InputError."""
+    if manifest.source.generator is None:
+        yield root
+        return
+    if (root / manifest.source.path).exists():
+        find_generated(manifest, root)
         yield root
         return
     directory = models_directory(manifest.models, models)
@@ -150,9 +154,22 @@ def _root_with_source(
     yield root
 
 
+def find_generated(manifest: Manifest, root: Path) -> Path:
+    """The label file of a manifest with a generator.
+
+    Raises:
+        InputError: absent, or generated with other rows or another seed than the manifest's.
+    """
+    from pipeline.demo import check_demo
+
+    path = find_source(manifest, root)
+    check_demo(path, **manifest.source.generated)
+    return path
+
+
 def _generate(manifest: Manifest, root: Path, models: Path) -> None:
     from pipeline.demo import write_demo
 
     path = root / manifest.source.path
     make_directory(path.parent)
-    write_demo(path, models)
+    write_demo(path, models, **manifest.source.generated)

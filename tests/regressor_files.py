@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.demo import write_demo
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
@@ -51,10 +50,11 @@ def demo() -> Demo:
     models = default_body_directory()
     data = root / "data"
     labels = data / "demo" / "demo-release.npz"
-    labels.parent.mkdir(parents=True)
     threads = torch.get_num_threads()
-    write_demo(labels, models, rows=ROWS)
-    request = Request(manifest=load_manifest("demo"), directory=root / "shards", data_root=data)
+    whole = load_manifest("demo")
+    source = whole.source.model_copy(update={"rows": ROWS})
+    manifest = whole.model_copy(update={"source": source})
+    request = Request(manifest=manifest, directory=root / "shards", data_root=data)
     convert(request, lambda event, content: None)
     render_demo(Job(labels, models, data))
     torch.set_num_threads(threads)

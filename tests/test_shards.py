@@ -188,6 +188,17 @@ def test_an_edited_plan_is_refused(tmp_path: Path) -> None:
         ("name: a\nsource: {path: /etc/x.npz}\n", "relative to the data root"),
         ("name: a\nsource: {path: x.npz}\nshard_rows: 0\n", "shard_rows"),
         ("name: ../a\nsource: {path: x.npz}\n", "name"),
+        ("name: a\nsource: {path: x.npz}\nimage_root: ../x\n", "image_root: "),
+        ("name: a\nsource: {path: x.npz}\nimage_root: /x\n", "relative to the data root"),
+        ("name: a\nsource: {path: x.npz, rows: 90}\n", "rows given without a generator"),
+        ("name: a\nsource: {path: x.npz, seed: 0}\n", "seed given without a generator"),
+        ("name: a\nsource: {path: x.npz, generator: demo, rows: 59}\n", "source.rows: "),
+        ("name: a\nsource: {path: x.npz, generator: demo, rows: 90.0}\n", "source.rows: "),
+        ("name: a\nsource: {path: x.npz, generator: demo, rows: yes}\n", "source.rows: "),
+        ("name: a\nsource: {path: x.npz, generator: demo, rows: 9999999}\n", "source.rows: "),
+        ("name: a\nsource: {path: x.npz, generator: demo, seed: -1}\n", "source.seed: "),
+        ("name: a\nsource: {path: x.npz, generator: demo, seed: '3'}\n", "source.seed: "),
+        ("name: a\nsource: {path: x.npz, generator: dance}\n", "source.generator: "),
         ("- 1\n", "expected a mapping"),
         ("a: [\n", "not YAML"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),
@@ -204,7 +215,8 @@ def test_bad_manifests_are_one_clear_line(tmp_path: Path, text: str, message: st
 
 def test_every_committed_manifest_loads_and_unknown_names_list_them() -> None:
     names = {path.stem for path in (Path(__file__).parents[1] / "manifests").glob("*.yaml")}
-    assert {"demo", "coco", "mpii", "aic", "insta1", "insta2", "h36m", "mpi-inf"} <= names
+    assert {"demo", "demo-large", "coco", "mpii", "aic", "insta1", "insta2"} <= names
+    assert {"h36m", "mpi-inf"} <= names
     for name in names:
         assert load_manifest(name).name == name
     with pytest.raises(UsageError, match="coco"):
