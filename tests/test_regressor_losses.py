@@ -309,15 +309,39 @@ def test_limits_have_a_dead_zone(body: KeypointBody) -> None:
 
 
 def test_flipped_rows_leave_the_ankles_alone(body: KeypointBody) -> None:
-    recipe = load_recipe("default", ["loss.layer_pose=none", "loss.coarse=0"])
+    recipe = load_recipe("default", ["loss.coarse=0"])
     right, labels = truth(body, recipe)
     poses = labels.poses.clone()
     poses[:, [7, 14]] += 0.4
     wrong = right._replace(code=representation.encode(poses))
     flipped = labels._replace(flipped=torch.tensor([True, True, True]))
     loss = Loss(recipe.loss, recipe.model, body)
-    assert float(loss(estimates(None, wrong), labels, view()).terms["body"]) > 1e-3
-    assert float(loss(estimates(None, wrong), flipped, view()).terms["body"]) < 1e-6
+    costs, masked = (loss(estimates(None, wrong), x, view()).terms for x in (labels, flipped))
+    for name in ("body", "layer_pose"):
+        assert float(costs[name]) > 1e-4 > 1e-6 > float(masked[name]), name
+
+
+def test_heatmaps_want_the_cells_around_a_keypoint(body: KeypointBody) -> None:
+    recipe = load_recipe("tiny", ["loss.heatmaps=1"])
+    right, labels = truth(body, recipe)
+    points = torch.zeros(3, 44, 3)
+    # Column 1, row 5 of 6 x 8 cells; half way between columns 1 and 2; unseen; not in the crop.
+    points[:, 0] = torch.tensor([(1.5 / 6 - 0.5) * 0.75, 5.5 / 8 - 0.5, 0.4])
+    points[:, 1] = torch.tensor([(2.0 / 6 - 0.5) * 0.75, 5.5 / 8 - 0.5, 1.0])
+    points[:, 2] = torch.tensor([0.1, 0.1, 0.0])
+    points[:, 3] = torch.tensor([0.45, 0.0, 1.0])
+    labels = labels._replace(keypoints_2d=points)
+    loss = Loss(recipe.loss, recipe.model, body)
+
+    def cost(logits: torch.Tensor) -> float:
+        guess = estimates(None, right)._replace(heatmaps=logits)
+        return float(loss(guess, labels, view()).terms["heatmaps"]) * 44
+
+    logits = torch.zeros(3, 48, 44)
+    assert cost(logits) == pytest.approx(2 * math.log(48), rel=1e-5)
+    logits[:, 5 * 6 + 1, :] = logits[:, 5 * 6 + 2, 1] = 60.0
+    assert cost(logits) == pytest.approx(math.log(2), rel=1e-5)
+    assert "heatmaps" not in loss(estimates(None, right), labels, view()).terms
 
 
 # ---- recipes ------------------------------------------------------------------------------------

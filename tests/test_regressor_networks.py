@@ -1,5 +1,6 @@
 """Sizes and conventions of the networks (reference/regressor.md 1.3, 2, 4, 8.1, 9)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,29 @@ def test_vit_sizes_to_the_unit(name: str, count: int) -> None:
     size = SIZES[name]
     assert recipe.model.backbone.model_dump(exclude={"weights"}) == {
         "width": size.width, "depth": size.depth, "heads": size.heads,
-        "mlp_width": size.mlp_width, "drop_path": size.drop_path,
+        "mlp_width": size.mlp_width, "drop_path": size.drop_path, "stem": size.stem,
     }  # fmt: skip
+
+
+def test_stem_of_convolutions_has_the_grid_of_the_patches() -> None:
+    """A token sees its own cell; far ones see it only through the norms."""
+    vit = ViT(replace(SMALL, width=64, stem="convolutions"), 128, 96)
+    image = torch.zeros(1, 3, 128, 96)
+    stem = vit.patch_embed
+    plain = stem(image)
+    assert plain.shape == (1, 48, 64) and vit(image).shape == (1, 48, 64)
+    image[:, :, 5 * 16 : 6 * 16, 16 : 2 * 16] = 1.0
+    moved = (stem(image) - plain).norm(dim=-1)[0]
+    assert int(moved.argmax()) == 5 * 6 + 1
+
+
+def test_heatmaps_are_made_only_while_training() -> None:
+    network = Regressor(load_recipe("tiny").model)
+    image = torch.zeros(2, 3, 128, 96)
+    assert network.train()(image, box()).heatmaps.shape == (2, 48, 44)
+    assert network.eval()(image, box()).heatmaps is None
+    assert not hasattr(Regressor(load_recipe("tiny", ["model.heatmaps=false",
+                                                      "loss.heatmaps=0"]).model), "heatmaps")
 
 
 def test_head_sizes_to_the_unit() -> None:

@@ -33,13 +33,18 @@ class Strict(BaseModel):
 
 
 class BackboneConfig(Strict):
-    """The ViT. `weights`: ViTPose file to start from, absent for random weights."""
+    """The ViT.
+
+    stem: `patch` (ViTPose), or `convolutions` for a start without pretrained weights.
+    weights: ViTPose file to start from, absent for random weights.
+    """
 
     width: Count
     depth: Count
     heads: Count
     mlp_width: Count
     drop_path: Share
+    stem: Literal["patch", "convolutions"]
     weights: Path | None = None
 
 
@@ -73,6 +78,8 @@ class ModelConfig(Strict):
     head: `coarse_to_fine`, `single_token` (HSMR) or `pooled` (plain regression).
     camera: `full_image` perspective with the row's intrinsics, or `crop` (HSMR, f = 5000).
     scale_floor: lower bound of the camera scale s, smooth; 0: unbounded as published (item 25).
+    heatmaps: while training, also predict from the image tokens where each keypoint is, as ViTPose
+        does; what a backbone without its pretrained weights learns to see with.
     """
 
     crop_size: Annotated[int, Field(ge=64, multiple_of=64)]
@@ -82,6 +89,7 @@ class ModelConfig(Strict):
     coarse_to_fine: CoarseToFineConfig
     camera: Literal["full_image", "crop"]
     scale_floor: NotNegative
+    heatmaps: bool
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -103,6 +111,7 @@ class LossConfig(Strict):
     limits: table of joint limits, penalised beyond `limits_tolerance` (radians) with weight
         `limits_weight` (section 11, 7).
     mask_flipped_ankles: no rotation loss on ankles of flipped rows (item 24).
+    heatmaps: cross-entropy of the keypoint heatmaps over the token grid (model.heatmaps).
     """
 
     keypoints_2d: NotNegative
@@ -122,6 +131,7 @@ class LossConfig(Strict):
     limits_weight: NotNegative
     limits_tolerance: NotNegative
     mask_flipped_ankles: bool
+    heatmaps: NotNegative
 
 
 class AugmentConfig(Strict):
@@ -237,6 +247,12 @@ class Recipe(Strict):
             )
         if model.backbone.width % model.backbone.heads:
             raise ValueError("model.backbone.heads must divide model.backbone.width")
+        if model.heatmaps != bool(self.loss.heatmaps):
+            raise ValueError("model.heatmaps and loss.heatmaps go together: both or neither")
+        if model.backbone.stem == "convolutions" and model.backbone.width % 64:
+            raise ValueError("model.backbone.width must be a multiple of 64 for that stem")
+        if model.backbone.stem == "convolutions" and model.backbone.weights is not None:
+            raise ValueError("model.backbone.weights is for ViTPose files: stem must be patch")
         if model.camera == "crop" and self.loss.layer_camera:
             raise ValueError("loss.layer_camera needs model.camera: full_image")
         return self

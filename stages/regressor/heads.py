@@ -27,10 +27,12 @@ class Estimates(NamedTuple):
 
     coarse: the coarse prediction, (B, ...), or None where the head has none.
     layers: predictions after each read-out, (L, B, ...), the last one is the result.
+    heatmaps: (B, N, 44) logits over the N image tokens for each keypoint, only while training.
     """
 
     coarse: Parameters | None
     layers: Parameters
+    heatmaps: Tensor | None = None
 
     @property
     def final(self) -> Parameters:

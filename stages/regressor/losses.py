@@ -21,7 +21,9 @@ from stages.regressor.heads import Estimates
 from stages.regressor.joints import ROOT_KEYPOINT, KeypointBody
 from stages.regressor.mean_parameters import Parameters
 from stages.regressor.model import View, crop_keypoints
+from stages.regressor.vit import token_grid
 
+_TINY = 1e-6
 _FREE_POSES = 3  # the pelvis has no limits
 
 
@@ -69,9 +71,9 @@ class Loss(nn.Module):
         for name, value in self._full(stages, labels, view).items():
             weights = torch.tensor([w for w, _ in stages], device=value.device)[:, None]
             parts[name] = (weights * value).sum(0)
-        layers = estimates.layers
+        layers, keep = estimates.layers, self._kept_joints(labels)
         if config.layer_pose != "none" and config.layer_pose_weight:
-            error = _layer_pose(config.layer_pose, layers.code, labels.poses)
+            error = _layer_pose(config.layer_pose, layers.code, labels.poses, keep)
             parts["layer_pose"] = config.layer_pose_weight * labels.weight * error.sum(0)
         # The last layer has these two from the full loss.
         if config.layer_camera and len(layers.camera) > 1:
@@ -83,6 +85,10 @@ class Loss(nn.Module):
         if config.layer_betas and len(layers.betas) > 1:
             error = (layers.betas[:-1] - labels.betas).abs().sum((0, -1))
             parts["layer_betas"] = config.layer_betas * labels.weight * error
+        if config.heatmaps and estimates.heatmaps is not None:
+            parts["heatmaps"] = config.heatmaps * _heatmap_error(
+                estimates.heatmaps, labels.keypoints_2d, token_grid(*self.model.input_size)
+            )
         rows = torch.stack(list(parts.values())).sum(0)
         return LossTerms(rows, {name: part.detach().mean() for name, part in parts.items()})
 
@@ -114,10 +120,7 @@ class Loss(nn.Module):
         seen = crop_keypoints(self.model, points, stacked.camera.view(count, batch, 3), view)
         wanted = representation.pose_rotations(labels.poses)
         turn_error = self._distance(turns - wanted).sum((-1, -2))
-        if config.mask_flipped_ankles:
-            keep = torch.ones(batch, NUM_JOINTS, device=turn_error.device)
-            keep[:, list(representation.ANKLE_JOINTS)] -= labels.flipped[:, None].float()
-            turn_error = turn_error * keep
+        turn_error = turn_error * self._kept_joints(labels)
         rooted = points - points[:, :, ROOT_KEYPOINT, None]
         target = labels.keypoints_3d - labels.keypoints_3d[:, ROOT_KEYPOINT, None]
         terms = {
@@ -131,6 +134,13 @@ class Loss(nn.Module):
         if config.limits != "none" and config.limits_weight:
             terms["limits"] = config.limits_weight * self._beyond(angles).view(count, batch)
         return terms
+
+    def _kept_joints(self, labels: Labels) -> Tensor:
+        """(B, 24): 0 for the ankles of flipped rows where they are masked, else 1."""
+        keep = labels.poses.new_ones(len(labels.poses), NUM_JOINTS)
+        if self.config.mask_flipped_ankles:
+            keep[:, list(representation.ANKLE_JOINTS)] -= labels.flipped[:, None].float()
+        return keep
 
     def _distance(self, difference: Tensor) -> Tensor:
         return difference.abs() if self.config.parameters == "l1" else difference.square()
@@ -155,35 +165,53 @@ def _weighted_l1(seen: Tensor, labels: Tensor) -> Tensor:
     return (confidence * (seen - target).abs().sum(-1)).sum(-1)
 
 
-def _layer_pose(kind: str, code: Tensor, poses: Tensor) -> Tensor:
-    """Pose-only loss of every layer: code (L, B, 144), poses (B, 46) -> (L, B).
+def _heatmap_error(logits: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cross-entropy of heatmaps, mean over keypoints: (B, N, 44), (B, 44, 3) -> (B,).
 
-    `well_defined`: L1 on the 88 numbers that mean something: rotations of ball joints, unit pairs
-    of hinges, raw angles of hands, as a mean over 216 entries like the published form.
+    The target of a keypoint is bilinear in the centres of the tokens' cells; keypoints without
+    confidence or outside the part of the crop that the network sees do not count.
+    """
+    height, width = grid
+    x, y, confidence = keypoints.unbind(-1)
+    column, row = (x / 0.75 + 0.5) * width - 0.5, (y + 0.5) * height - 0.5
+    inside = (column >= -0.5) & (column < width - 0.5) & (row >= -0.5) & (row < height - 0.5)
+    counted = inside & (confidence > 0)
+    weights = [
+        (1 - (where[..., None] - torch.arange(size, device=x.device)).abs()).clamp(min=0)
+        for where, size in ((row, height), (column, width))
+    ]
+    target = (weights[0][..., :, None] * weights[1][..., None, :]).flatten(-2)
+    target = target / target.sum(-1, keepdim=True).clamp(min=_TINY)
+    error = -(target * logits.log_softmax(1).transpose(1, 2)).sum(-1)
+    return torch.where(counted, error, 0.0).mean(-1)
+
+
+def _layer_pose(kind: str, code: Tensor, poses: Tensor, keep: Tensor) -> Tensor:
+    """Pose-only loss of every layer: code (L, B, 144), poses (B, 46), keep (B, 24) -> (L, B).
+
+    keep: weight of each joint. `well_defined`: L1 on the 88 numbers that mean something: rotations
+    of ball joints, unit pairs of hinges, raw angles of hands, as a mean over 216 entries like the
+    published form.
     """
     layers, batch = code.shape[:2]
     target = representation.encode(poses)
+    grid, wanted = (x.unflatten(-1, (NUM_JOINTS, -1)) for x in (code, target))
     if kind == "raw":
-        return (code - target).abs().mean(-1)
-    flat = code.flatten(0, 1)
+        return ((grid - wanted).abs() * keep[..., None]).mean((-1, -2))
     if kind == "gram_schmidt":
-        def matrices(numbers: Tensor) -> Tensor:
-            return representation.gram_schmidt(numbers.unflatten(-1, (NUM_JOINTS, -1)))
-
-        error = (matrices(flat).view(layers, batch, -1) - matrices(target).flatten(1)).abs()
-        return error.mean(-1)
+        error = (representation.gram_schmidt(grid) - representation.gram_schmidt(wanted)).abs()
+        return (error * keep[..., None, None]).mean((-1, -2, -3))
     ball = list(representation.BALL_JOINTS)
+    hinges = list(representation.HINGE_JOINTS)
     hands = list(representation.HAND_JOINTS)
-    grid, wanted = (x.unflatten(-1, (NUM_JOINTS, -1)) for x in (flat, target))
-
-    def compare(found: Tensor, right: Tensor) -> Tensor:
-        return (found.view(layers, batch, -1) - right.flatten(1)).abs().sum(-1)
-
-    total = compare(
-        representation.gram_schmidt(grid[:, ball]), representation.gram_schmidt(wanted[:, ball])
+    pairs = representation.unit_pairs(code.flatten(0, 1)).view(layers, batch, -1, 2)
+    parts = (
+        (representation.gram_schmidt(grid[:, :, ball]).flatten(-2),
+         representation.gram_schmidt(wanted[:, ball]).flatten(-2), ball),
+        (pairs, representation.unit_pairs(target), hinges),
+        (grid[:, :, hands, :2], wanted[:, hands, :2], hands),
+    )  # fmt: skip
+    total = sum(
+        ((found - right).abs().sum(-1) * keep[:, joints]).sum(-1) for found, right, joints in parts
     )
-    total = total + compare(
-        representation.unit_pairs(flat), representation.unit_pairs(target)
-    )
-    total = total + compare(grid[:, hands, :2], wanted[:, hands, :2])
     return total / (9 * NUM_JOINTS)

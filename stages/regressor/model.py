@@ -21,6 +21,7 @@ from stages.regressor.heads import (
     PooledHead,
     SingleTokenHead,
 )
+from stages.regressor.joints import NUM_KEYPOINTS
 from stages.regressor.mean_parameters import Parameters
 from stages.regressor.vit import ViT, ViTSize
 
@@ -52,7 +53,9 @@ class Regressor(nn.Module):
         super().__init__()
         self.config = config
         size = config.backbone
-        vit = ViTSize(size.width, size.depth, size.heads, size.mlp_width, size.drop_path)
+        vit = ViTSize(
+            size.width, size.depth, size.heads, size.mlp_width, size.drop_path, size.stem
+        )
         self.backbone = ViT(vit, *config.input_size)
         decoder = DecoderSize(**config.decoder.model_dump())
         if config.head == "coarse_to_fine":
@@ -62,11 +65,16 @@ class Regressor(nn.Module):
             self.head = SingleTokenHead(size.width, decoder)
         else:
             self.head = PooledHead(size.width)
+        if config.heatmaps:
+            self.heatmaps = nn.Linear(size.width, NUM_KEYPOINTS)
 
     def forward(self, image: Tensor, box: Tensor) -> Estimates:
-        coarse, layers = self.head(self.backbone(image), box)
+        tokens = self.backbone(image)
+        coarse, layers, _ = self.head(tokens, box)
         return Estimates(
-            None if coarse is None else self._floored(coarse), self._floored(layers)
+            None if coarse is None else self._floored(coarse),
+            self._floored(layers),
+            self.heatmaps(tokens).float() if self.config.heatmaps and self.training else None,
         )
 
     def _floored(self, estimate: Parameters) -> Parameters:

@@ -1,5 +1,8 @@
 """The plain vision transformer of ViTPose, and a strict loader for its checkpoints.
 
+A stem of convolutions can take the place of the patch embedding: for weights that start random on
+few pictures (Xiao et al. 2021, "Early convolutions help transformers see better").
+
 Source: reference/regressor.md section 2. Pre-norm blocks, LayerNorm eps 1e-6, qkv with bias, exact
 GELU, no layer scale; patch embedding with padding 2; the class-token position is added to every
 patch, there is no class token.
@@ -7,10 +10,12 @@ patch, there is no class token.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +28,24 @@ PATCH = 16
 PATCH_PADDING = 2
 _POSITION_STD = 0.02
 _PREFIXES = ("module.", "model.", "backbone.")
+Stem = Literal["patch", "convolutions"]
+_NORM_GROUPS = 8
 _DROPPED = ("keypoint_head.", "cls_token", "backbone.cls_token")
 
 
 @dataclass(frozen=True)
 class ViTSize:
-    """Width C, blocks, heads, MLP width and the largest stochastic-depth probability."""
+    """Width C, blocks, heads, MLP width, the largest stochastic-depth probability, and the stem.
+
+    stem: `patch`, ViTPose's embedding of 16 x 16 pixels, or `convolutions`.
+    """
 
     width: int
     depth: int
     heads: int
     mlp_width: int
     drop_path: float = 0.0
+    stem: Stem = "patch"
 
 
 #: The published sizes; drop-path maxima as in the ViTPose configurations.
@@ -76,6 +87,28 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class ConvolutionStem(nn.Module):
+    """(B, 3, H, W) -> tokens (B, N, C) on the grid of `PatchEmbedding`, H and W multiples of 16.
+
+    Four 3 x 3 convolutions of stride 2, C/8 to C channels, each with group norm and GELU, then a
+    1 x 1 convolution.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % (8 * _NORM_GROUPS):
+            raise ValueError(f"ViT: stem of convolutions: width {width} is no multiple of 64")
+        layers: list[nn.Module] = []
+        channels = (3, width // 8, width // 4, width // 2, width)
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False),
+                       nn.GroupNorm(_NORM_GROUPS, after), nn.GELU()]  # fmt: skip
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -137,7 +170,8 @@ class ViT(nn.Module):
         self.size = size
         self.grid = token_grid(height, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid), size.width))
-        self.patch_embed = PatchEmbedding(size.width)
+        stem = {"patch": PatchEmbedding, "convolutions": ConvolutionStem}[size.stem]
+        self.patch_embed = stem(size.width)
         rates = [size.drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
         self.blocks = nn.ModuleList(Block(size, rate) for rate in rates)
         self.last_norm = nn.LayerNorm(size.width, eps=1e-6)
