@@ -44,7 +44,7 @@ from stages.regressor.evaluation import (
 )
 from stages.regressor.images import ImageSource, open_images
 from stages.regressor.metrics import Estimate
-from stages.regressor.predictors import MeanPose, SkelLabels, StoredPredictions
+from stages.regressor.predictors import CheckpointPredictor, MeanPose, SkelLabels, StoredPredictions
 from stages.regressor.protocols import EvaluationProtocol, Predictor, Published, load_protocol
 
 SCHEMA = 1
@@ -251,12 +251,11 @@ def _predictors(
 ) -> list[Predictor]:
     found: list[Predictor] = []
     if request.checkpoint is not None:
-        from stages.regressor.checkpoint_predictor import EvaluatedCheckpoint
         from stages.regressor.hrnet import load_human_fov
 
         fov = None if request.fov is None else load_human_fov(request.fov)
         found.append(
-            EvaluatedCheckpoint(
+            CheckpointPredictor(
                 request.checkpoint, device=request.device, crop=request.crop, fov=fov
             )
         )

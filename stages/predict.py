@@ -28,7 +28,7 @@ from stages.regressor.images import decode
 from stages.regressor.joints import NAMES, KeypointBody, keypoint_matrix
 from stages.regressor.overlays import PREDICTED as LIMB_COLOR
 from stages.regressor.overlays import SKIN, Posed, draw_body, draw_limbs, pose_bodies
-from stages.regressor.predictor import CheckpointPredictor, Person
+from stages.regressor.trained import Person, TrainedNetwork
 
 _SKIN_ALPHA = 0.45
 _BONE_COLOR = (0.93, 0.90, 0.80, 1.0)
@@ -77,20 +77,20 @@ def run_predict(
     if focal is not None and not focal > 0:
         raise UsageError(f"--focal {focal:g}: expected a positive number of pixels")
     fov = load_human_fov(fov_checkpoint) if fov_checkpoint else None
-    predictor = CheckpointPredictor(checkpoint, device=device, focal=fov)
+    trained = TrainedNetwork(checkpoint, device=device, focal=fov)
     images = list(dict.fromkeys(images))
-    folder, skel = _skel(predictor, models)
+    folder, skel = _skel(trained, models)
     body = KeypointBody(skel, keypoint_matrix(folder))
     pictures = {image: _read(image) for image in images}
     wanted = _boxes(images, pictures, boxes)
     cam_ints = {
-        image: _intrinsics(predictor, image, data, focal) for image, data in pictures.items()
+        image: _intrinsics(trained, image, data, focal) for image, data in pictures.items()
     }
     persons = [
         Person(pictures[box.image], str(box.image), box.center, box.size, cam_ints[box.image])
         for box in wanted
     ]
-    found = predictor.predict(persons, predictor.rule())
+    found = trained.predict(persons, trained.rule())
     with torch.no_grad():
         keypoints = body(found.poses, found.betas).keypoints + found.translation[:, None]
     cam_int = torch.from_numpy(np.stack([p.cam_int for p in persons])).float()
@@ -110,7 +110,7 @@ def run_predict(
             f"{checkpoint}: predicts values that are not finite for {wanted[bad[0]].image}"
         )
     make_directory(out)
-    _write_numbers(out, results, predictor, focal)
+    _write_numbers(out, results, trained, focal)
     bodies = pose_bodies(skel, found.poses, found.betas, found.translation)
     stems = _stems(images)
     for image in images:
@@ -119,22 +119,22 @@ def run_predict(
         write_bytes(out / f"{stems[image]}.overlay.png", png_bytes(picture))
         for number, k in enumerate(mine if meshes else []):
             write_bytes(out / f"{stems[image]}.{number}.glb", glb_bytes(_parts(bodies[k])))
-    focal_source = "--focal" if focal else predictor.focal_source
+    focal_source = "--focal" if focal else trained.focal_source
     print(f"{len(wanted)} people in {len(images)} pictures -> {out} (focal length: {focal_source})")
-    if predictor.standin:
+    if trained.standin:
         print("the network was trained on the licence-free stand-in body: a demonstration, "
               "not for photographs of people", file=sys.stderr)  # fmt: skip
 
 
-def _skel(predictor: CheckpointPredictor, models: Path | None) -> tuple[Path, SKEL]:
+def _skel(trained: TrainedNetwork, models: Path | None) -> tuple[Path, SKEL]:
     """The models folder and the SKEL that the network was trained on."""
-    kind = "default-body" if predictor.standin else "licensed"
+    kind = "default-body" if trained.standin else "licensed"
     folder = models_directory(kind, models)
-    skel = load_skel(folder, predictor.gender)
-    if skel.standin != predictor.standin:
+    skel = load_skel(folder, trained.gender)
+    if skel.standin != trained.standin:
         raise InputError(
             f"{folder}: the checkpoint was trained on "
-            f"{'the stand-in body' if predictor.standin else 'the licensed SKEL'}, this is the "
+            f"{'the stand-in body' if trained.standin else 'the licensed SKEL'}, this is the "
             "other one; its betas would mean another shape"
         )
     return folder, skel
@@ -148,10 +148,10 @@ def _read(path: Path) -> bytes:
 
 
 def _intrinsics(
-    predictor: CheckpointPredictor, image: Path, data: bytes, focal: float | None
+    trained: TrainedNetwork, image: Path, data: bytes, focal: float | None
 ) -> np.ndarray:
     if focal is None:
-        return predictor.intrinsics(data, str(image))
+        return trained.intrinsics(data, str(image))
     height, width = decode(data, str(image)).shape[:2]
     return np.array(camera.intrinsics(focal, width, height))
 
@@ -214,7 +214,7 @@ def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:
 
 
 def _write_numbers(
-    out: Path, results: dict[str, np.ndarray], predictor: CheckpointPredictor, focal: float | None
+    out: Path, results: dict[str, np.ndarray], trained: TrainedNetwork, focal: float | None
 ) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **results)
@@ -226,8 +226,8 @@ def _write_numbers(
     write_json(
         out / "predictions.json",
         {
-            "checkpoint": dict(predictor.provenance()),
-            "focal_length": "--focal" if focal else predictor.focal_source,
+            "checkpoint": dict(trained.provenance()),
+            "focal_length": "--focal" if focal else trained.focal_source,
             "units": "poses: radians; trans, keypoints_3d: metres, camera frame (x right, y down, "
                      "z forward); box, cam_int, keypoints_2d: pixels",
             "pose_names": list(pose_table.POSE_NAMES),

@@ -1,4 +1,4 @@
-"""`hmr-skel predict` and the predictor that the evaluation uses, on real pictures."""
+"""`hmr-skel predict` and the trained network behind it, on real pictures."""
 
 import json
 import struct
@@ -19,9 +19,9 @@ from stages.regressor.distributed import Process
 from stages.regressor.glb import Part, glb_bytes
 from stages.regressor.hrnet import HumanFOV
 from stages.regressor.joints import KeypointBody, keypoint_matrix
-from stages.regressor.predictor import CheckpointPredictor, CropRule, Person, fov_input
 from stages.regressor.reporting import Reporter
 from stages.regressor.rows import Place, load_collection
+from stages.regressor.trained import CropRule, Person, TrainedNetwork, fov_input
 from stages.regressor.training import Trainer
 from stages.regressor.validation import validate
 from tests.regressor_files import MICRO, Demo, demo
@@ -60,16 +60,16 @@ def persons(files: Demo, rows: list[int]) -> list[Person]:
     ]  # fmt: skip
 
 
-# ---- the predictor ------------------------------------------------------------------------------
+# ---- the trained network ------------------------------------------------------------------------
 
 
-def test_the_predictor_sees_what_training_saw(files: Demo, checkpoint: Path) -> None:
-    """Scores of the predictor's bodies in the full picture are those of the last validation."""
-    predictor = CheckpointPredictor(checkpoint)
+def test_the_network_sees_what_training_saw(files: Demo, checkpoint: Path) -> None:
+    """Scores of the predicted bodies in the full picture are those of the last validation."""
+    trained = TrainedNetwork(checkpoint)
     columns = labels(files)
     rows = np.flatnonzero(columns["split"] == "validation").tolist()
     people = persons(files, rows)
-    found = predictor.predict(people, predictor.rule())
+    found = trained.predict(people, trained.rule())
     assert found.poses.shape == (len(rows), 46) and found.translation.shape == (len(rows), 3)
     body = KeypointBody(load_skel(files.models, "male"), keypoint_matrix(files.models))
     points = body(found.poses, found.betas).keypoints + found.translation[:, None]
@@ -82,40 +82,40 @@ def test_the_predictor_sees_what_training_saw(files: Demo, checkpoint: Path) -> 
     percent = 100 * ((away * seen).sum(1) / seen.sum(1) / side).mean()
     scores = load_checkpoint(checkpoint)["scores"]
     assert percent == pytest.approx(scores["keypoints_2d"], rel=1e-3)
-    provenance = predictor.provenance()
+    provenance = trained.provenance()
     assert provenance["standin"] is True and len(provenance["sha256"]) == 64
     json.dumps(dict(provenance))
 
 
-def test_the_predictor_and_validation_agree(files: Demo, checkpoint: Path) -> None:
-    predictor = CheckpointPredictor(checkpoint)
-    recipe = predictor.recipe
+def test_prediction_and_validation_agree(files: Demo, checkpoint: Path) -> None:
+    trained = TrainedNetwork(checkpoint)
+    recipe = trained.recipe
     rows = load_collection([Place(files.shards)], recipe.data)
     run = Trainer(recipe, rows, files.models, checkpoint.parent, HERE, Reporter(None, None))
-    scores = validate(predictor.network, run.validation_set, run.bodies, recipe, HERE)
+    scores = validate(trained.network, run.validation_set, run.bodies, recipe, HERE)
     stored = load_checkpoint(checkpoint)["scores"]
     assert scores.pa_mpjpe == pytest.approx(stored["pa_mpjpe"], rel=1e-6)
     assert scores.rows == stored["rows"] == len(run.validation_set)
 
 
 def test_a_prediction_does_not_depend_on_its_batch(files: Demo, checkpoint: Path) -> None:
-    predictor = CheckpointPredictor(checkpoint)
-    rule = predictor.rule()
-    together = predictor.predict(persons(files, list(range(40))), rule)
-    alone = predictor.predict(persons(files, [37]), rule)
+    trained = TrainedNetwork(checkpoint)
+    rule = trained.rule()
+    together = trained.predict(persons(files, list(range(40))), rule)
+    alone = trained.predict(persons(files, [37]), rule)
     for name, value in vars(together).items():
         assert torch.allclose(value[37:38], getattr(alone, name), rtol=1e-4, atol=1e-4), name
 
 
 def test_crop_rules(files: Demo, checkpoint: Path) -> None:
     """1.1, item 11: growing, whole pixels and the side that is told all reach the network."""
-    predictor = CheckpointPredictor(checkpoint)
-    assert predictor.rule() == CropRule(enlarge=True)
+    trained = TrainedNetwork(checkpoint)
+    assert trained.rule() == CropRule(enlarge=True)
     rules = (
         CropRule(True), CropRule(False), CropRule(True, told="annotation"),
         CropRule(True, whole_pixels=True),
     )  # fmt: skip
-    found = [predictor.predict(persons(files, [3]), rule).translation[0] for rule in rules]
+    found = [trained.predict(persons(files, [3]), rule).translation[0] for rule in rules]
     assert len({tuple(x.tolist()) for x in found}) == 4
     # A box told to be 3/4 as wide means a person 4/3 as far away, all else equal.
     ratio = float(found[2][2] / found[0][2])
@@ -126,7 +126,7 @@ def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
     name = files.data / str(labels(files)["imgname"][0])
     data = name.read_bytes()
     height, width = cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2]
-    assumed = CheckpointPredictor(checkpoint).intrinsics(data, "x")
+    assumed = TrainedNetwork(checkpoint).intrinsics(data, "x")
     assert assumed[0, 0] == pytest.approx(np.hypot(width, height))
     assert assumed[:2, 2].tolist() == [width / 2, height / 2]
 
@@ -138,7 +138,7 @@ def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
             assert image.shape == (1, 3, 256, 256)
             return torch.tensor([[9.9, 0.7]])  # component 1 counts (1.3)
 
-    guessed = CheckpointPredictor(checkpoint, focal=Constant()).intrinsics(data, "x")
+    guessed = TrainedNetwork(checkpoint, focal=Constant()).intrinsics(data, "x")
     assert guessed[0, 0] == pytest.approx(height / (2 * np.tan(0.35)))
 
 
@@ -164,12 +164,12 @@ def test_other_files_are_no_checkpoints(checkpoint: Path, tmp_path: Path) -> Non
     network["head.extra"] = network.pop("head.position")
     save_checkpoint(cut, {**content, "network": network})
     with pytest.raises(InputError, match=r"missing head.position; not expected head.extra"):
-        CheckpointPredictor(cut)
+        TrainedNetwork(cut)
     save_checkpoint(cut, {**content, "recipe": {**content["recipe"], "loss": {}}})
     with pytest.raises(InputError, match=r"recipe inside is not one of this version \(loss\."):
-        CheckpointPredictor(cut)
+        TrainedNetwork(cut)
     with pytest.raises(InputError, match=r"absent.pt: cannot be read"):
-        CheckpointPredictor(tmp_path / "absent.pt")
+        TrainedNetwork(tmp_path / "absent.pt")
 
 
 # ---- the verb -----------------------------------------------------------------------------------

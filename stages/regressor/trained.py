@@ -1,6 +1,7 @@
-"""A trained network ready to use: checkpoint in, SKEL bodies in full pictures out.
+"""A trained network ready to use: checkpoint in, SKEL bodies of people in full pictures out.
 
-`checkpoint_predictor.py` wraps it for the evaluation. Source: reference/regressor.md 1.3 and 7.
+`hmr-skel predict` uses it as it is; `predictors.CheckpointPredictor` runs it under an evaluation
+protocol. Source: reference/regressor.md 1.3 and 7.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Prediction:
     translation: Tensor
 
 
-class CheckpointPredictor:
+class TrainedNetwork:
     """The network of a checkpoint (`best.pt` or `last.pt`; averaged weights where there are any).
 
     focal: HumanFOV network for pictures without intrinsics; None: the picture's diagonal is taken,
