@@ -20,6 +20,7 @@ _PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18
 # What each OpenPose point is: a vertex number, or joint j written as -j - 1.
 _OPENPOSE = (332, -13, -18, -20, -22, -17, -19, -21, -1, -3, -6, -9, -2, -5, -8, 6260, 2800, 4071,
              583, 3216, 3226, 3387, 6617, 6624, 6787)  # fmt: skip
+EXTRA_REGRESSOR = "SMPL_to_J19.pkl"
 _BLOCK = 64  # rows of one forward pass
 
 
@@ -126,7 +127,7 @@ def _extra_regressor(models_dir: Path) -> np.ndarray:
     """(19, 6890) of SMPL_to_J19.pkl."""
     from skel_fit.model_files import load_joint_regressor
 
-    path = models_dir / "SMPL_to_J19.pkl"
+    path = models_dir / EXTRA_REGRESSOR
     if not path.is_file():
         raise InputError(
             f"{path}: missing; the 19 extra joints of the 44 keypoints are in it; "

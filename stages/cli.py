@@ -235,11 +235,12 @@ def default_body(
 def lint(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A label file.")],
     as_json: AsJson = False,
+    models: Models = None,
 ) -> None:
     """Find known defects in a label file."""
     from stages.lint import lint as run
 
-    run(file, as_json)
+    run(file, as_json, models)
 
 
 @app.command("demo-images")

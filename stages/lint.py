@@ -92,16 +92,17 @@ class LintReport:
         return not any(finding.level == ERROR for finding in self.findings)
 
 
-def lint(file: Path, json: bool = False) -> None:
+def lint(file: Path, json: bool = False, models: Path | None = None) -> None:
     """Print what is wrong with a label file.
 
     JSON keys: ok, file, format, rows, rejected, projected, findings (code, level, message, rows,
-    first). Keypoints are compared with the projected body when the body models are there
-    (HMR_SKEL_MODELS or ./models).
+    first). Keypoints are compared with the projected body when the body models are there:
+    `models`, else HMR_SKEL_MODELS or ./models.
 
-    Raises InputError: the file cannot be read, or has findings of level error (after printing).
+    Raises InputError: the file or `models` cannot be read, or there are findings of level error
+    (after printing).
     """
-    report = lint_file(file)
+    report = lint_file(file, models)
     print(_as_json(report) if json else _as_text(report))
     if not report.ok:
         errors = [finding.code for finding in report.findings if finding.level == ERROR]
@@ -112,8 +113,10 @@ def lint_file(file: Path, models: Path | None = None) -> LintReport:
     """Look at every row of a label file.
 
     models: folder with SMPL models and SMPL_to_J19.pkl; None: HMR_SKEL_MODELS or ./models if that
-    exists. Raises InputError: not readable, damaged.
+    exists. Raises InputError: not readable, damaged, a given folder without those files.
+    ModelFileError: a broken model file.
     """
+    directory = _models(models)
     source = open_source(file)
     columns = source.fields
     if "gender" in columns and columns["gender"].dtype.kind in "SU":
@@ -135,7 +138,7 @@ def lint_file(file: Path, models: Path | None = None) -> LintReport:
         digests.add(source, rows)
     for code, which in digests.repeated():
         found.add(code, which)
-    projected, off = _look_at_projection(source, models)
+    projected, off = _look_at_projection(source, directory)
     found.add("projection_mismatch", off)
     return LintReport(
         str(file), source.format, source.rows, rejected, projected, found.in_order()
@@ -316,14 +319,13 @@ def _text_hash(text: str) -> int:
 # ---- projection ---------------------------------------------------------------------------------
 
 
-def _look_at_projection(source: LabelSource, models: Path | None) -> tuple[int, np.ndarray]:
+def _look_at_projection(source: LabelSource, directory: Path | None) -> tuple[int, np.ndarray]:
     """Rows compared, and those of them whose keypoints are not where the body is.
 
     At most 512 accepted rows, evenly spread. Nothing is compared without models, camera,
     translation, boxes or keypoints.
     """
     layout = source.layout
-    directory = _models(models)
     complete = (layout.transl, layout.cam_int, layout.keypoints, layout.scale)
     if directory is None or not all(complete):
         return 0, np.empty(0, int)
@@ -367,10 +369,20 @@ def _mean_distance(source: LabelSource, rows: AnnotationRows, points: np.ndarray
 def _models(given: Path | None) -> Path | None:
     import os
 
+    from pipeline.keypoints import EXTRA_REGRESSOR
     from pipeline.manifest import MODELS_VARIABLE
 
     path = Path(given or os.environ.get(MODELS_VARIABLE) or _MODELS)
-    return path if (path / "SMPL_to_J19.pkl").is_file() else None
+    if (path / EXTRA_REGRESSOR).is_file():
+        return path
+    if given is not None:
+        raise InputError(
+            f"{given}: expected a folder with SMPL models and {EXTRA_REGRESSOR}, found "
+            f"{'none in it' if given.is_dir() else 'no such folder'}; 'hmr-skel default-body --out "
+            "DIR' writes one with the licence-free body, or leave --models out to check all but "
+            "the keypoints"
+        )
+    return None
 
 
 # ---- printing -----------------------------------------------------------------------------------
@@ -386,7 +398,8 @@ def _as_text(report: LintReport) -> str:
         + (
             f"keypoints of {report.projected} compared with the body"
             if report.projected
-            else "keypoints not compared with the body (no body models, or columns are missing)"
+            else "keypoints not compared with the body (no body models: --models; or columns are "
+            "missing)"
         )
     ]
     for finding in report.findings:

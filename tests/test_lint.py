@@ -142,9 +142,26 @@ def test_command(demo, tmp_path: Path, capsys) -> None:
     assert report["findings"][0]["code"] == "non_finite_pose"
     assert report["findings"][0]["first"] == [3]
     assert len(err.splitlines()) == 1 and "non_finite_pose" in err
+    write_npz(bad, {name: value[:0] for name, value in _members(path).items()})
+    assert run(["lint", str(bad)]) == 5
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "0 rows" in err and "leave this file out" in err
     bad.write_bytes(b"nonsense")
     assert run(["lint", str(bad)]) == 5
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_models_of_the_command(demo, tmp_path: Path, capsys) -> None:
+    path, models = demo
+    assert run(["lint", str(path)]) == 0
+    assert "not compared with the body (no body models: --models" in capsys.readouterr().out
+    assert run(["lint", str(path), "--models", str(models), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["projected"] == 120
+    for folder, found in ((tmp_path / "absent", "no such folder"), (tmp_path, "none in it")):
+        assert run(["lint", str(path), "--models", str(folder)]) == 5
+        out, err = capsys.readouterr()
+        assert out == "" and len(err.splitlines()) == 1
+        assert f"SMPL_to_J19.pkl, found {found}; " in err and "default-body --out" in err
 
 
 def test_damaged_bytes_end_lint(demo, tmp_path: Path) -> None:

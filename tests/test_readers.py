@@ -402,7 +402,8 @@ BROKEN = {
     "no characters": (_with("imgname", lambda v: np.full(v.shape, 0x110000, "<u4").view("<U1")),
                       "'imgname'"),
     "one row less": (_with("center", lambda v: v[:-1]), "'center'"),
-    "0 rows": (lambda p: write_npz(p, {k: v[:0] for k, v in camerahmr().items()}), "0 rows"),
+    "0 rows": (lambda p: write_npz(p, {k: v[:0] for k, v in camerahmr().items()}),
+               "0 rows, expected one a person; there is nothing to convert: leave this file out"),
     "not an array": (lambda p: _zip(p, [("shape", b"hello")]), "'shape'"),
     "no npz inside the zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x"), "'a.txt'"),
 }  # fmt: skip

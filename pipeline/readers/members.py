@@ -10,6 +10,11 @@ from pipeline.errors import InputError
 from pipeline.readers.npz import NpzFile, NpzTable
 from pipeline.readers.pickles import object_column
 
+NO_ROWS = (
+    "0 rows, expected one a person; there is nothing to convert: leave this file out, or write it "
+    "again with its people"
+)
+
 
 def rows_first(file: NpzFile, key: str, skip: str = "") -> NpzTable:
     """All members as columns with the rows of `key`; a 0-d member holds for every row.
@@ -22,7 +27,7 @@ def rows_first(file: NpzFile, key: str, skip: str = "") -> NpzTable:
         raise file.error(key, "a single value, expected one row a person")
     rows = file.members[key].shape[0]
     if rows == 0:
-        raise file.error(key, "0 rows; nothing to convert")
+        raise file.error(key, NO_ROWS)
     extra: dict[str, np.ndarray] = {}
     constants: list[str] = []
     names = [name for name in file.members if name not in skipped]

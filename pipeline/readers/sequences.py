@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
-from pipeline.readers.members import first_of, listed, split_names
+from pipeline.readers.members import NO_ROWS, first_of, listed, split_names
 from pipeline.readers.reloaded import ReloadedTable, as_array, read_content, rows_and_constants
 from pipeline.readers.tables import JoinedTable, MemoryTable, Table
 
@@ -103,7 +103,7 @@ def _load(path: Path, *, root: Path, skip: str) -> MemoryTable:
     first = as_array(f"{path}", names[0], content[names[0]])
     rows = first.shape[0] if first.ndim else 0
     if rows == 0:
-        raise InputError(f"{path}: member '{names[0]}': 0 rows; nothing to convert")
+        raise InputError(f"{path}: member '{names[0]}': {NO_ROWS}")
     betas = first_of(content, _BETAS)
     if betas is None:
         raise InputError(f"{path}: member 'betas': missing; the file has {listed(content)}")
