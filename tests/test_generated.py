@@ -16,8 +16,8 @@ from stages import cli
 from stages.regressor.config import load_recipe
 from stages.regressor.rows import Place, load_collection
 from tests.faults.harness import TRIVIAL, tree
-from tests.regressor_files import MICRO, demo
 from tests.regressor_files import ROWS as DEMO_ROWS
+from tests.regressor_files import demo
 
 ROWS, OWN_SEED = 64, 7
 LABELS = "more/labels.npz"
@@ -135,7 +135,7 @@ def test_pictures_go_below_the_image_root_and_training_finds_them(tmp_path: Path
     (data / "more" / str(names[5])).unlink()
     code, out, _ = run(capsys, "demo-images", subset, data)
     assert code == 0 and ", 1 rendered now" in out
-    recipe = load_recipe("tiny", list(MICRO))
+    recipe = load_recipe("tiny")
     found = load_collection([Place(tmp_path / "out", None)], recipe.data)
     assert len(found.rows) == ROWS and not found.skipped
     assert all((data / "more" / str(name)).is_file() for name in found.rows.image)
