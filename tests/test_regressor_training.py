@@ -311,13 +311,34 @@ def test_moving_average_follows_its_formula() -> None:
     assert not ema.model.weight.requires_grad
 
 
-def test_patience_and_time_end_a_run(files: Demo, tmp_path: Path) -> None:
-    bored = trainer(files, tmp_path / "bored", "optimiser.rate=1e-12", "train.patience=1",
-                    "train.epochs=9", "optimiser.ema.decay=0").run()  # fmt: skip
+def test_patience_and_time_end_a_run(
+    files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("optimiser.rate=1e-12", "train.patience=1", "train.epochs=9",
+               "optimiser.ema.decay=0")  # fmt: skip
+    bored = trainer(files, tmp_path / "bored", *changes).run()
     assert bored.reason == "patience" and bored.epochs < 9
+    before = weights(tmp_path / "bored")
+    again = trainer(files, tmp_path / "bored", *changes).run()
+    assert (again.reason, again.steps) == ("patience", bored.steps)
+    assert again.scores == bored.scores and equal(weights(tmp_path / "bored"), before)
+    # Killed after the checkpoint that says so, before the run has returned.
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_impatient", _killed_when_impatient)
+        with pytest.raises(KeyboardInterrupt):
+            trainer(files, tmp_path / "killed", *changes).run()
+    resumed = trainer(files, tmp_path / "killed", *changes).run()
+    assert (resumed.reason, resumed.steps) == ("patience", bored.steps)
+    assert equal(weights(tmp_path / "killed"), before)
     late = trainer(files, tmp_path / "late", "train.minutes=1e-6").run()
     assert late.reason == "minutes" and late.steps < 6
     assert trainer(files, tmp_path / "late", "train.minutes=0").run().reason == "finished"
+
+
+def _killed_when_impatient(run: Trainer) -> bool:
+    if run.progress.bad_validations >= run.recipe.train.patience:
+        raise KeyboardInterrupt
+    return False
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_rows(files: Demo, tmp_path: Path) -> None:

@@ -181,8 +181,9 @@ class Trainer:
             if self._due():
                 self._validate()
                 self._save()
-                if self._impatient():
-                    return "patience"
+            # Also when nothing was due: a run that ended here, or was killed, is entered again.
+            if self._impatient():
+                return "patience"
             limit = self.recipe.train.minutes * 60
             if self.process.any(bool(limit) and time.monotonic() - began >= limit):
                 return "minutes"
@@ -300,7 +301,8 @@ class Trainer:
             validated=self.progress.step,
             best=min(value, self.progress.best),
             best_step=self.progress.step if better else self.progress.best_step,
-            bad_validations=0 if better else self.progress.bad_validations + 1,
+            # The one at the end of the time limit does not count: an uninterrupted run has it not.
+            bad_validations=0 if better else self.progress.bad_validations + self._due(),
         )
         if self.process.is_first and better:
             self._save_best(scores)
