@@ -93,16 +93,15 @@ def run_predict(
     found = trained.predict(persons, trained.rule())
     with torch.no_grad():
         keypoints = body(found.poses, found.betas).keypoints + found.translation[:, None]
-    cam_int = torch.from_numpy(np.stack([p.cam_int for p in persons])).float()
     results = {
         "image": np.array([str(box.image) for box in wanted]),
         "box": np.array([(b.left, b.top, b.right, b.bottom) for b in wanted]),
-        "cam_int": cam_int.numpy(),
+        "cam_int": found.cam_int.numpy(),
         "poses": found.poses.numpy(),
         "betas": found.betas.numpy(),
         "trans": found.translation.numpy(),
         "keypoints_3d": keypoints.numpy(),
-        "keypoints_2d": camera.project(keypoints, cam_int).numpy(),
+        "keypoints_2d": camera.project(keypoints, found.cam_int).numpy(),
     }
     bad = [k for k in range(len(wanted)) if not np.isfinite(results["keypoints_3d"][k]).all()]
     if bad:
@@ -119,8 +118,8 @@ def run_predict(
         write_bytes(out / f"{stems[image]}.overlay.png", png_bytes(picture))
         for number, k in enumerate(mine if meshes else []):
             write_bytes(out / f"{stems[image]}.{number}.glb", glb_bytes(_parts(bodies[k])))
-    focal_source = "--focal" if focal else trained.focal_source
-    print(f"{len(wanted)} people in {len(images)} pictures -> {out} (focal length: {focal_source})")
+    source = _focal_source(trained, focal)
+    print(f"{len(wanted)} people in {len(images)} pictures -> {out} (focal length: {source})")
     if trained.standin:
         print("the network was trained on the licence-free stand-in body: a demonstration, "
               "not for photographs of people", file=sys.stderr)  # fmt: skip
@@ -154,6 +153,10 @@ def _intrinsics(
         return trained.intrinsics(data, str(image))
     height, width = decode(data, str(image)).shape[:2]
     return np.array(camera.intrinsics(focal, width, height))
+
+
+def _focal_source(trained: TrainedNetwork, focal: float | None) -> str:
+    return "--focal" if focal and trained.uses_intrinsics else trained.focal_source
 
 
 def _boxes(
@@ -227,7 +230,7 @@ def _write_numbers(
         out / "predictions.json",
         {
             "checkpoint": dict(trained.provenance()),
-            "focal_length": "--focal" if focal else trained.focal_source,
+            "focal_length": _focal_source(trained, focal),
             "units": "poses: radians; trans, keypoints_3d: metres, camera frame (x right, y down, "
                      "z forward); box, cam_int, keypoints_2d: pixels",
             "pose_names": list(pose_table.POSE_NAMES),
@@ -241,7 +244,8 @@ def _overlay(
     picture: np.ndarray, people: list[int], bodies: list[Posed], results: dict[str, np.ndarray]
 ) -> np.ndarray:
     """All people of a picture, the farthest first."""
-    for k in sorted(people, key=lambda k: -results["trans"][k, 2]):
+    # Distance under one and the same lens: crop cameras have a focal length each.
+    for k in sorted(people, key=lambda k: -results["trans"][k, 2] / results["cam_int"][k, 0, 0]):
         picture = draw_body(picture, bodies[k], results["cam_int"][k].astype(np.float64))
     thickness = max(1, round(max(picture.shape) / 500))
     for k in people:

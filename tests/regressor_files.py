@@ -18,7 +18,7 @@ ROWS = 60
 #: A network and a schedule of seconds; body model, losses and data are the real ones.
 MICRO = (
     "model.crop_size=64",
-    "model.backbone={width: 32, depth: 2, heads: 2, mlp_width: 64, drop_path: 0.2}",
+    "model.backbone={width: 32, depth: 2, heads: 2, mlp_width: 64, drop_path: 0.2, stem: patch}",
     "model.decoder={layers: 2, width: 32, heads: 2, head_width: 16, mlp_width: 32}",
     "train.batch_size=8",
     "train.epochs=3",

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,14 @@ import torch
 from pipeline.errors import InputError
 from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
-from stages.regressor import camera
+from stages.regressor import camera, overlays
 from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.config import load_recipe
 from stages.regressor.distributed import Process
 from stages.regressor.glb import Part, glb_bytes
 from stages.regressor.hrnet import HumanFOV
 from stages.regressor.joints import KeypointBody, keypoint_matrix
+from stages.regressor.model import View, crop_keypoints
 from stages.regressor.reporting import Reporter
 from stages.regressor.rows import Place, load_collection
 from stages.regressor.trained import CropRule, Person, TrainedNetwork, fov_input
@@ -34,13 +36,23 @@ def files() -> Demo:
     return demo()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("predict") / "run"
-    recipe = load_recipe("tiny", [*MICRO, "train.epochs=1"])
+def trained_in_a_moment(files: Demo, out: Path, *changes: str) -> Path:
+    recipe = load_recipe("tiny", [*MICRO, "train.epochs=1", *changes])
     rows = load_collection([Place(files.shards)], recipe.data)
     Trainer(recipe, rows, files.models, out, HERE, Reporter(None, None)).run()
     return out / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_in_a_moment(files, tmp_path_factory.mktemp("predict") / "run")
+
+
+@pytest.fixture(scope="module")
+def crop_camera(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ablation without the full-image camera (table 4.4)."""
+    out = tmp_path_factory.mktemp("predict") / "crop-camera"
+    return trained_in_a_moment(files, out, "changes/without-camera")
 
 
 def labels(files: Demo) -> dict[str, np.ndarray]:
@@ -63,8 +75,12 @@ def persons(files: Demo, rows: list[int]) -> list[Person]:
 # ---- the trained network ------------------------------------------------------------------------
 
 
-def test_the_network_sees_what_training_saw(files: Demo, checkpoint: Path) -> None:
+@pytest.mark.parametrize("camera_rule", ["checkpoint", "crop_camera"])
+def test_the_network_sees_what_training_saw(
+    files: Demo, camera_rule: str, request: pytest.FixtureRequest
+) -> None:
     """Scores of the predicted bodies in the full picture are those of the last validation."""
+    checkpoint = request.getfixturevalue(camera_rule)
     trained = TrainedNetwork(checkpoint)
     columns = labels(files)
     rows = np.flatnonzero(columns["split"] == "validation").tolist()
@@ -73,8 +89,7 @@ def test_the_network_sees_what_training_saw(files: Demo, checkpoint: Path) -> No
     assert found.poses.shape == (len(rows), 46) and found.translation.shape == (len(rows), 3)
     body = KeypointBody(load_skel(files.models, "male"), keypoint_matrix(files.models))
     points = body(found.poses, found.betas).keypoints + found.translation[:, None]
-    cam_int = torch.from_numpy(np.stack([person.cam_int for person in people])).float()
-    pixels = camera.project(points, cam_int).numpy()
+    pixels = camera.project(points, found.cam_int).numpy()
     truth = columns["gtkps"][rows]
     seen = truth[..., 2] > 0
     away = np.linalg.norm(pixels - truth[..., :2], axis=-1)
@@ -85,6 +100,46 @@ def test_the_network_sees_what_training_saw(files: Demo, checkpoint: Path) -> No
     provenance = trained.provenance()
     assert provenance["standin"] is True and len(provenance["sha256"]) == 64
     json.dumps(dict(provenance))
+
+
+def test_a_crop_camera_is_the_same_for_every_lens(files: Demo, crop_camera: Path) -> None:
+    """1.4, last lines: 5000 px on 256 px of the crop, through its middle; the lens plays no part,
+    nor does the side that a protocol tells the network.
+    """
+    trained = TrainedNetwork(crop_camera)
+    assert not trained.uses_intrinsics and trained.focal_source.startswith("crop camera")
+    people = persons(files, [2, 5])
+    found = trained.predict(people, CropRule(True))
+    side = np.array([person.box[0] * 4 / 3 for person in people])
+    assert found.cam_int[:, 0, 0].numpy() == pytest.approx(5000 * side / 256, rel=1e-5)
+    centers = np.stack([person.center for person in people])
+    assert found.cam_int[:, :2, 2].numpy() == pytest.approx(centers, rel=1e-5)
+    unknown = [replace(person, cam_int=np.full((3, 3), np.nan)) for person in people]
+    again = trained.predict(unknown, CropRule(True, told="annotation"))
+    for name, value in vars(found).items():
+        assert torch.equal(getattr(again, name), value), name
+
+
+@pytest.mark.parametrize("change", ["checkpoint", "crop_camera"])
+def test_training_pictures_show_bodies_where_the_keypoints_are(
+    files: Demo, change: str, request: pytest.FixtureRequest
+) -> None:
+    recipe = TrainedNetwork(request.getfixturevalue(change)).recipe
+    camera_numbers = torch.tensor([[0.9, 0.1, -0.2], [0.7, -0.1, 0.3]])
+    side, size = torch.tensor([200.0, 320.0]), recipe.model.crop_size
+    center = torch.tensor([[300.0, 200.0], [150.0, 260.0]])
+    affine = torch.zeros(2, 2, 3)
+    affine[:, 0, 0] = affine[:, 1, 1] = size / side
+    affine[:, :, 2] = size / 2 - (size / side)[:, None] * center
+    cam_int = torch.tensor(camera.intrinsics(700.0, 640, 480)).repeat(2, 1, 1)
+    view = View(center, side, cam_int, affine)
+    points = torch.randn(2, 44, 3, generator=torch.Generator().manual_seed(0)) * 0.3
+    seen = crop_keypoints(recipe.model, points, camera_numbers, view)
+    for row in range(2):
+        matrix, translation = overlays.crop_camera(recipe.model, camera_numbers, view, row)
+        drawn = camera.project(points[row] + translation, torch.from_numpy(matrix).float())
+        wanted = overlays.crop_pixels(seen[row], recipe.model)
+        assert drawn.numpy() == pytest.approx(wanted, abs=2e-3)
 
 
 def test_prediction_and_validation_agree(files: Demo, checkpoint: Path) -> None:

@@ -103,10 +103,21 @@ def crop_keypoints(
     return cameras.to_crop(pixels, view.affine, config.crop_size)
 
 
-def full_translation(camera: Tensor, view: View) -> Tensor:
-    """Translation (B, 3), metres, that places the body in the full picture (1.4, 7).
+def full_camera(config: ModelConfig, camera: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Where `crop_keypoints` sees the body, for the full picture: translation (B, 3), metres, and
+    the intrinsics (B, 3, 3), pixels, that it belongs to (1.4, 7).
 
-    The crop camera's (s, tx, ty) mean the same size and place within the box, at a long focal
-    length; so one formula serves both.
+    A crop camera looks through the middle of its own crop at 5000 px on 256, whatever the lens of
+    the picture; so its intrinsics differ from person to person.
     """
-    return cameras.full_image_translation(camera, view.box_center, view.box_side, view.cam_int)
+    if config.camera == "full_image":
+        translation = cameras.full_image_translation(
+            camera, view.box_center, view.box_side, view.cam_int
+        )
+        return translation, view.cam_int
+    # Not box_side: under some evaluation protocols that is another one than was cut out.
+    side = config.crop_size / view.affine[:, 0, 0]
+    cam_int = torch.eye(3).to(view.box_center).repeat(len(side), 1, 1)
+    cam_int[:, 0, 0] = cam_int[:, 1, 1] = side * (cameras.HSMR_FOCAL / cameras.HSMR_CROP)
+    cam_int[:, :2, 2] = view.box_center
+    return cameras.crop_translation(camera), cam_int

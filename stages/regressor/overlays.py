@@ -11,11 +11,10 @@ from torch import Tensor
 
 from pipeline.render import BONE_COLOR, Camera, Mesh, render_translucent
 from skel_fit.skel import SKEL
-from stages.regressor import camera as cameras
 from stages.regressor.config import ModelConfig
 from stages.regressor.crops import IMAGENET_MEAN, IMAGENET_STD
 from stages.regressor.joints import LIMBS
-from stages.regressor.model import View, full_translation
+from stages.regressor.model import View, full_camera
 
 SKIN = (0.45, 0.65, 0.90)
 PREDICTED, LABELLED = (255, 120, 30), (60, 220, 90)
@@ -77,17 +76,11 @@ def crop_camera(
 
     camera: (B, 3) crop cameras.
     """
-    size = config.crop_size
-    if config.camera == "crop":
-        focal = cameras.HSMR_FOCAL / cameras.HSMR_CROP * size
-        cam_int = np.array(cameras.intrinsics(focal, size, size))
-        translation = cameras.crop_translation(camera[row])
-    else:
-        affine = np.concatenate((view.affine[row].double().cpu().numpy(), [[0.0, 0.0, 1.0]]))
-        cam_int = affine @ view.cam_int[row].double().cpu().numpy()
-        translation = full_translation(camera, view)[row]
-    cam_int[0, 2] -= size / 8
-    return cam_int, translation
+    translation, cam_int = (x[row] for x in full_camera(config, camera, view))
+    affine = np.concatenate((view.affine[row].double().cpu().numpy(), [[0.0, 0.0, 1.0]]))
+    seen = affine @ cam_int.double().cpu().numpy()
+    seen[0, 2] -= config.crop_size / 8
+    return seen, translation
 
 
 def seen_picture(image: Tensor) -> np.ndarray:

@@ -76,7 +76,7 @@ class CheckpointPredictor:
             "poses": found.poses,
             "betas": found.betas,
             "cam_t": found.translation,
-            "cam_int": torch.from_numpy(np.stack([person.cam_int for person in persons])),
+            "cam_int": found.cam_int,
         }
 
     def _person(self, batch: Batch, k: int) -> Person:
@@ -88,7 +88,7 @@ class CheckpointPredictor:
             if name not in self._cameras:  # several people share a picture
                 self._cameras[name] = self._network.intrinsics(data, name)
             cam_int = self._cameras[name]
-        elif not np.isfinite(cam_int).all():
+        elif self._network.uses_intrinsics and not np.isfinite(cam_int).all():
             raise InputError(
                 f"row {batch.rows[k]} ({name}): the labels have no intrinsics; give the weights of "
                 "a field-of-view network with --fov-checkpoint"

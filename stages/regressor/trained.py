@@ -26,9 +26,11 @@ from stages.regressor.config import Recipe
 from stages.regressor.hrnet import HumanFOV
 from stages.regressor.images import decode
 from stages.regressor.loader import BLANK
-from stages.regressor.model import Regressor, View, full_translation
+from stages.regressor.model import Regressor, View, full_camera
 from stages.regressor.vit import some
 
+#: The focal length of a network that needs none of the picture's.
+CROP_CAMERA = "crop camera of the network (5000 px on a crop of 256)"
 _FOV_SIDE = 256
 _MAX_BATCH = 32
 
@@ -38,7 +40,7 @@ class Person:
     """One person in one picture.
 
     data: the encoded picture; name: for messages; center (2,), box (2,) = width and height: pixels;
-    cam_int: (3, 3) intrinsics, pixels.
+    cam_int: (3, 3) intrinsics, pixels; may be NaN where `TrainedNetwork.uses_intrinsics` is false.
     """
 
     data: bytes
@@ -61,11 +63,14 @@ class CropRule:
 
 @dataclass(frozen=True)
 class Prediction:
-    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres, camera frame."""
+    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres in the frame of the camera
+    cam_int (B, 3, 3), pixels: the person's, or for a network with a crop camera that one.
+    """
 
     poses: Tensor
     betas: Tensor
     translation: Tensor
+    cam_int: Tensor
 
 
 class TrainedNetwork:
@@ -103,7 +108,17 @@ class TrainedNetwork:
     @property
     def focal_source(self) -> str:
         """Where the focal length comes from for a picture without intrinsics."""
+        if not self.uses_intrinsics:
+            return CROP_CAMERA
         return "HumanFOV" if self._focal is not None else "picture diagonal (assumed)"
+
+    @property
+    def uses_intrinsics(self) -> bool:
+        """The answer depends on the picture's camera: through the network's own or the box."""
+        model = self.recipe.model
+        options = model.coarse_to_fine
+        told = options.conditioned or (options.coarse and options.conditioned_coarse)
+        return model.camera == "full_image" or (model.head == "coarse_to_fine" and told)
 
     def rule(self) -> CropRule:
         """The crop rule that the network was trained with."""
@@ -131,7 +146,7 @@ class TrainedNetwork:
         ]
         return Prediction(
             *(torch.cat([getattr(part, name) for part in parts]).cpu()
-              for name in ("poses", "betas", "translation"))
+              for name in ("poses", "betas", "translation", "cam_int"))
         )  # fmt: skip
 
     def _predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
@@ -155,8 +170,8 @@ class TrainedNetwork:
                     tensor(affines))  # fmt: skip
         box = camera.box_conditioning(view.box_center, view.box_side, view.cam_int)
         final = self.network(tensor(images), box).final
-        translation = full_translation(final.camera, view)
-        return Prediction(representation.decode(final.code), final.betas, translation)
+        translation, cam_int = full_camera(self.recipe.model, final.camera, view)
+        return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
 
 
 def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
@@ -171,7 +186,7 @@ def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
         corner = np.round(center - side / 2)
         side = float(round(side))
         center = corner + side / 2
-    return crops.Crop(center, side, np.asarray(person.cam_int)[:2, 2], size)
+    return crops.Crop(center, side, center, size)  # nothing is turned: any principal point will do
 
 
 def fov_input(picture: np.ndarray) -> np.ndarray:
