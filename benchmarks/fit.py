@@ -31,6 +31,7 @@ from benchmarks.measure import (
     markdown_conditions,
     markdown_table,
     residuals,
+    set_threads,
     synchronise,
     violations,
 )
@@ -356,13 +357,7 @@ def bars(ours_: list[Variant], rivals: list[Rival], per_row: float, device: str)
 
 def main() -> None:
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
-    try:
-        import numba
-
-        numba.set_num_threads(arguments.threads)
-    except ImportError:
-        pass
+    set_threads(arguments.threads)
     pair = Pair.default(device=arguments.device)
     frames = real(arguments.rows)
     rivals = [] if arguments.no_published else make_rivals(pair, arguments.quick)

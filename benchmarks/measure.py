@@ -76,6 +76,17 @@ class Clock:
         return statistics.median(self.cpus)
 
 
+def set_threads(count: int) -> None:
+    """Threads of torch and, where it is installed, of numba."""
+    torch.set_num_threads(count)
+    try:
+        import numba
+
+        numba.set_num_threads(count)
+    except ImportError:
+        pass
+
+
 def synchronise() -> None:
     """Wait for the GPU, if work may be running on one."""
     if torch.cuda.is_available():

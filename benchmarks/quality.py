@@ -24,7 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Pair, conditions, markdown_conditions, markdown_table
+from benchmarks.measure import (
+    Pair,
+    conditions,
+    markdown_conditions,
+    markdown_table,
+    set_threads,
+)
 from benchmarks.poses import Frames, OwnMeshes, extreme, own_from_motion, own_wide, real
 from benchmarks.published_recipe import released_root
 from skel_fit.default_body import default_body_directory
@@ -393,13 +399,7 @@ def shapes(pair: Pair, frames: Frames) -> list[tuple[object, ...]]:
 
 def main() -> None:
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
-    try:
-        import numba
-
-        numba.set_num_threads(arguments.threads)
-    except ImportError:
-        pass
+    set_threads(arguments.threads)
     rows = 12 if arguments.quick else arguments.rows
     told = conditions(threads=arguments.threads, rows=rows)
     pair = Pair.default()

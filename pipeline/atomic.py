@@ -51,15 +51,28 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OutputError: disk full, no permission and the like; nothing is left behind.
     """
+    with published(path, len(data)) as temporary:
+        _write_new(temporary, data)
+
+
+@contextlib.contextmanager
+def published(path: Path, size: int | None = None) -> Iterator[Path]:
+    """A temporary file name; what the block writes (and syncs) there gets the name `path`.
+
+    size: bytes that an error names; None: those that were written.
+
+    Raises:
+        OutputError: as `write_bytes`; nothing is left behind, whatever ends the block early.
+    """
     temporary = path.with_name(
         f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
     )
     try:
-        _write_new(temporary, data)
+        yield temporary
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        raise output_error(error, path, len(data)) from error
+        raise output_error(error, path, _size(temporary) if size is None else size) from error
     finally:
         # Gone already when the rename happened; there after any failure or interrupt.
         with contextlib.suppress(OSError):
@@ -130,6 +143,13 @@ def output_error(error: OSError, path: Path, size: int) -> OutputError:
     advice = "free space and rerun, finished shards are kept" if full else "fix it and rerun"
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot write {size} bytes: {reason}; {advice}")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _write_new(path: Path, data: bytes | memoryview) -> None:

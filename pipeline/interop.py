@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.atomic import TEMPORARY_SUFFIX, output_error, sync_directory
+from pipeline.atomic import published
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
 
@@ -214,28 +213,10 @@ def _write_member(
 @contextlib.contextmanager
 def _published(path: Path) -> Iterator[IO[bytes]]:
     """A new file that gets its name when the block ends well: complete and durable, or absent."""
-    name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    temporary = path.with_name(name)
-    try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise output_error(error, path, _size(temporary)) from error
-    finally:
-        # Gone already when the rename happened; there after any failure or interrupt.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    with published(path) as temporary, temporary.open("xb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def describe(exported: Exported) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pipeline.errors import InputError
+from skel_fit.pose_table import SMPL_PARENTS
 
-_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 # What each OpenPose point is: a vertex number, or joint j written as -j - 1.
 _OPENPOSE = (332, -13, -18, -20, -22, -17, -19, -21, -1, -3, -6, -9, -2, -5, -8, 6260, 2800, 4071,
              583, 3216, 3226, 3387, 6617, 6624, 6787)  # fmt: skip
@@ -102,7 +102,7 @@ class KeypointBody:
         local = Rotation.from_rotvec(poses.reshape(-1, 3)).as_matrix().reshape(-1, 24, 3, 3)
         world, joints = local.copy(), rest.copy()
         for joint in range(1, 24):
-            parent = _PARENTS[joint]
+            parent = SMPL_PARENTS[joint]
             world[:, joint] = world[:, parent] @ local[:, joint]
             bone = (rest[:, joint] - rest[:, parent])[..., None]
             joints[:, joint] = joints[:, parent] + (world[:, parent] @ bone)[..., 0]

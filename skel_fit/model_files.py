@@ -22,7 +22,7 @@ from smplx.utils import Struct
 
 from skel_fit import restricted_pickle
 from skel_fit.errors import ModelFileError
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS
+from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, SMPL_PARENTS
 from skel_fit.restricted_pickle import Array, PickleError, StandIn, is_stand_in, one_line
 from skel_fit.skel import (
     NUM_BETAS,
@@ -36,7 +36,6 @@ from skel_fit.skel import (
 Kind = Literal["skel", "smpl"]
 
 SKEL_VERSION = "1.1.1"
-SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 
 _GENDERS = {"skel": ("male", "female"), "smpl": ("neutral", "male", "female")}
 _WHERE = {

@@ -116,6 +116,8 @@ JOINTS: tuple[Joint, ...] = (
 
 JOINT_NAMES: tuple[str, ...] = tuple(joint.name for joint in JOINTS)
 PARENTS: tuple[int, ...] = tuple(joint.parent for joint in JOINTS)
+#: The tree of SMPL, which has as many joints; -1: the root.
+SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 POSE_NAMES: tuple[str, ...] = tuple(dof.name for joint in JOINTS for dof in joint.dofs)
 JOINT_OF_DOF: tuple[int, ...] = tuple(j for j, joint in enumerate(JOINTS) for _ in joint.dofs)
 

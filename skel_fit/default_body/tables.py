@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..pose_table import JOINT_NAMES, PARENTS
+from .. import pose_table
 
-SMPL_PARENTS = np.array(
-    [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21]
-)
+SMPL_PARENTS = np.array(pose_table.SMPL_PARENTS)
 # Joint on the other side of the body (itself on the midline).
 SMPL_MIRROR = np.array(
     [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22]
 )
 
-SKEL_JOINTS = JOINT_NAMES
-SKEL_PARENTS = np.array(PARENTS)
+SKEL_JOINTS = pose_table.JOINT_NAMES
+SKEL_PARENTS = np.array(pose_table.PARENTS)
 SKEL_MIRROR = np.array(
     [0, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 11, 12, 13, 19, 20, 21, 22, 23, 14, 15, 16, 17, 18]
 )
