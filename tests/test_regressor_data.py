@@ -1,8 +1,12 @@
 """Rows, pictures, order, augmentation and demo pictures, on real files."""
 
+import hashlib
 import io
+import json
 import shutil
 import tarfile
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
+from pipeline.rundir import RunDirectory
+from pipeline.shards import RESULT_COLUMNS, build_shard, read_columns, root_attributes
+from pipeline.task import receipt_path, shard_path
 from stages.regressor import augment, camera, demo_pictures
 from stages.regressor.bodies import Bodies
 from stages.regressor.config import load_recipe
@@ -107,14 +114,109 @@ def test_unusable_rows_are_left_out_and_counted(files: Demo, tmp_path: Path) -> 
         collection(files, images=tmp_path / "nowhere")
 
 
+# What an edit of row k of a converted dataset makes of it when it is read for training.
+_UNUSABLE = {
+    "rejected by the conversion": (("status", (), "rejected:not finite"),),
+    "with non-finite labels": (
+        ("skel_poses", (5,), np.nan), ("skel_betas", (2,), np.inf), ("center", (1,), np.nan),
+        ("scale", (), np.nan), ("cam_int", (0, 2), np.inf), ("gtkps", (3, 0), np.nan),
+    ),
+    "with a box below 1 pixel": (("scale", (), 0.004), ("scale", (), -1.0)),
+    "with a focal length that is not positive": (
+        ("cam_int", (0, 0), 0.0), ("cam_int", (0, 0), -900.0), ("cam_int", (1, 1), 0.0),
+    ),
+    "with a box far outside the picture": (("center", (0,), 9e4), ("center", (1,), -9e4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", _UNUSABLE)
+def test_rows_that_cannot_be_trained_on_are_counted(
+    files: Demo, tmp_path: Path, reason: str
+) -> None:
+    """One row spoilt for each way of being unusable: those and no others are left out."""
+    edits = _UNUSABLE[reason]
+
+    def spoil(columns: dict[str, np.ndarray]) -> None:
+        # A point of another row without a confidence must not hide what is wrong with this one.
+        columns["gtkps"][40, 7, 2] = np.nan
+        columns["gtkps"][:, 3, 2] = 1.0
+        columns["gtkps"][41, 5] = (np.nan, np.nan, 0.0)
+        for k, (column, place, value) in enumerate(edits):
+            if isinstance(value, str):
+                columns[column] = columns[column].astype("<U40")
+            columns[column][(3 * k + 2, *place)] = value
+
+    recipe = load_recipe("tiny", MICRO)
+    found = load_collection([Place(edited(files.shards, tmp_path, spoil))], recipe.data)
+    assert found.skipped == {reason: len(edits)}
+    spoilt = [3 * k + 2 for k in range(len(edits))]
+    assert found.rows.source_row.tolist() == [k for k in range(ROWS) if k not in spoilt]
+    sent = CropDataset(found, recipe.data, 64, 0, training=False)
+    row = found.rows.source_row.tolist().index(40)
+    points = sent[(0, row)]["keypoints"]
+    assert np.isfinite(points).all() and not points[7].any() and points[3, 2] == 1
+    assert np.isfinite(sent[(0, row + 1)]["keypoints"]).all()
+
+
+@pytest.mark.parametrize("column", ["cam_int", "gtkps"])
+def test_a_missing_column_is_named(files: Demo, tmp_path: Path, column: str) -> None:
+    shards = edited(files.shards, tmp_path, lambda columns: columns.pop(column))
+    missing = rf"column '{column}' is missing; training needs shards of hmr-skel convert"
+    with pytest.raises(InputError, match=missing) as caught:
+        load_collection([Place(shards)], load_recipe("tiny", MICRO).data)
+    assert str(shards) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def edited(shards: Path, folder: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    """A copy of a converted dataset of one shard with other columns, sealed anew."""
+    directory = folder / "edited"
+    shutil.copytree(shards, directory)
+    run = RunDirectory(directory)
+    old = run.plan()
+    assert old.shards == 1
+    names = (*RESULT_COLUMNS, *(item.stored for item in old.fields))
+    columns = read_columns(shard_path(directory, 0), names)
+    edit(columns)
+    plan = replace(old, fields=[f for f in old.fields if f.stored in columns])
+    data = build_shard(columns, root_attributes(plan, 0), plan.compression)
+    shard_path(directory, 0).write_bytes(data)
+    receipt = json.loads(receipt_path(directory, 0).read_text())
+    receipt |= {
+        "plan_id": plan.plan_id, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        "status": dict(Counter(columns["status"].tolist())),
+    }  # fmt: skip
+    receipt_path(directory, 0).write_text(json.dumps(receipt))
+    run.write_plan(plan)
+    return directory
+
+
 def test_a_damaged_picture_stops_with_its_name_and_row(files: Demo, tmp_path: Path) -> None:
     shutil.copytree(files.data / "demo", tmp_path / "demo")
     recipe, found = collection(files, images=tmp_path)
     name = str(found.rows.image[4])
     (tmp_path / name).write_bytes(b"\xff\xd8 not a jpeg")
     rows = CropDataset(found, recipe.data, 64, 0, training=False)
-    with pytest.raises(InputError, match=rf"image {name}: damaged .*\(row 4\)"):
+    expected = rf"row 4 \({name}\), pictures in {tmp_path}: image {name}: damaged or not a picture"
+    with pytest.raises(InputError, match=expected):
         rows[(0, 4)]
+    for workers in (0, 1):
+        given = batches(rows, [[(0, 1), (0, 2)], [(0, 3), (0, 4)]], workers)
+        assert next(given).row.tolist() == [1, 2]
+        with pytest.raises(InputError, match="^" + expected) as caught:
+            next(given)
+        assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=rf"^row 4 \({name}\), pictures in .*cannot be read: No "):
+        next(batches(rows, [[(0, 4)]], 1))
+
+
+def test_rows_of_several_datasets_are_named_with_theirs(files: Demo) -> None:
+    recipe, _ = collection(files)
+    twice = load_collection([Place(files.shards), Place(files.shards)], recipe.data)
+    rows = CropDataset(twice, recipe.data, 64, 0, training=False)
+    name = str(twice.rows.image[3])
+    assert rows.label(ROWS + 3) == f"row 3 ({name}) of {files.shards}"
+    assert dataset(files).label(3) == f"row 3 ({name})"
 
 
 def test_pictures_come_from_folders_and_tars_alike(files: Demo, tmp_path: Path) -> None:

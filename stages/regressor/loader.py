@@ -68,12 +68,17 @@ class CropDataset(Dataset):
         *, training: bool,
     ) -> None:  # fmt: skip
         self.rows: Rows = collection.rows
-        self.images = collection.images
+        self.images, self.directories = collection.images, collection.directories
         self.config, self.crop_size = config, crop_size
         self.seed, self.training = seed, training
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def label(self, k: int) -> str:
+        """How row k is named in messages; with several datasets also which one."""
+        place = f" of {self.directories[self.rows.source[k]]}" if len(self.directories) > 1 else ""
+        return self.rows.label(k) + place
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, k = key
@@ -122,11 +127,11 @@ class CropDataset(Dataset):
         if self.config.blank_images:
             return np.full((self.crop_size, self.crop_size * 3 // 4, 3), BLANK, np.uint8)
         name = str(self.rows.image[k])
-        data = self.images[self.rows.source[k]].read(name)
+        source = self.images[self.rows.source[k]]
         try:
-            return crops.cut(data, name, crop)
+            return crops.cut(source.read(name), name, crop)
         except InputError as error:
-            raise InputError(f"{error} (row {self.rows.source_row[k]})") from error
+            raise InputError(f"{self.label(k)}, pictures in {source.place}: {error}") from error
 
 
 def crops_growth(enlarge: bool) -> float:
@@ -144,6 +149,32 @@ def turned_keypoints(keypoints: np.ndarray, crop: crops.Crop) -> np.ndarray:
     if crop.flip:
         result = result[list(MIRROR)]
     return np.where(result[:, 2:] > 0, result, 0.0)
+
+
+class _Sent(Dataset):
+    """Rows as they travel from a loader process: bad input as a value, to be raised by the reader.
+
+    An exception that leaves a loader process arrives as a traceback inside a message.
+    """
+
+    def __init__(self, dataset: CropDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> dict[str, Any] | InputError:
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return InputError(str(error))
+
+
+def _collate_sent(items: list[dict[str, Any] | InputError]) -> Batch | InputError:
+    """A batch, or the first of its rows' errors."""
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+        rows.append(item)
+    return collate(rows)
 
 
 def collate(items: list[dict[str, Any]]) -> Batch:
@@ -190,8 +221,11 @@ class Order:
 
 def batches(
     dataset: CropDataset, keys: Iterator[list[Key]] | list[list[Key]], workers: int
-) -> DataLoader:
-    """A loader over lists of keys; workers: processes that read and cut pictures, 0: this one.
+) -> Iterator[Batch]:
+    """Batches of lists of keys; workers: processes that read and cut pictures, 0: this one.
+
+    Raises:
+        InputError: a picture of the batch is damaged or gone; the message names it and its row.
 
     Workers come from a fork server that has done nothing but import: OpenCV's threads do not
     survive a fork, a worker forked from here could wait for them forever.
@@ -200,15 +234,19 @@ def batches(
     if workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-    return DataLoader(
-        dataset,
+    loader = DataLoader(
+        _Sent(dataset),
         batch_sampler=_Listed(keys),
-        collate_fn=collate,
+        collate_fn=_collate_sent,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=context,
         worker_init_fn=_one_thread,
     )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def _one_thread(worker: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -110,6 +110,7 @@ class Collection:
 
     skipped: reason -> number of rows left out. digests: dataset digest of each. standin: labels
     were made with the licence-free body. models: folder of body models of the first dataset.
+    directories: where each dataset is.
     """
 
     rows: Rows
@@ -118,11 +119,11 @@ class Collection:
     standin: bool
     models: Path | None
     skipped: dict[str, int] = field(default_factory=dict)
+    directories: tuple[Path, ...] = ()
 
     def of(self, split: Split) -> Collection:
         """The same pictures, rows of one split."""
-        return Collection(self.rows.of(split), self.images, self.digests, self.standin,
-                          self.models, self.skipped)  # fmt: skip
+        return replace(self, rows=self.rows.of(split))
 
 
 def load_collection(places: Sequence[Place], config: DataConfig) -> Collection:
@@ -163,7 +164,10 @@ def load_collection(places: Sequence[Place], config: DataConfig) -> Collection:
             f"{places[0].directory}: no usable row ({reasons or 'the dataset is empty'}); "
             f"pictures were looked for in {sources[0].place}"
         )
-    return Collection(rows, tuple(sources), tuple(digests), standins[0], models, skipped)
+    return Collection(
+        rows, tuple(sources), tuple(digests), standins[0], models, skipped,
+        tuple(place.directory for place in places),
+    )  # fmt: skip
 
 
 def _recorded_images(dataset) -> Path:  # type: ignore[no-untyped-def]
@@ -198,7 +202,7 @@ def _read(
             & _finite(np.where(keypoints[..., 2:] > 0, keypoints, 0.0))
         ),
         "with a box below 1 pixel": ~(size.max(1) >= 1.0),
-        "with a focal length that is not positive": ~(cam_int[:, 0, 0] > 0),
+        "with a focal length that is not positive": ~(cam_int[:, (0, 1), (0, 1)] > 0).all(1),
         "with a box far outside the picture": _far_outside(center, size, cam_int),
         "of the other gender": (
             female != (config.gender == "female")
@@ -241,9 +245,10 @@ def _keypoints(dataset) -> np.ndarray:  # type: ignore[no-untyped-def]
             f"{dataset.directory}: column 'gtkps': expected (rows, >={_KEYPOINTS}, 3), found "
             f"{keypoints.shape}"
         )
-    # A row that was rejected may hold anything; others with a NaN confidence are not visible.
-    return np.nan_to_num(keypoints[:, :_KEYPOINTS], nan=0.0, posinf=0.0, neginf=0.0) \
-        if not np.isfinite(keypoints[..., 2]).all() else keypoints[:, :_KEYPOINTS]  # fmt: skip
+    keypoints = keypoints[:, :_KEYPOINTS]
+    # A point whose confidence is not a number is not visible; it says nothing about other points.
+    unknown = ~np.isfinite(keypoints[..., 2])
+    return np.where(unknown[..., None], np.float32(0), keypoints) if unknown.any() else keypoints
 
 
 def _far_outside(center: np.ndarray, size: np.ndarray, cam_int: np.ndarray) -> np.ndarray:
