@@ -52,8 +52,6 @@ STANDIN_WARNING = (
     "Evaluated on the licence-free stand-in body, not on SMPL and SKEL. These numbers compare only "
     "with each other; never set them beside published ones."
 )
-#: Methods whose published numbers get a column; all others are on the page and in the JSON.
-MAIN_METHODS = ("HMR2.0", "HSMR", "CameraHMR", "SKEL-CF")
 MEAN_POSE = MeanPose.name
 
 
@@ -303,12 +301,8 @@ def number(value: float, name: str) -> str:
 
 
 def main_published(result: ProtocolResult) -> list[Published]:
-    """Published rows that get a column: none beside stand-in results."""
-    if result.standin:
-        return []
-    rows = [row for row in result.protocol.published if row.comparable]
-    found = [next((row for row in rows if row.method == name), None) for name in MAIN_METHODS]
-    return [row for row in found if row is not None]
+    """Published rows that get a column, as the file orders them: none beside stand-in results."""
+    return [] if result.standin else [row for row in result.protocol.published if row.column]
 
 
 def share_of_mean_pose(result: ProtocolResult) -> dict[str, float]:

@@ -22,7 +22,7 @@ from stages.cli import run as run_cli
 from stages.evaluation_page import evaluation_page, worst_rows
 from stages.regressor.checkpoints import save_checkpoint
 from stages.regressor.config import load_recipe
-from stages.regressor.eval_readers import EvalRows
+from stages.regressor.eval_readers import EvalRows, read_eval_rows
 from stages.regressor.evaluation import (
     Bodies,
     floor_values,
@@ -55,12 +55,17 @@ def protocol(name: str, **changes) -> EvaluationProtocol:
 
 
 def test_every_protocol_of_the_reference_is_there():
-    names = set(protocol_files())
-    assert PUBLISHED | {"demo", "demo-skel"} <= names
-    for name in names:
+    assert PUBLISHED | {"demo", "demo-skel"} <= set(protocol_files())
+    for name in PUBLISHED:
         found = load_protocol(name)
         assert found.name == name
-        assert bool(found.published) == (name in PUBLISHED)
+        assert found.published
+        assert any(row.column for row in found.published)
+
+
+@pytest.mark.parametrize("name", sorted(protocol_files()))
+def test_every_file_is_a_protocol(name):
+    assert load_protocol(name).metrics
 
 
 @pytest.mark.parametrize(
@@ -121,12 +126,17 @@ def test_published_numbers_by_method():
 def test_a_protocol_is_added_by_one_file(tmp_path, monkeypatch):
     content = yaml.safe_load(protocol_files()["emdb"].read_text())
     content |= {"name": "my-set", "published": []}
-    folder = tmp_path / "configs" / "protocols"
-    folder.mkdir(parents=True)
-    (folder / "my-set.yaml").write_text(yaml.safe_dump(content))
+    add_protocol(tmp_path, content)
     monkeypatch.chdir(tmp_path)
     assert load_protocol("my-set").dataset == "EMDB"
-    assert load_protocol(folder / "my-set.yaml") == load_protocol("my-set")
+    path = tmp_path / "configs" / "protocols" / "my-set.yaml"
+    assert load_protocol(path) == load_protocol("my-set")
+
+
+def add_protocol(working: Path, content: dict) -> None:
+    folder = working / "configs" / "protocols"
+    folder.mkdir(parents=True)
+    (folder / f"{content['name']}.yaml").write_text(yaml.safe_dump(content))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +152,10 @@ def test_a_protocol_is_added_by_one_file(tmp_path, monkeypatch):
         ({"roots": []}, "alignment root needs roots"),
         ({"published": [{"method": "x", "source": "y", "values": {"pck@0.05": 1}}]},
          "pck@0.05 not among the metrics"),
+        ({"published": [{"method": "x", "source": "y", "values": {}, "column": True,
+                         "comparable": False}]}, "not comparable gets none"),
+        ({"published": 2 * [{"method": "x", "source": "y", "values": {}, "column": True}]},
+         "two columns of one method"),
         ({"alignment": [], "vertices": False}, "nothing to measure"),
         ({"name": "Bad Name"}, "small letters"),
     ],
@@ -157,7 +171,7 @@ def test_wrong_protocols_are_refused_in_one_line(tmp_path, change, message):
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(UsageError, match=r"no protocol '3dpw'; there are 3dpw-chmr, 3dpw-hmr2"):
+    with pytest.raises(UsageError, match=r"no protocol '3dpw'; there are .*3dpw-chmr, .*moyo"):
         load_protocol("3dpw")
 
 
@@ -443,8 +457,8 @@ def test_published_numbers_stand_beside_licensed_results_only(tmp_path, bodies):
     result = finished(tmp_path, bodies, load_protocol("moyo-hard"))
     heading, lines = verb.columns_of(result)
     assert heading == ["", "mine", "mean pose", "% of mean pose", "floor",
-                       "published: HSMR", "published: CameraHMR", "published: SKEL-CF"]  # fmt: skip
-    assert lines[0][-3:] == ["120.0", "96.0", "90.0"]
+                       "published: CameraHMR", "published: HSMR", "published: SKEL-CF"]  # fmt: skip
+    assert lines[0][-3:] == ["96.0", "120.0", "90.0"]
     text = verb.table([result])
     assert "WARNING" not in text
     assert "published count is 9725" in text
@@ -588,6 +602,50 @@ def test_the_verb_on_label_files_with_stored_predictions(tmp_path, models, capsy
     assert found[1]["floor"]["pa_pve"] == pytest.approx(0, abs=1e-6)
     assert found[0]["files"].keys() == {str(labels / "emdb_test.npz")}
     assert found[2]["models"].keys() >= {"SMPL_to_J19.pkl", "J_regressor_SKEL_mix_MALE.pkl"}
+
+
+def test_one_added_file_is_evaluated_with_columns_of_its_own(
+    tmp_path, monkeypatch, models, capsys
+):
+    """A new data set: its YAML, its label file and predictions; nothing in the code knows it."""
+    from tests.test_eval_readers import camerahmr
+
+    source = {"format": "camerahmr", "files": ["new/labels.npz"], "scale_unit": "200px"}
+    add_protocol(tmp_path, {
+        "name": "my-set", "dataset": "Mine", "family": "ours", "about": "A new one.",
+        "source": source, "truth": {"body": "smpl"},
+        "joints": {"truth": "h36m_17", "prediction": "h36m_17", "pick": [1, 2, 4, 5]},
+        "roots": [{"key": "pelvis", "about": "H36M joint 0", "joints": [0]}],
+        "alignment": ["root", "similarity"], "vertices": True,
+        "crop": {"grow_to_aspect": False, "corners": "subpixel", "conditioning": "crop"},
+        "focal": "labels",
+        "published": [
+            {"method": "Theirs", "source": "T, Table 1", "values": {"mpjpe": 71.5}, "column": True},
+            {"method": "Ablation", "source": "T, Table 2", "values": {"mpjpe": 88.25}},
+        ],
+    })  # fmt: skip
+    (tmp_path / "data" / "new").mkdir(parents=True)
+    np.savez(tmp_path / "data" / "new" / "labels.npz", **camerahmr())
+    rows = replace(label_rows(6), row=np.arange(6))
+    predictor = stored(tmp_path / "mine.npz", rows)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", "my-set", "--data-root", "data", "--predictions", "mine.npz",
+                 "--models", str(models), "--out", "out", "--worst", "1", "--quiet"]  # fmt: skip
+    assert run_cli(arguments) == 0
+    text = capsys.readouterr().out
+    assert "my-set (ours): 6 rows" in text
+    line = next(line for line in text.splitlines() if line.startswith("MPJPE"))
+    assert line.endswith("71.5")
+    assert "published: Theirs" in text and "Ablation" not in text
+    assert "Ablation" in (tmp_path / "out" / "evaluation.html").read_text()
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["protocols"][0]
+    chosen = load_protocol("my-set")
+    labels = read_eval_rows(chosen, tmp_path / "data" / "new" / "labels.npz")
+    again = run_protocol(chosen, labels, predictor, Bodies(models)).summary()
+    ours = found["results"]["mine"]["metrics"]
+    assert set(ours) == {"mpjpe", "pve", "pa_mpjpe", "pa_pve"}
+    for name, value in ours.items():
+        assert value["value"] == pytest.approx(again[name].value)
 
 
 @pytest.mark.parametrize(

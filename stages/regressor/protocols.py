@@ -139,6 +139,14 @@ class Published(_Strict):
     note: str = ""
     comparable: bool = True
     """False: the source copies it from another protocol; it gets no column beside results."""
+    column: bool = False
+    """A column beside results on licensed bodies; all others are on the page and in the JSON."""
+
+    @model_validator(mode="after")
+    def _columns_compare(self) -> Published:
+        if self.column and not self.comparable:
+            raise ValueError("column: a number that is not comparable gets none")
+        return self
 
 
 class EvaluationProtocol(_Strict):
@@ -194,6 +202,9 @@ class EvaluationProtocol(_Strict):
         if not (self.alignment or self.pck or self.joint_limits):
             raise ValueError("nothing to measure: give alignment, pck or joint_limits")
         known = set(self.metrics)
+        columns = [row.method for row in self.published if row.column]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"published: two columns of one method: {', '.join(columns)}")
         for row in self.published:
             if unknown := sorted(set(row.values) - known):
                 raise ValueError(
