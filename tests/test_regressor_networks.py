@@ -77,6 +77,16 @@ def test_heatmaps_are_made_only_while_training() -> None:
                                                       "loss.heatmaps=0"]).model), "heatmaps")
 
 
+def test_a_checkpoint_of_ours_gives_its_backbone(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    network = Regressor(recipe.model)
+    save_checkpoint(tmp_path / "last.pt", {"network": network.state_dict(), "optimiser": {}})
+    other = Regressor(recipe.model).backbone
+    load_vitpose(other, tmp_path / "last.pt")
+    for name, tensor in network.backbone.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+
+
 def test_head_sizes_to_the_unit() -> None:
     with torch.device("meta"):
         head = CoarseToFineHead(1280, DecoderSize(), CoarseToFineOptions())

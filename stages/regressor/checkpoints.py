@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 
 FORMAT = "hmr-skel-regressor"
 VERSION = 1
-_CONTAINERS = ("state_dict", "model", "model_state_dict")
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "network")
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a foreign checkpoint: bare, or under `state_dict`, `model`.
+    """The state dict of a checkpoint: bare, under `state_dict` or `model`, or of ours (`network`).
 
     Raises:
         InputError: no such file, damaged, refused (holds more than tensors), no tensors.

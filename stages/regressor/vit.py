@@ -202,7 +202,7 @@ class ViT(nn.Module):
 
 
 def load_vitpose(vit: ViT, path: Path) -> None:
-    """Load a ViTPose checkpoint, strictly.
+    """Load the backbone of a ViTPose checkpoint, or of one of ours, strictly.
 
     Accepted: `{'state_dict': ...}`, `{'model': ...}` or a bare mapping; backbone keys bare or with
     the prefixes `backbone.`, `model.`, `module.`; `keypoint_head.*` and `cls_token` are dropped.

@@ -1,0 +1,167 @@
+"""Paired ablations of the regressor: the same rows, steps, seeds and backbone weights, one change.
+
+    python -m benchmarks.ablations DATASET --out DIR [--seeds 1 2 3] [--epochs 2] [--jobs 2]
+                                   [--pretrain 4] [--variants NAME...] [--json FILE]
+
+DATASET: a converted dataset with pictures and splits, e.g. outputs/demo-large. First a backbone is
+taught to find keypoints (`changes/heatmaps-only`, --pretrain epochs): what ViTPose's weights are to
+the published network. Every run starts from it, because 2 epochs from random weights compare
+nothing but the way out of the mean pose. Each run trains on the training split with one thread and
+is scored on the test split (protocols demo, demo-skel). A killed benchmark goes on where it was.
+Prints Markdown: mean ± standard deviation over the seeds, and paired differences to the first.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import ROOT
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: a recipe and the changes on top of it."""
+
+    recipe: str = "tiny"
+    changes: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "default": Variant(),
+    "published": Variant("tiny-published"),
+    "without coarse-to-fine": Variant(changes=("changes/without-coarse",)),
+    "without refinement": Variant(changes=("changes/without-refinement",)),
+    "without camera": Variant(changes=("changes/without-camera",)),
+    "pooled regression": Variant(changes=("changes/pooled",)),
+    "constant picture": Variant(changes=("changes/blank-images",)),
+}
+PROTOCOLS = ("demo", "demo-skel")
+COLUMNS = {
+    "PA-MPJPE, mm": ("demo", "pa_mpjpe"),
+    "MPJPE, mm": ("demo", "mpjpe"),
+    "PA-PVE, mm": ("demo", "pa_pve"),
+    "PCK@0.05, %": ("demo", "pck@0.05"),
+    "demo-skel PA-MPJPE, mm": ("demo-skel", "pa_mpjpe"),
+}
+MEAN_POSE = "mean pose"
+PRETRAIN_SEED = 0
+
+
+def train(data: Path, out: Path, recipe: str, changes: Sequence[str]) -> None:
+    """One training run, one thread; nothing if it is there."""
+    if (out / "summary.json").is_file():
+        return
+    options = [word for change in changes for word in ("--set", change)]
+    _call("train", str(data), "--recipe", recipe, *options, "--out", str(out), log=out)
+
+
+def score(data: Path, run: Path) -> dict[str, dict[str, float]]:
+    """Test scores: of the run's best checkpoint (`run`) and of the mean pose, by column."""
+    out = run / "evaluation"
+    if not (out / "evaluation.json").is_file():
+        _call("evaluate", *PROTOCOLS, "--shards", str(data), "--checkpoint", str(run / "best.pt"),
+              "--out", str(out), log=run)  # fmt: skip
+    content = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    results = {protocol["name"]: protocol["results"] for protocol in content["protocols"]}
+    own = next(iter(set(results["demo"]) - {MEAN_POSE, "SKEL label"}))
+
+    def scores(predictor: str) -> dict[str, float]:
+        return {
+            column: results[protocol][predictor]["metrics"][metric]["value"]
+            for column, (protocol, metric) in COLUMNS.items()
+        }
+
+    return {"run": scores(own), MEAN_POSE: scores(MEAN_POSE)}
+
+
+def _call(*words: str, log: Path) -> None:
+    log.mkdir(parents=True, exist_ok=True)
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    with (log / f"{words[0]}.log").open("a", encoding="utf-8") as stream:
+        subprocess.run(
+            [sys.executable, "-m", "stages.cli", *words], check=True, cwd=ROOT,
+            env=os.environ | threads, stdout=stream, stderr=stream,
+        )  # fmt: skip
+
+
+def backbone(options: argparse.Namespace) -> Path:
+    """The checkpoint that all runs take their backbone from."""
+    out = options.out / "backbone"
+    train(options.data, out, "tiny", (
+        "changes/heatmaps-only", f"train.epochs={options.pretrain}", "train.minutes=0",
+        f"train.validate_every={options.pretrain}", "train.pictures=0",
+        f"train.seed={PRETRAIN_SEED}",
+    ))  # fmt: skip
+    return (out / "last.pt").resolve()
+
+
+def run(
+    name: str, seed: int, weights: Path, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Train and score one variant with one seed."""
+    variant = VARIANTS[name]
+    out = options.out / f"{name.replace(' ', '-')}-{seed}"
+    train(options.data, out, variant.recipe, (
+        *variant.changes, f"model.backbone.weights={weights}", f"train.seed={seed}",
+        f"train.epochs={options.epochs}", "train.minutes=0", "train.pictures=0",
+        f"train.validate_every={options.epochs}", "optimiser.warmup=0.2", "train.workers=0",
+    ))  # fmt: skip
+    found = score(options.data, out)
+    print(f"{name}, seed {seed}: {found['run']}", file=sys.stderr, flush=True)
+    return found
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: mean ± standard deviation, and the paired difference of the first column."""
+    columns, first = list(COLUMNS), next(iter(results))
+    lines = [
+        f"| variant | {' | '.join(columns)} | {columns[0]} minus {first}'s, seed by seed |",
+        f"| --- |{' ---: |' * (len(columns) + 1)}",
+    ]
+    for name, runs in results.items():
+        cells = [_spread([r[c] for r in runs]) for c in columns]
+        pairs = zip(runs, results[first], strict=True)
+        change = "" if name == first else _spread([r[columns[0]] - b[columns[0]] for r, b in pairs])
+        lines.append(f"| {name} | {' | '.join(cells)} | {change} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.1f} ± {deviation:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--pretrain", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.data, options.out = options.data.resolve(), options.out.resolve()
+    weights = backbone(options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        futures = {
+            name: [pool.submit(run, name, seed, weights, options) for seed in options.seeds]
+            for name in options.variants
+        }
+        results = {name: [f.result() for f in found] for name, found in futures.items()}
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    own = {name: [found["run"] for found in runs] for name, runs in results.items()}
+    print(table(own | {MEAN_POSE: [found[MEAN_POSE] for found in next(iter(results.values()))]}))
+
+
+if __name__ == "__main__":
+    main()
