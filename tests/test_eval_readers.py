@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from stages.regressor.eval_readers import (
     read_moyo,
     select_moyo_hard,
 )
+from stages.regressor.images import open_images
 from stages.regressor.protocols import load_protocol
 
 ROWS = 6
@@ -174,17 +176,42 @@ def test_camerahmr_variants(tmp_path):
 def test_rows_that_cannot_be_right_are_skipped_with_a_reason(tmp_path):
     members = camerahmr()
     members["pose_cam"][0, 7] = np.nan
-    members["shape"][1, 2] = 9
+    members["shape"][1, 2] = np.inf
     members["scale"][2] = 0.01
     members["center"][3, 0] = np.inf
     members["imgname"][4] = "../../etc/passwd"
     members["cam_int"][5] = 0  # the published evaluations do not read it
     rows = read_camerahmr(write(tmp_path / "a.npz", members), scale_unit="200px")
     assert rows.reason.tolist() == [
-        "non_finite_pose", "betas_out_of_range", "box_too_small", "non_finite_box",
+        "non_finite_pose", "non_finite_betas", "box_too_small", "non_finite_box",
         "image_path_escapes", "",
     ]  # fmt: skip
     assert np.isnan(rows.cam_int[5]).all()
+
+
+def test_every_finite_body_is_evaluated(tmp_path):
+    """The published evaluators keep shapes that no conversion would take."""
+    members, yoga = camerahmr(), moyo()
+    members["shape"][1, 2] = 9
+    members["pose_cam"][2, :3] = (0, 14, 0)  # more than two turns
+    yoga["smpl"].item()["betas"][3, 0] = -7
+    rows = read_camerahmr(write(tmp_path / "a.npz", members), scale_unit="200px")
+    assert (rows.reason == "").all()
+    rows = read_moyo(write(tmp_path / "b.npz", yoga), scale_unit="px")
+    assert (rows.reason == "").all()
+
+
+def test_keypoints_that_are_not_finite_are_skipped_only_where_they_count(tmp_path):
+    points = np.ones((ROWS, 44, 3))
+    points[1, 4, 0] = np.nan
+    points[2, 5] = (np.nan, np.nan, 0)  # not annotated
+    points[3, 6, 2] = np.nan
+    path = write(tmp_path / "a.npz", camerahmr(gtkps=points))
+    assert (read_eval_rows(load_protocol("emdb"), path).reason == "").all()
+    coco = load_protocol("coco")
+    source = coco.source.model_copy(update={"format": "camerahmr", "scale_unit": "200px"})
+    reason = read_eval_rows(coco.model_copy(update={"source": source}), path).reason
+    assert reason.tolist() == ["", "non_finite_keypoints", "", "non_finite_keypoints", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -350,3 +377,25 @@ def test_another_camera_folder_is_an_option(tmp_path):
         build_moyo_hard(source, tmp_path / "out.npz", camera="Cam_1", expected_rows=None)
     with pytest.raises(InputError, match="expected <sequence>/<camera>/<frame>"):
         select_moyo_hard(["a"], ["frame.jpg"], camera="x", rounding="floor")
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_may_hold_pictures_and_tars(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name, content in (("packed.jpg", b"packed"), ("a/both.jpg", b"in the tar")):
+        (tmp_path / name).write_bytes(content)
+    with tarfile.open(tmp_path / "part.tar", "w") as archive:
+        for name in ("packed.jpg", "a/both.jpg"):
+            archive.add(tmp_path / name, name)
+    (tmp_path / "packed.jpg").unlink()
+    (tmp_path / "a" / "both.jpg").write_bytes(b"in the folder")
+    (tmp_path / "a" / "loose.jpg").write_bytes(b"loose")
+    images = open_images(tmp_path)
+    names = ["packed.jpg", "a/both.jpg", "a/loose.jpg", "none.jpg"]
+    assert images.has(names).tolist() == [True, True, True, False]
+    assert [images.read(name) for name in names[:3]] == [b"packed", b"in the folder", b"loose"]
+    assert images.read("packed.jpg", 3) == b"pac" and images.read("a/loose.jpg", 3) == b"loo"
+    with pytest.raises(InputError, match="none"):
+        images.read("none.jpg")

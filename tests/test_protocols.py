@@ -376,14 +376,32 @@ def test_limits_of_predictions_and_labels(tmp_path, bodies):
     assert label_violations(load_protocol("demo-skel"), labels)["left_knee>10"] == 25
 
 
+def pictures(folder: Path, names: list[str], size: tuple[int, int] = (640, 480)) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), np.full((size[1], size[0], 3), 90, np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp"])
+def test_boxes_with_nothing_of_the_picture_are_skipped(tmp_path, kind):
+    rows = label_rows(8)
+    names = np.array([f"{k}.{kind}" for k in range(8)])
+    width, height = 333, 217
+    center = np.array([(100.0, 100), (width + 51, 100), (width + 49, 100), (-51, 100), (-49, 100),
+                       (100, height + 31), (100, -30), (100, -29)])  # fmt: skip
+    rows = replace(rows, name=names, center=center, box=np.tile((100.0, 60), (8, 1)))
+    pictures(tmp_path, names.tolist(), (width, height))
+    out = "box_outside_image"
+    found = skip_reasons(rows, open_images(tmp_path)).tolist()
+    assert found == ["", out, "", out, "", out, out, ""]
+
+
 def test_skipped_rows_are_counted_and_not_averaged(tmp_path, bodies):
     rows = label_rows()
     reason = np.array(["", "non_finite_pose", "", "", ""], "<U40")
     rows = replace(rows, reason=reason, poses=np.where(reason[:, None] == "", rows.poses, np.nan))
-    for k in (0, 2, 3):
-        path = tmp_path / "images" / rows.name[k]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    pictures(tmp_path / "images", [rows.name[k] for k in (0, 2, 3)])
     found = skip_reasons(rows, open_images(tmp_path / "images"))
     assert found.tolist() == ["", "non_finite_pose", "", "", "image_missing"]
     outcome = run_protocol(

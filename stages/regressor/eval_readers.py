@@ -26,10 +26,9 @@ from pipeline.readers.labels import genders
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.pickles import load_object_member, object_column
 from pipeline.row_checks import (
-    MAX_BETA,
     Verdicts,
-    check_body,
     check_boxes,
+    check_keypoints,
     check_names,
     good_cameras,
     image_name,
@@ -123,12 +122,15 @@ def read_eval_rows(
                 f"{path}: no {name}, which protocol {protocol.name} compares with; is this the "
                 f"{source.format} flavour of the file?"
             )
+    verdicts = Verdicts(rows.reason.copy())
     if protocol.truth.body == "keypoints" and rows.keypoints_3d is not None and protocol.alignment:
         used = set(protocol.joints.pick or range(44)).union(*(r.joints for r in protocol.roots))
         broken = ~np.isfinite(rows.keypoints_3d[:, sorted(used)]).all((1, 2))
-        new = broken & (rows.reason == "")
-        rows = replace(rows, reason=np.where(new, "non_finite_keypoints", rows.reason))
-    return rows
+        verdicts.reject(broken, "non_finite_keypoints")
+    if protocol.pck is not None:
+        assert rows.keypoints_2d is not None
+        check_keypoints(verdicts, rows.keypoints_2d)
+    return replace(rows, reason=verdicts.reasons)
 
 
 # --- HMR2 ----------------------------------------------------------------------------------------
@@ -143,8 +145,6 @@ def read_hmr2(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
     verdicts = Verdicts.empty(columns.rows)
     if keypoints_3d is not None:
         keypoints_3d = keypoints_3d[..., :3]  # the evaluators ignore the confidence
-    if keypoints_2d is not None:
-        _check_visible(verdicts, keypoints_2d)
     return _assembled(
         columns, verdicts, scale_unit,
         keypoints_2d=keypoints_2d, keypoints_3d=keypoints_3d,
@@ -189,13 +189,12 @@ def read_camerahmr(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
         body = {"poses": poses[:, :72], "betas": shape[:, :10], "transl": np.zeros((n, 3))}
         if "trans_cam" in columns:
             body["transl"] = columns.numbers("trans_cam", (3,))
-        check_body(verdicts, body["poses"], body["betas"], body["transl"], MAX_BETA)
+        _check_body(verdicts, body)
     keypoints = None
     for name in ("gtkps", "body_keypoints_2d"):
         if name in columns:
             points = columns.numbers(name, None)
             keypoints = _padded_44(columns, name, points)
-            _check_visible(verdicts, keypoints)
             break
     return _assembled(columns, verdicts, scale_unit, keypoints_2d=keypoints, **body)
 
@@ -222,19 +221,14 @@ def read_moyo(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
     columns = _Columns(path, spelling=_MOYO)
     n = columns.rows
     smpl = columns.mapping("smpl")
-    body = {
-        key: _dict_column(columns, smpl, key, n, width)
+    orient, pose, betas = (
+        _dict_column(columns, smpl, key, n, width)
         for key, width in (("global_orient", 3), ("body_pose", 69), ("betas", 10))
-    }
-    poses = np.concatenate((body["global_orient"], body["body_pose"]), 1)
+    )
+    body = {"poses": np.concatenate((orient, pose), 1), "betas": betas, "transl": np.zeros((n, 3))}
     verdicts = Verdicts.empty(n)
-    transl = np.zeros((n, 3))
-    check_body(verdicts, poses, body["betas"], transl, MAX_BETA)
-    names = columns.texts("names")
-    return _assembled(
-        columns, verdicts, scale_unit, poses=poses, betas=body["betas"], transl=transl,
-        sequence=names,
-    )  # fmt: skip
+    _check_body(verdicts, body)
+    return _assembled(columns, verdicts, scale_unit, sequence=columns.texts("names"), **body)
 
 
 def _dict_column(columns: _Columns, smpl: dict, key: str, rows: int, width: int) -> np.ndarray:
@@ -283,8 +277,6 @@ def read_shards(
                        for s in status.tolist()], "<U40")  # fmt: skip
     scale = numbers("scale").reshape(n, -1)
     points = numbers("gtkps")[:, :44] if "gtkps" in dataset else None
-    if points is not None:
-        _check_visible(verdicts, points)
     center, cam_int = numbers("center"), numbers("cam_int")
     box = _boxes(str(directory), "scale", scale, center, cam_int, scale_unit, verdicts)
     sequence = column("segment")[chosen] if "segment" in dataset else None
@@ -599,10 +591,12 @@ def _boxes(
     return box
 
 
-def _check_visible(verdicts: Verdicts, points: np.ndarray) -> None:
-    """points: (N, 44, 3); a visible one has to be finite."""
-    broken = ~np.isfinite(points[..., :2]).all(2) & (points[..., 2] > 0)
-    verdicts.reject((broken | ~np.isfinite(points[..., 2])).any(1), "non_finite_keypoints")
+def _check_body(verdicts: Verdicts, body: Mapping[str, np.ndarray]) -> None:
+    """Finite is enough: the published evaluators keep every row, also shapes that a conversion
+    would refuse, and so do we, or the averages would be over other rows.
+    """
+    for name, what in (("poses", "pose"), ("betas", "betas"), ("transl", "transl")):
+        verdicts.reject(~np.isfinite(body[name]).all(1), f"non_finite_{what}")
 
 
 def _decoded(values: np.ndarray) -> np.ndarray:

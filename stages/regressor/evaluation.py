@@ -21,7 +21,7 @@ from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl
 from stages.regressor import metrics
 from stages.regressor.camera import project
 from stages.regressor.eval_readers import EvalRows
-from stages.regressor.images import ImageSource
+from stages.regressor.images import ImageSource, picture_size
 from stages.regressor.joints import (
     EXTRA_FILES,
     MIX_FILE,
@@ -218,13 +218,23 @@ class Outcome:
 
 
 def skip_reasons(rows: EvalRows, images: ImageSource | None) -> np.ndarray:
-    """(N,) why rows cannot be evaluated: those of the reader, then missing images."""
+    """(N,) why rows cannot be evaluated: those of the reader, then missing images, then boxes that
+    have nothing of their image in them.
+    """
     reason = rows.reason.astype("<U40")
     if images is None:
         return reason
     open_rows = np.flatnonzero(reason == "")
     there = images.has(rows.name[open_rows].tolist())
     reason[open_rows[~there]] = "image_missing"
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in open_rows[there].tolist():
+        name = str(rows.name[row])
+        if name not in sizes:
+            sizes[name] = picture_size(images, name)
+        low, high = (rows.center[row] + sign * rows.box[row] / 2 for sign in (-1, 1))
+        if (high <= 0).any() or (low >= sizes[name]).any():
+            reason[row] = "box_outside_image"
     return reason
 
 

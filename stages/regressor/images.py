@@ -20,6 +20,9 @@ from pipeline.errors import InputError
 _REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
             8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
 _JPEG = b"\xff\xd8"
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_HEAD = 65536
 # Pictures larger than this (pixels) are refused before they are decoded by anything else of ours.
 _MAX_SIDE = 30_000
 
@@ -33,8 +36,8 @@ class ImageSource(Protocol):
         """(n,) bool: which pictures exist; without reading them."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """The encoded picture; `InputError` when it is missing."""
+    def read(self, name: str, first: int | None = None) -> bytes:
+        """The encoded picture, or its first bytes; `InputError` when it is missing."""
         ...
 
 
@@ -64,12 +67,13 @@ class FolderImages:
         except OSError:
             return set()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, first: int | None = None) -> bytes:
         path = self.root / name
         if not _is_inside(name) or not path.resolve().is_relative_to(self._real_root):
             raise InputError(f"{self.place}: image name {name!r} leads out of the folder")
         try:
-            return path.read_bytes()
+            with path.open("rb") as stream:
+                return stream.read(-1 if first is None else first)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -98,11 +102,12 @@ class TarImages:
     def has(self, names: Sequence[str]) -> np.ndarray:
         return np.array([name in self._members for name in names], bool)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, first: int | None = None) -> bytes:
         try:
             number, offset, size = self._members[name]
         except KeyError:
             raise InputError(f"{self.place}: no member {name!r}") from None
+        size = size if first is None else min(size, first)
         data = os.pread(self._descriptor(number), size, offset)
         if len(data) != size:
             raise InputError(f"{self._paths[number]}: cut short in member {name!r}")
@@ -119,8 +124,23 @@ class TarImages:
         return self.__dict__ | {"_streams": {}}
 
 
+class FolderAndTars:
+    """A folder that has tar files beside pictures: a picture of the folder wins."""
+
+    def __init__(self, folder: FolderImages, tars: TarImages) -> None:
+        self._folder, self._tars = folder, tars
+        self.place = f"{folder.place} and {tars.place} in it"
+
+    def has(self, names: Sequence[str]) -> np.ndarray:
+        return self._folder.has(names) | self._tars.has(names)
+
+    def read(self, name: str, first: int | None = None) -> bytes:
+        packed = self._tars.has([name])[0] and not (self._folder.root / name).is_file()
+        return (self._tars if packed else self._folder).read(name, first)
+
+
 def open_images(root: Path) -> ImageSource:
-    """A folder of pictures, a folder of tar files, or one tar file.
+    """A folder of pictures, of tar files or of both, or one tar file.
 
     Raises:
         InputError: neither.
@@ -131,8 +151,38 @@ def open_images(root: Path) -> ImageSource:
         raise InputError(
             f"{root}: no such folder or tar file; give the pictures' place with --images"
         )
-    tars = sorted(root.glob("*.tar"))
-    return TarImages(tars) if tars else FolderImages(root)
+    folder, tars = FolderImages(root), sorted(root.glob("*.tar"))
+    if not tars:
+        return folder
+    packed = TarImages(tars)
+    only_tars = all(entry.name.endswith(".tar") for entry in os.scandir(root))
+    return packed if only_tars else FolderAndTars(folder, packed)
+
+
+def picture_size(images: ImageSource, name: str) -> tuple[int, int]:
+    """Width and height of the stored pixels; only the head of a PNG or JPEG file is read.
+
+    Raises:
+        InputError: missing, or not a picture.
+    """
+    for first in (_HEAD, None):
+        if size := _size_in_head(images.read(name, first)):
+            return size
+    height, width = decode(images.read(name), name).shape[:2]
+    return width, height
+
+
+def _size_in_head(data: bytes) -> tuple[int, int] | None:
+    """From a PNG's first chunk or a JPEG's frame header; None: not there, or another format."""
+    if data[:8] == _PNG and data[12:16] == b"IHDR" and len(data) >= 24:
+        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    at = 2
+    while data[:2] == _JPEG and at + 9 <= len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if kind in _JPEG_FRAMES:
+            return int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
+        at += 2 + length
+    return None
 
 
 def decode(data: bytes, name: str, reduce: int = 1) -> np.ndarray:
