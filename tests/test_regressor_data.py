@@ -359,6 +359,25 @@ def _best_projection(points: torch.Tensor, batch) -> torch.Tensor:  # type: igno
     return camera.to_crop(camera.project(moved, cam_int), batch.view.affine, size)
 
 
+def test_focal_jitter_changes_what_the_network_is_told_and_nothing_else(files: Demo) -> None:
+    keys = [[(epoch, k) for k in range(ROWS)] for epoch in (0, 1)]
+    more = ("data.augment.photometric=1", "data.augment.extreme_crop=0.5")
+    told = [next(batches(dataset(files, *more, f"data.augment.focal={share}"), keys, 0))
+            for share in (0, 0.3)]  # fmt: skip
+    assert torch.equal(told[0].focal, torch.ones(ROWS))
+    assert same(told[0], told[1]._replace(focal=told[0].focal))  # camera and labels are the same
+    spread = told[1].focal
+    assert 0.7 <= spread.min() < 0.75 and 1.25 < spread.max() <= 1.3
+    assert spread.unique().numel() > 30
+    jittered = dataset(files, *more, "data.augment.focal=0.3")
+    assert not torch.equal(list(batches(jittered, keys, 0))[1].focal, spread)  # another epoch
+    assert jittered[(0, 5)]["focal"] == spread[5]
+    held = next(batches(dataset(files, "data.augment.focal=0.3", training=False), keys, 0))
+    assert torch.equal(held.focal, torch.ones(ROWS))
+    with pytest.raises(InputError, match=r"data\.augment\.focal: .* less than 1"):
+        load_recipe("tiny", ["data.augment.focal=1"])
+
+
 def test_extreme_crops_cut_to_the_part(files: Demo) -> None:
     _, found = collection(files)
     keypoints = found.rows.keypoints[0].astype(float)

@@ -48,6 +48,14 @@ def draw(config: AugmentConfig, keypoints: np.ndarray, random: np.random.Generat
     )
 
 
+def focal_factor(config: AugmentConfig, random: np.random.Generator) -> float:
+    """What to multiply the focal length by that the network is told (item 13); positive.
+
+    To be drawn last of all, so that no other draw of the row depends on it.
+    """
+    return 1 + config.focal * float(np.clip(random.normal(), -1, 1))
+
+
 # ---- cuts to body parts -------------------------------------------------------------------------
 
 

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
 
     image: (B, 3, H, W) normalised; view; keypoints: (B, 44, 3) crop coordinates and confidence,
     flipped and rolled with the picture; poses (B, 46), betas (B, 10), female (B,): the label as
-    stored, not yet flipped or rolled; flip (B,) bool; roll (B,) radians; weight (B,); row (B,).
+    stored, not yet flipped or rolled; flip (B,) bool; roll (B,) radians; weight (B,); row (B,);
+    focal: (B,) what the network is told the focal length times, 1 where it is told the truth.
     """
 
     image: Tensor
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     roll: Tensor
     weight: Tensor
     row: Tensor
+    focal: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -92,6 +94,7 @@ class CropDataset(Dataset):
         picture = self._picture(k, crop)
         if self.training:
             picture = augment.photometric(picture, self.config.augment, random)
+        focal = augment.focal_factor(self.config.augment, random) if self.training else 1.0
         return {
             "image": crops.normalise(picture, change.factors),
             "box_center": crop.center.astype(np.float32),
@@ -106,6 +109,7 @@ class CropDataset(Dataset):
             "roll": np.float32(crop.roll),
             "weight": np.float32(rows.weight[k]),
             "row": k,
+            "focal": np.float32(focal),
         }
 
     def _crop(self, k: int, change: augment.Change) -> crops.Crop:

@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.atomic import make_directory, write_json
@@ -31,7 +32,7 @@ from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.config import OptimiserConfig, Recipe
 from stages.regressor.distributed import Process
 from stages.regressor.ema import Ema
-from stages.regressor.loader import Batch, CropDataset, Order, batches
+from stages.regressor.loader import Batch, CropDataset, Order, batches, collate
 from stages.regressor.losses import Loss, LossTerms
 from stages.regressor.model import Regressor
 from stages.regressor.reporting import Reporter
@@ -41,8 +42,8 @@ from stages.regressor.vit import load_vitpose
 
 LAST, BEST, SUMMARY = "last.pt", "best.pt", "summary.json"
 # Settings that may change between a run and its resumption: they do not touch the trajectory.
-_FREE = ("train.minutes", "train.workers", "train.pictures", "train.checkpoint_every",
-         "train.compile")  # fmt: skip
+_FREE = ("train.minutes", "train.workers", "train.pictures", "train.checkpoint_every")
+_NAMED = 8  # rows that a message lists
 
 
 class Diverged(Incomplete):
@@ -63,7 +64,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. reason: finished, minutes, patience."""
+    """How a run ended. reason: finished, minutes, patience.
+
+    scores: of the last validation. best: the score that `select` names, millimetres, of the
+    weights in best.pt, from the validation after `best_step`; None without a validation split.
+    """
 
     out: Path
     reason: str
@@ -71,6 +76,8 @@ class Result:
     epochs: float
     seconds: float
     scores: Scores | None
+    select: str
+    best: float | None
     best_step: int
     rows: int
     skipped: dict[str, int]
@@ -223,7 +230,7 @@ class Trainer:
         # Stochastic depth draws from here on; a function of the step, not of what ran before.
         torch.manual_seed(_step_seed(self.recipe.train.seed, step, self.process.rank))
         self.optimiser.zero_grad(set_to_none=True)
-        waited, seen = 0.0, []
+        waited, seen, parts = 0.0, [], []
         for k in range(config.accumulate):
             asked = time.monotonic()
             batch = next(loader).to(self.process.device)
@@ -234,40 +241,69 @@ class Trainer:
             with sync:
                 terms = self._loss(network, batch)
                 (terms.total / config.accumulate).backward()
-        norm = self._clip(torch.cat(seen))
+            parts.append(LossTerms(terms.rows.detach(), terms.terms))
+        norm = self._clip(seen)
         self.optimiser.step()
         if config.ema.decay:
             self.ema.update(self.network, step + 1)
-        self.reporter.step(step + 1, terms, rate, norm, waited,
+        self.reporter.step(step + 1, _mean(parts), rate, norm, waited,
                            len(seen) * len(seen[0]) * self.process.world)  # fmt: skip
 
     def _loss(self, network: nn.Module, batch: Batch) -> LossTerms:
         labels = self.bodies.labels(batch)
         box = camera.box_conditioning(
             batch.view.box_center, batch.view.box_side, batch.view.cam_int
-        )
+        ) / batch.focal[:, None]  # what the network is told; the loss has the label's camera
         with autocast(self.process.device, self.recipe):
             estimates = network(batch.image, box)
         terms = self.loss(estimates, labels, batch.view)
         bad = ~torch.isfinite(terms.rows)
         if bad.any():
-            self._stop(batch.row[bad], "loss")
+            self._stop("loss", batch.row[bad].tolist())
         return terms
 
-    def _clip(self, rows: Tensor) -> float:
-        """Clip the gradient; returns its norm before."""
+    def _clip(self, seen: Sequence[Tensor]) -> float:
+        """Clip the gradient of the batches of these rows; returns its norm before."""
         limit = self.recipe.optimiser.clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         if not math.isfinite(norm):
-            self._stop(rows, "gradient")
+            self._stop("gradient", self._exploding([rows.tolist() for rows in seen]))
         return norm
 
-    def _stop(self, rows: Tensor, what: str) -> None:
-        named = [self.train_set.rows.label(int(k)) for k in rows[:8].cpu()]
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    def _exploding(self, seen: Sequence[Sequence[int]]) -> list[int]:
+        """Which rows of the failed step have a gradient that is not finite, each by itself.
+
+        The step is done once more, with the same rows, weights and random numbers, and one backward
+        pass for each row; slow, and only ever done before the run stops.
+        """
+        step = self.progress.step
+        epoch = step // self.steps_per_epoch
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        torch.manual_seed(_step_seed(self.recipe.train.seed, step, self.process.rank))
+        found = []
+        for rows in seen:
+            batch = collate([self.train_set[(epoch, k)] for k in rows]).to(self.process.device)
+            terms = self._loss(self.network, batch)
+            share = 1 / (len(rows) * self.recipe.optimiser.accumulate)
+            for k, row in enumerate(rows):
+                gradient = torch.autograd.grad(
+                    terms.rows[k] * share, weights, retain_graph=True, allow_unused=True
+                )
+                norm = nn.utils.get_total_norm([g for g in gradient if g is not None])
+                if not torch.isfinite(norm):
+                    found.append(row)
+        return found
+
+    def _stop(self, what: str, rows: Sequence[int]) -> NoReturn:
+        """rows: of the training set, to blame; none: no row of this process is, by itself."""
+        named = "; ".join(self.train_set.label(k) for k in rows[:_NAMED])
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        others = "all its rows together, none by itself"
+        if self.process.world > 1:
+            others = "no row of this process by itself"
         raise Diverged(
             f"{self.out}: the {what} of step {self.progress.step + 1} is not finite for "
-            f"{'; '.join(named)}{more}; look at these labels, or lower optimiser.rate; the last "
+            f"{named or others}{more}; look at these labels, or lower optimiser.rate; the last "
             "checkpoint is kept"
         )
 
@@ -337,13 +373,9 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What a run is bound to: recipe, data, body models, processes."""
-        recipe = self.recipe.model_dump(mode="json")
-        for place in _FREE:
-            section, key = place.split(".")
-            recipe[section].pop(key)
         skel = self.bodies.own.skel.path
         return {
-            "recipe": recipe,
+            "recipe": _bound(self.recipe),
             "datasets": list(self.collection.digests),
             "training_rows": len(self.train_set),
             "body_model": file_record(skel).sha256,
@@ -391,7 +423,11 @@ class Trainer:
         if not path.is_file():
             return
         content = load_checkpoint(path)
-        fields = tuple(differences(content["identity"], self.identity()))
+        held = content["identity"]
+        with contextlib.suppress(ValidationError):  # a recipe of another version differs as it is
+            # Read with today's defaults: a key that came later meant its default then.
+            held = {**held, "recipe": _bound(Recipe.model_validate(content["recipe"]))}
+        fields = tuple(differences(held, self.identity()))
         if fields:
             raise PlanMismatch(
                 f"{self.out}: holds a run with other {', '.join(fields[:6])}; resume it with its "
@@ -409,9 +445,29 @@ class Trainer:
         return Result(
             out=self.out, reason=reason, steps=self.progress.step,
             epochs=self.progress.step / self.steps_per_epoch, seconds=self.progress.seconds,
-            scores=self.scores, best_step=self.progress.best_step, rows=len(self.train_set),
+            scores=self.scores, select=self.recipe.train.select,
+            best=self.progress.best if math.isfinite(self.progress.best) else None,
+            best_step=self.progress.best_step, rows=len(self.train_set),
             skipped=self.collection.skipped,
         )  # fmt: skip
+
+
+def _mean(parts: Sequence[LossTerms]) -> LossTerms:
+    """The terms of a whole step from those of its batches, which are of one size."""
+    names = parts[0].terms
+    return LossTerms(
+        torch.cat([part.rows for part in parts]),
+        {name: torch.stack([part.terms[name] for part in parts]).mean() for name in names},
+    )
+
+
+def _bound(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe that decide the trajectory."""
+    content = recipe.model_dump(mode="json")
+    for place in _FREE:
+        section, key = place.split(".")
+        content[section].pop(key)
+    return content
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -436,13 +492,15 @@ def describe(result: Result) -> Sequence[tuple[str, str]]:
         ("steps", f"{result.steps} ({result.epochs:.1f} epochs of {result.rows} rows)"),
         ("time", f"{result.seconds:.0f} s"),
     ]
+    if result.best is not None:
+        name = result.select.replace("_", "-").upper()
+        lines += [(f"best {name}", f"{result.best:.1f} mm at step {result.best_step}")]
     if result.scores:
         lines += [
             ("validation rows", str(result.scores.rows)),
-            ("MPJPE", f"{result.scores.mpjpe:.1f} mm (last validation)"),
-            ("PA-MPJPE", f"{result.scores.pa_mpjpe:.1f} mm"),
-            ("2D keypoints", f"{result.scores.keypoints_2d:.1f} % of the box"),
-            ("best step", str(result.best_step)),
+            ("last MPJPE", f"{result.scores.mpjpe:.1f} mm"),
+            ("last PA-MPJPE", f"{result.scores.pa_mpjpe:.1f} mm"),
+            ("last 2D keypoints", f"{result.scores.keypoints_2d:.1f} % of the box"),
         ]
     lines += [(f"left out {reason}", str(count)) for reason, count in result.skipped.items()]
     return [*lines, ("weights", str(result.out / BEST))]
