@@ -342,6 +342,18 @@ def test_learning_rate_schedules() -> None:
     assert rates[300] == pytest.approx(cosine.rate * 0.02)
 
 
+def test_the_baseline_row_has_the_sizes_of_what_it_is_compared_with() -> None:
+    assert load_recipe("published-baseline").model.decoder.width == 1024  # HSMR's
+    for name in ("tiny", "default"):
+        own, baseline = load_recipe(name), load_recipe(name, ["changes/baseline"])
+        assert baseline.model.head == "single_token" and baseline.model.camera == "crop"
+        assert baseline.model.decoder == own.model.decoder
+        assert baseline.model.backbone == own.model.backbone
+        assert (baseline.data, baseline.optimiser, baseline.train) == (
+            own.data, own.optimiser, own.train
+        )  # fmt: skip
+
+
 def test_moving_average_follows_its_formula() -> None:
     """6.2: m(n) = 0.9995 (1 - exp(-n / tau)), buffers too, integers copied."""
     network = torch.nn.BatchNorm1d(2)
@@ -408,18 +420,6 @@ def test_a_loss_that_is_no_number_stops_and_names_the_rows(files: Demo, tmp_path
         trainer(files, tmp_path / "rate", "optimiser.rate=1e30", "optimiser.warmup=0").run()
 
 
-# ---- refusals -----------------------------------------------------------------------------------
-
-
-def test_a_folder_keeps_to_its_recipe(
-    files: Demo, finished: tuple[Path, Result], tmp_path: Path
-) -> None:
-    with pytest.raises(PlanMismatch, match=r"run with other recipe\.loss\.betas; resume it with"):
-        trainer(files, finished[0], "loss.betas=0.1").run()
-    words = train_command(files, finished[0], "train.seed=3")[2:]
-    assert command_line(words) == 4
-    # What does not touch the trajectory may change.
-    assert trainer(files, finished[0], "train.workers=1").run().steps == finished[1].steps
 def test_a_gradient_that_is_no_number_names_the_row_and_its_dataset(
     files: Demo, tmp_path: Path
 ) -> None:
@@ -443,21 +443,21 @@ def test_a_gradient_that_is_no_number_names_the_row_and_its_dataset(
         run.run()
 
 
+# ---- refusals -----------------------------------------------------------------------------------
 
 
-def test_two_runs_in_one_folder_are_refused(files: Demo, tmp_path: Path) -> None:
-    one, two = (trainer(files, tmp_path / "run") for _ in range(2))
-    (tmp_path / "run").mkdir()
-    with one._locked(), pytest.raises(Locked, match="another training run works in this folder"):
-        two.run()
-
+def test_a_folder_keeps_to_its_recipe(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanMismatch, match=r"run with other recipe\.loss\.betas; resume it with"):
+        trainer(files, finished[0], "loss.betas=0.1").run()
     with pytest.raises(PlanMismatch, match=r"recipe\.train\.compile"):  # it rounds differently
         trainer(files, finished[0], "train.compile=true").run()
+    words = train_command(files, finished[0], "train.seed=3")[2:]
+    assert command_line(words) == 4
+    # What does not touch the trajectory may change.
+    assert trainer(files, finished[0], "train.workers=1").run().steps == finished[1].steps
 
-def test_models_of_the_other_kind_are_refused(
-    files: Demo, golden_models: Path, tmp_path: Path
-) -> None:
-    import shutil
 
 def test_a_key_that_came_later_meant_its_default(
     files: Demo, finished: tuple[Path, Result], tmp_path: Path
@@ -471,6 +471,18 @@ def test_a_key_that_came_later_meant_its_default(
         trainer(files, tmp_path, "data.augment.focal=0.1").run()
     assert trainer(files, tmp_path).run().steps == finished[1].steps
 
+
+def test_two_runs_in_one_folder_are_refused(files: Demo, tmp_path: Path) -> None:
+    one, two = (trainer(files, tmp_path / "run") for _ in range(2))
+    (tmp_path / "run").mkdir()
+    with one._locked(), pytest.raises(Locked, match="another training run works in this folder"):
+        two.run()
+
+
+def test_models_of_the_other_kind_are_refused(
+    files: Demo, golden_models: Path, tmp_path: Path
+) -> None:
+    import shutil
 
     folder = tmp_path / "models"
     shutil.copytree(golden_models, folder)
