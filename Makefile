@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: eval help setup convert verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
+.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,10 +47,16 @@ RECIPE ?= tiny
 RUN ?= outputs/$(SUBSET)-$(RECIPE)
 TRAIN_ARGS ?=
 
-demo-images: $(STAMP)  ## render the pictures of the demo labels into the data root
-	$(BIN)/hmr-skel demo-images $(SUBSET) --workers 2
+# Those of ARGS that also say where the pictures go and whose bodies they show.
+PLACES = $(shell take=; for word in $(ARGS); do case $$word in \
+	(--data-root|--models) take=$$word;; \
+	(--data-root=*|--models=*) printf "'%s' " "$$word";; \
+	(*) [ -z "$$take" ] || printf "%s '%s' " $$take "$$word"; take=;; esac; done)
 
-train: convert $(if $(filter demo%,$(SUBSET)),demo-images)  ## train RECIPE (default tiny) on SUBSET into RUN; rerun to resume
+demo-images: convert  ## render the pictures of SUBSET's generated labels into the data root
+	$(BIN)/hmr-skel demo-images $(SUBSET) --workers 2 $(PLACES)
+
+train: $(if $(filter demo%,$(SUBSET)),demo-images,convert)  ## train RECIPE (default tiny) on SUBSET into RUN; rerun to resume
 	$(BIN)/hmr-skel train $(OUT) --recipe $(RECIPE) --out $(RUN) $(TRAIN_ARGS)
 
 # Names in configs/protocols; EVAL_ARGS: further options of hmr-skel evaluate, e.g. --data-root DIR.
