@@ -36,7 +36,7 @@ class BackboneConfig(Strict):
     """The ViT.
 
     stem: `patch` (ViTPose), or `convolutions` for a start without pretrained weights.
-    weights: ViTPose file to start from, absent for random weights.
+    weights: ViTPose file, or a checkpoint of ours, to start from; absent for random weights.
     """
 
     width: Count
@@ -257,8 +257,6 @@ class Recipe(Strict):
             raise ValueError("model.heatmaps and loss.heatmaps go together: both or neither")
         if model.backbone.stem == "convolutions" and model.backbone.width % 64:
             raise ValueError("model.backbone.width must be a multiple of 64 for that stem")
-        if model.backbone.stem == "convolutions" and model.backbone.weights is not None:
-            raise ValueError("model.backbone.weights is for ViTPose files: stem must be patch")
         if model.camera == "crop" and self.loss.layer_camera:
             raise ValueError("loss.layer_camera needs model.camera: full_image")
         return self
