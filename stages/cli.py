@@ -339,11 +339,22 @@ def evaluate(
     models: Models = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     crop: Annotated[
-        str, typer.Option(help="Crop rule of a checkpoint: recipe (its own) or protocol.")
+        str,
+        typer.Option(help="Crop rule of a checkpoint: recipe (its own), protocol, grown, square."),
     ] = "recipe",
+    focal: Annotated[
+        str,
+        typer.Option(
+            help="Focal length for a checkpoint: labels, predicted, patch, diagonal, protocol or "
+            "pixels; auto: predicted with --fov-checkpoint, else labels, else diagonal."
+        ),
+    ] = "auto",
     fov_checkpoint: Annotated[
-        Path | None, typer.Option(help="HumanFOV weights. [default: focal length of the labels]")
+        Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")
     ] = None,
+    fov_channels: Annotated[
+        str, typer.Option(help="What HumanFOV sees: rgb, bgr or protocol (as published).")
+    ] = "rgb",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="First N rows only.")] = None,
     worst: Annotated[int, typer.Option(min=0, help="Worst rows to draw.")] = 6,
@@ -353,14 +364,13 @@ def evaluate(
     from stages.evaluate import Request
     from stages.evaluate import evaluate as run_evaluate
 
-    if crop not in ("recipe", "protocol"):
-        raise UsageError(f"--crop {crop}: expected recipe or protocol")
     run_evaluate(
         Request(
             tuple(protocols or ("demo",)), out, checkpoint=checkpoint, predictions=predictions,
             shards=shards, labels=labels, images=images, data_root=data_root, models=models,
-            device=device, crop=crop, fov=fov_checkpoint, batch_size=batch_size, limit=limit,
-            worst=worst, quiet=quiet,
+            device=device, crop=crop, focal=focal, fov=fov_checkpoint,
+            fov_channels=fov_channels, batch_size=batch_size, limit=limit, worst=worst,
+            quiet=quiet,
         )
     )  # fmt: skip
 

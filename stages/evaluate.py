@@ -8,7 +8,6 @@ that says so.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from pipeline.atomic import make_directory, write_bytes, write_json
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
-from pipeline.manifest import MODELS_VARIABLE, data_root
+from pipeline.manifest import data_root
 from pipeline.provenance import code_version, software
 from stages.convert import PLAIN_INTERVAL
 from stages.regressor.eval_readers import (
@@ -42,9 +41,17 @@ from stages.regressor.evaluation import (
     run_protocol,
     skip_reasons,
 )
+from stages.regressor.hrnet import load_human_fov
 from stages.regressor.images import ImageSource, open_images
 from stages.regressor.metrics import Estimate
-from stages.regressor.predictors import CheckpointPredictor, MeanPose, SkelLabels, StoredPredictions
+from stages.regressor.predictors import (
+    CROP_RULES,
+    CheckpointPredictor,
+    FocalRule,
+    MeanPose,
+    SkelLabels,
+    StoredPredictions,
+)
 from stages.regressor.protocols import EvaluationProtocol, Predictor, Published, load_protocol
 
 SCHEMA = 1
@@ -52,6 +59,7 @@ STANDIN_WARNING = (
     "Evaluated on the licence-free stand-in body, not on SMPL and SKEL. These numbers compare only "
     "with each other; never set them beside published ones."
 )
+CHANNELS = ("rgb", "bgr", "protocol")
 MEAN_POSE = MeanPose.name
 
 
@@ -61,8 +69,9 @@ class Request:
 
     checkpoint, predictions: what to score; neither scores the baselines alone. shards: converted
     dataset, for protocols on shards. labels: label file, for a single protocol. images: folder or
-    tar file, for a single protocol. crop: rule for a checkpoint. fov: HumanFOV weights for its
-    focal length. limit: first rows only, which the result says. worst: pictures on the page.
+    tar file, for a single protocol. crop, focal: rules for a checkpoint (`focal_rule`). fov:
+    HumanFOV weights for its focal length; fov_channels: order of the picture that HumanFOV sees.
+    limit: first rows only, which the result says. worst: pictures on the page.
     """
 
     protocols: tuple[str, ...]
@@ -75,8 +84,10 @@ class Request:
     data_root: Path | None = None
     models: Path | None = None
     device: str = "cpu"
-    crop: Literal["recipe", "protocol"] = "recipe"
+    crop: Literal["recipe", "protocol", "grown", "square"] = "recipe"
+    focal: str = "auto"
     fov: Path | None = None
+    fov_channels: Literal["rgb", "bgr", "protocol"] = "rgb"
     batch_size: int = 32
     limit: int | None = None
     worst: int = 6
@@ -101,7 +112,7 @@ class ProtocolResult:
     @property
     def standin(self) -> bool:
         """The licence-free bodies took part."""
-        return self.bodies.standin or self.rows.standin or any(
+        return self.bodies.standin or bool(self.rows.standin) or any(
             getattr(predictor, "standin", False) for predictor in self.predictors
         )
 
@@ -122,6 +133,11 @@ def evaluate(request: Request) -> list[ProtocolResult]:
         raise UsageError("name at least one protocol, e.g. demo")
     if len(request.protocols) > 1 and (request.labels or request.images):
         raise UsageError("--labels and --images go with a single protocol")
+    for option, given, choices in (
+        ("--crop", request.crop, CROP_RULES), ("--fov-channels", request.fov_channels, CHANNELS),
+    ):  # fmt: skip
+        if given not in choices:
+            raise UsageError(f"{option} {given}: expected {', '.join(choices)}")
     protocols = [load_protocol(name) for name in request.protocols]
     results = [_evaluate(protocol, request) for protocol in protocols]
     make_directory(request.out)
@@ -160,8 +176,9 @@ def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:
     everything = len(rows)
     if request.limit is not None and request.limit < len(rows):
         rows = rows.take(np.arange(request.limit))
-    bodies = Bodies(find_models(request, rows), request.device)
     predictors = _predictors(protocol, request, rows, path)
+    bodies = Bodies(find_models(request, rows, predictors), request.device)
+    _check_bodies(bodies, rows, predictors, path)
     needs_images = any(predictor.uses_images for predictor in predictors)
     images = _open_images(rows, needs_images, protocol)
     rows = replace(rows, reason=skip_reasons(rows, images if needs_images else None))
@@ -211,14 +228,44 @@ def find_labels(protocol: EvaluationProtocol, request: Request) -> Path:
     )
 
 
-def find_models(request: Request, rows: EvalRows) -> Path:
-    """--models, else the folder that made the shards, else HMR_SKEL_MODELS, else ./models."""
-    if request.models is None and MODELS_VARIABLE not in os.environ and rows.models is not None:
-        if rows.models.is_dir():
+def find_models(request: Request, rows: EvalRows, predictors: Sequence[Predictor]) -> Path:
+    """--models, else the folder that made the shards, else the stand-in pair where shards or
+    checkpoint were made with it, else HMR_SKEL_MODELS, else ./models.
+    """
+    if request.models is None:
+        if rows.models is not None and rows.models.is_dir():
             return rows.models
-        if rows.standin:
+        if rows.standin or any(getattr(p, "standin", False) for p in predictors):
             return models_directory("default-body", None)
     return models_directory("licensed", request.models)
+
+
+def _check_bodies(
+    bodies: Bodies, rows: EvalRows, predictors: Sequence[Predictor], path: Path
+) -> None:
+    """Refuse shards or a checkpoint of the stand-in on licensed bodies, and the reverse."""
+    made = [(f"the shards {path} were converted with", rows.standin)]
+    made += [
+        (f"the checkpoint {predictor.path} was trained on", predictor.standin)
+        for predictor in predictors
+        if isinstance(predictor, CheckpointPredictor)
+    ]
+    made = [(what, standin) for what, standin in made if standin is not None]
+    if not made:
+        return
+    # Loaded by the first prediction in any case.
+    gender = predictors[0].skel_gender
+    if gender == "column":
+        assert rows.skel_gender is not None
+        gender = str(rows.skel_gender[0])
+    here = bool(bodies.model("skel", gender).standin)
+    kind = {True: "the stand-in body", False: "licensed body models"}
+    for what, standin in made:
+        if standin != here:
+            raise InputError(
+                f"{bodies.folder}: holds {kind[here]}, but {what} {kind[standin]}; its numbers "
+                "would mean other bodies; give the matching --models"
+            )
 
 
 def _images_place(protocol: EvaluationProtocol, request: Request) -> Path | None:
@@ -249,14 +296,15 @@ def _predictors(
 ) -> list[Predictor]:
     found: list[Predictor] = []
     if request.checkpoint is not None:
-        from stages.regressor.hrnet import load_human_fov
-
-        fov = None if request.fov is None else load_human_fov(request.fov)
+        focal = focal_rule(protocol, request, rows)
+        channels = request.fov_channels
         found.append(
             CheckpointPredictor(
-                request.checkpoint, device=request.device, crop=request.crop, fov=fov
+                request.checkpoint, device=request.device, crop=request.crop, focal=focal,
+                fov=load_human_fov(request.fov) if focal == "predicted" and request.fov else None,
+                fov_channels=protocol.fov_channels if channels == "protocol" else channels,
             )
-        )
+        )  # fmt: skip
     if request.predictions is not None:
         found.append(StoredPredictions(request.predictions))
     found.append(_mean_pose(protocol, rows, path))
@@ -266,6 +314,39 @@ def _predictors(
     if len(set(names)) < len(names):
         raise UsageError(f"two predictors of one name: {', '.join(names)}")
     return found
+
+
+def focal_rule(protocol: EvaluationProtocol, request: Request, rows: EvalRows) -> FocalRule:
+    """What --focal means here: `labels`, `predicted`, `patch`, `diagonal`, pixels; `protocol`: that
+    of the published runs; `auto`: predicted with --fov-checkpoint, else of the labels, and for
+    label files without intrinsics the picture's diagonal, as `hmr-skel predict` does.
+
+    Raises:
+        UsageError: not one of these, or predicted without weights.
+    """
+    given = protocol.focal if request.focal == "protocol" else request.focal
+    if given == "auto":
+        if request.fov is not None:
+            return "predicted"
+        known = np.isfinite(rows.cam_int[rows.reason == ""]).all((1, 2))
+        return "labels" if known.any() else "diagonal"
+    if given == "predicted" and request.fov is None:
+        raise UsageError(
+            f"--focal {request.focal}: protocol {protocol.name}: a predicted focal length needs "
+            "--fov-checkpoint; or choose labels, diagonal, patch or a number of pixels"
+        )
+    if given in ("labels", "predicted", "patch", "diagonal"):
+        return given  # type: ignore[return-value]
+    try:
+        pixels = float(given)
+    except ValueError:
+        pixels = math.nan
+    if not (math.isfinite(pixels) and pixels > 0):
+        raise UsageError(
+            f"--focal {given}: expected auto, protocol, labels, predicted, patch, diagonal or a "
+            "positive number of pixels"
+        )
+    return pixels
 
 
 def _mean_pose(protocol: EvaluationProtocol, rows: EvalRows, path: Path) -> MeanPose:
@@ -357,7 +438,9 @@ def headline(result: ProtocolResult) -> str:
     if expected is not None and result.complete and len(result.rows) != expected:
         text += f", published count is {expected}"
     roots = "; ".join(root.about for root in result.protocol.roots[:1])
-    return f"{text}; {PRECISION}" + (f"; root: {roots}" if roots else "")
+    how = getattr(result.predictors[0], "how", "")
+    parts = [text, how, PRECISION, f"root: {roots}" if roots else ""]
+    return "; ".join(part for part in parts if part)
 
 
 def table(results: Sequence[ProtocolResult]) -> str:

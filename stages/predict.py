@@ -68,8 +68,9 @@ def run_predict(
     """Predict and write everything into `out`.
 
     boxes: JSON `{image: [[left, top, right, bottom], ...]}` or CSV with a header
-    `image,left,top,right,bottom`; without it each picture is one person's box. focal: pixels, for
-    all pictures; fov_checkpoint: HumanFOV weights.
+    `image,left,top,right,bottom`, an image by its path as given or by its bare name; without it
+    each picture is one person's box. focal: pixels, for all pictures; fov_checkpoint: HumanFOV
+    weights.
 
     Raises:
         InputError: a picture, the boxes, the checkpoint or a body model is missing or broken.
@@ -119,6 +120,9 @@ def run_predict(
         for number, k in enumerate(mine if meshes else []):
             write_bytes(out / f"{stems[image]}.{number}.glb", glb_bytes(_parts(bodies[k])))
     source = _focal_source(trained, focal)
+    for image in images:
+        if not any(box.image == image for box in wanted):
+            print(f"{image}: 0 people, the boxes name none")
     print(f"{len(wanted)} people in {len(images)} pictures -> {out} (focal length: {source})")
     if trained.standin:
         print("the network was trained on the licence-free stand-in body: a demonstration, "
@@ -167,13 +171,9 @@ def _boxes(
     if file is None:
         return [Box(image, 0, 0, sizes[image][1], sizes[image][0]) for image in images]
     given = _read_boxes(file)
-    names = {name: image for image in images for name in (str(image), image.name)}
-    unknown = sorted(given.keys() - names.keys())
-    if unknown:
-        raise InputError(f"{file}: image {unknown[0]!r} is not among the pictures given")
     result = []
     for name, corners in given.items():
-        image = names[name]
+        image = _named(name, images, file)
         height, width = sizes[image]
         for number, corner in enumerate(corners):
             box = Box(image, *corner)
@@ -192,6 +192,21 @@ def _boxes(
         raise InputError(f"{file}: holds no boxes")
     order = {image: k for k, image in enumerate(images)}
     return sorted(result, key=lambda box: order[box.image])
+
+
+def _named(name: str, images: Sequence[Path], file: Path) -> Path:
+    """The picture that a boxes file means: by its path as given, else by its bare name."""
+    if Path(name) in images:
+        return Path(name)
+    found = [image for image in images if image.name == name]
+    if not found:
+        raise InputError(f"{file}: image {name!r} is not among the pictures given")
+    if len(found) > 1:
+        raise InputError(
+            f"{file}: image {name!r} may be {found[0]} or {found[1]}; write the paths as they are "
+            "given on the command line"
+        )
+    return found[0]
 
 
 def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:

@@ -622,6 +622,58 @@ def test_the_verb_on_label_files_with_stored_predictions(tmp_path, models, capsy
     assert found[2]["models"].keys() >= {"SMPL_to_J19.pkl", "J_regressor_SKEL_mix_MALE.pkl"}
 
 
+@pytest.mark.parametrize("focal", ["auto", "protocol", "850"])
+def test_label_files_without_intrinsics_score_a_checkpoint(tmp_path, checkpoint, focal):
+    arguments, out = two_d_labels(tmp_path, checkpoint), tmp_path / "out"
+    assert run_cli([*arguments, "--focal", focal, "--crop", "square", "--out", str(out)]) == 0
+    found = json.loads((out / "evaluation.json").read_text())["protocols"][0]
+    provenance = found["results"]["tiny"]["provenance"]
+    words = {"auto": "picture diagonal (assumed)", "protocol": "5000 px on a crop of 256",
+             "850": "850 px"}  # fmt: skip
+    assert provenance["focal"] == words[focal]
+    assert provenance["crop"] == "square"
+    assert f"crop: square; focal length: {words[focal]}" in (out / "evaluation.html").read_text()
+    assert found["results"]["tiny"]["metrics"]["pck@0.1"]["rows"] == 6
+
+
+def two_d_labels(folder: Path, checkpoint: Path) -> list[str]:
+    """Arguments that score a checkpoint on six pictures without intrinsics."""
+    from tests.test_eval_readers import hmr2
+
+    keypoints = np.random.default_rng(0).uniform(0, 900, (6, 25, 3))
+    members = hmr2(body_keypoints_2d=keypoints)
+    np.savez(folder / "coco_val.npz", **members)
+    pictures(folder / "images", [name.decode() for name in members["imgname"]], (1000, 1000))
+    return ["evaluate", "coco", "--labels", str(folder / "coco_val.npz"), "--images",
+            str(folder / "images"), "--checkpoint", str(checkpoint), "--worst", "0",
+            "--quiet"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--focal", "labels"], 5, "the labels have no intrinsics; choose --focal diagonal"),
+        (["--focal", "predicted"], 2, "needs --fov-checkpoint"),
+        (["--focal", "long"], 2, "--focal long: expected auto, protocol, labels"),
+        (["--focal", "-3"], 2, "--focal -3: expected auto, protocol, labels"),
+    ],
+)
+def test_focal_lengths_that_cannot_be(tmp_path, checkpoint, capsys, options, code, message):
+    arguments = [*two_d_labels(tmp_path, checkpoint), "--out", str(tmp_path / "out"), *options]
+    assert run_cli(arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_published_focal_rules():
+    """Evaluation reference 4.3 and 4.4."""
+    bgr = {name for name in PUBLISHED if load_protocol(name).fov_channels == "bgr"}
+    assert bgr == {"moyo", "moyo-hard", "coco", "h36m-p2"}
+    patch = {name for name in PUBLISHED if load_protocol(name).focal == "patch"}
+    assert patch == {"3dpw-hmr2", "coco", "h36m-p2", "lsp-extended", "posetrack"}
+
+
 def test_one_added_file_is_evaluated_with_columns_of_its_own(
     tmp_path, monkeypatch, models, capsys
 ):
@@ -673,7 +725,8 @@ def test_one_added_file_is_evaluated_with_columns_of_its_own(
         (["demo"], 2, "give it with --shards"),
         (["emdb"], 5, "eval-labels/emdb_test.npz: no label file for protocol emdb"),
         (["emdb", "coco", "--labels", "x.npz"], 2, "go with a single protocol"),
-        (["demo", "--crop", "round"], 2, "expected recipe or protocol"),
+        (["demo", "--crop", "round"], 2, "expected recipe, protocol, grown, square"),
+        (["demo", "--fov-channels", "red"], 2, "expected rgb, bgr, protocol"),
     ],
 )
 def test_wrong_requests_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, message):

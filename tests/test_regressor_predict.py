@@ -19,8 +19,12 @@ from stages.regressor.config import load_recipe
 from stages.regressor.distributed import Process
 from stages.regressor.glb import Part, glb_bytes
 from stages.regressor.hrnet import HumanFOV
+from stages.regressor.images import open_images
 from stages.regressor.joints import KeypointBody, keypoint_matrix
 from stages.regressor.model import View, crop_keypoints
+from stages.regressor.predictors import CheckpointPredictor
+from stages.regressor.protocols import Batch
+from stages.regressor.protocols import Crop as ProtocolCrop
 from stages.regressor.reporting import Reporter
 from stages.regressor.rows import Place, load_collection
 from stages.regressor.trained import CropRule, Person, TrainedNetwork, fov_input
@@ -37,7 +41,7 @@ def files() -> Demo:
 
 
 def trained_in_a_moment(files: Demo, out: Path, *changes: str) -> Path:
-    recipe = load_recipe("tiny", [*MICRO, "train.epochs=1", *changes])
+    recipe = load_recipe("tiny", [*MICRO, "train.epochs=1", "data.enlarge_box=true", *changes])
     rows = load_collection([Place(files.shards)], recipe.data)
     Trainer(recipe, rows, files.models, out, HERE, Reporter(None, None)).run()
     return out / "best.pt"
@@ -397,3 +401,154 @@ def test_predict_names_what_is_missing(
     ):
         assert command_line(["predict", *words]) == code
         assert text in capsys.readouterr().err
+
+
+def test_boxes_of_pictures_of_one_name(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    picture = (files.data / str(labels(files)["imgname"][0])).read_bytes()
+    names = [tmp_path / folder / "1.jpg" for folder in ("a", "b", "c")]
+    for name in names:
+        name.parent.mkdir()
+        name.write_bytes(picture)
+    boxes = tmp_path / "boxes.json"
+    words = ["predict", *map(str, names), "--checkpoint", str(checkpoint), "--no-meshes",
+             "--out", str(tmp_path / "out"), "--boxes", str(boxes)]  # fmt: skip
+    boxes.write_text('{"1.jpg": [[0, 0, 90, 90]]}')
+    assert command_line(words) == 5
+    said = capsys.readouterr().err
+    assert "'1.jpg' may be" in said and str(names[0]) in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    boxes.write_text(json.dumps({str(names[1]): [[0, 0, 90, 90], [5, 5, 80, 80]],
+                                 str(names[0]): [[1, 1, 70, 70]]}))  # fmt: skip
+    assert command_line(words) == 0
+    said = capsys.readouterr().out
+    assert f"{names[2]}: 0 people" in said and said.count("0 people") == 1
+    assert "3 people in 3 pictures" in said
+    with np.load(tmp_path / "out" / "predictions.npz") as file:
+        assert file["image"].tolist() == [str(names[k]) for k in (0, 1, 1)]
+        assert file["box"][:, 2].tolist() == [70, 90, 80]
+
+
+# ---- the network under an evaluation protocol ---------------------------------------------------
+
+
+def test_evaluation_takes_the_bodies_that_made_the_rows(
+    files: Demo, checkpoint: Path, tmp_path: Path, golden_models: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Licensed models lie about; shards and checkpoint are of the stand-in."""
+    licensed = tmp_path / "licensed"
+    licensed.mkdir()
+    for gender in ("male", "female"):
+        (licensed / f"skel_{gender}.pkl").symlink_to(golden_models / "skel_male.pkl")
+    monkeypatch.setenv("HMR_SKEL_MODELS", str(licensed))
+    words = ["evaluate", "demo", "--shards", str(files.shards), "--worst", "0", "--quiet",
+             "--out", str(tmp_path / "out")]  # fmt: skip
+    scored = [*words, "--checkpoint", str(checkpoint)]
+    assert command_line([*scored, "--limit", "2"]) == 0
+    assert "licence-free stand-in" in capsys.readouterr().out
+    for arguments, what in ((words, f"the shards {files.shards} were converted with"),
+                            (scored, "the shards")):  # fmt: skip
+        assert command_line([*arguments, "--models", str(licensed)]) == 5
+        said = capsys.readouterr().err
+        assert f"{licensed}: holds licensed body models, but {what}" in said
+        assert said.count("\n") == 1
+
+
+def test_a_checkpoint_is_not_scored_on_other_bodies_than_its_own(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The other way round: nothing says so but the checkpoint."""
+    content = {k: v for k, v in load_checkpoint(checkpoint).items()
+               if k not in ("format", "version")}  # fmt: skip
+    save_checkpoint(tmp_path / "licensed.pt", {**content, "standin": False})
+    words = ["evaluate", "demo", "--shards", str(files.shards), "--worst", "0", "--quiet",
+             "--out", str(tmp_path / "out"),
+             "--checkpoint", str(tmp_path / "licensed.pt")]  # fmt: skip
+    assert command_line(words) == 5
+    said = capsys.readouterr().err
+    assert "the checkpoint" in said and "was trained on licensed body models" in said
+
+
+def batch_of(files: Demo, rows: list[int], *, known: bool) -> Batch:
+    people = persons(files, rows)
+    cam_int = np.stack([person.cam_int for person in people])
+    return Batch(
+        rows=np.array(rows), names=tuple(person.name for person in people),
+        images=open_images(files.data), center=np.stack([p.center for p in people]),
+        box=np.stack([p.box for p in people]),
+        cam_int=cam_int if known else np.full_like(cam_int, np.nan),
+        crop=ProtocolCrop(grow_to_aspect=False, corners="integer", conditioning="annotation"),
+    )  # fmt: skip
+
+
+def test_focal_rules(files: Demo, checkpoint: Path, crop_camera: Path) -> None:
+    columns, rows = labels(files), [3, 7]
+    width, height = columns["image_size"][rows].T
+    side = 200 * columns["scale"][rows]
+    expected = {
+        "labels": columns["cam_int"][rows][:, 0, 0],
+        "diagonal": np.hypot(width, height),
+        "patch": 5000 / 256 * side * 4 / 3,
+        777.0: np.full(2, 777.0),
+    }
+    words = {"labels": "labels", "diagonal": "picture diagonal (assumed)",
+             "patch": "5000 px on a crop of 256", 777.0: "777 px"}  # fmt: skip
+    for rule, focal in expected.items():
+        predictor = CheckpointPredictor(checkpoint, focal=rule)
+        found = predictor(batch_of(files, rows, known=rule == "labels"))
+        assert found["cam_int"][:, 0, 0].numpy() == pytest.approx(focal, rel=1e-5), rule
+        middle = np.stack((width / 2, height / 2), 1)
+        middle = {"patch": columns["center"][rows], "labels": columns["cam_int"][rows][:, :2, 2]}\
+            .get(rule, middle)  # fmt: skip
+        assert found["cam_int"][:, :2, 2].numpy() == pytest.approx(middle, rel=1e-5), rule
+        assert predictor.provenance()["focal"] == words[rule]
+    with pytest.raises(InputError, match=r"row 3 \(.*\): the labels have no intrinsics"):
+        CheckpointPredictor(checkpoint)(batch_of(files, rows, known=False))
+    own = CheckpointPredictor(crop_camera)
+    assert own.focal_source.startswith("crop camera")
+    found = own(batch_of(files, rows, known=False))
+    assert found["cam_int"][:, 0, 0].numpy() == pytest.approx(expected["patch"], rel=1e-5)
+
+
+def test_crop_rules_under_a_protocol(files: Demo, checkpoint: Path) -> None:
+    rules = {
+        "recipe": CropRule(True), "grown": CropRule(True), "square": CropRule(False),
+        "protocol": CropRule(False, whole_pixels=True, told="annotation"),
+    }  # fmt: skip
+    trained = TrainedNetwork(checkpoint)
+    for name, rule in rules.items():
+        found = CheckpointPredictor(checkpoint, crop=name)(batch_of(files, [3], known=True))
+        wanted = trained.predict(persons(files, [3]), rule)
+        assert torch.equal(found["cam_t"], wanted.translation), name
+
+
+def test_the_field_of_view_network_may_see_bgr(files: Demo, checkpoint: Path) -> None:
+    """As in some published runs (evaluation 4.3)."""
+    seen = []
+
+    class Watching(HumanFOV):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(image[0].numpy())
+            return torch.tensor([[0.0, 0.7]])
+
+    name = files.data / str(labels(files)["imgname"][0])
+    picture = cv2.imread(str(name))
+    for channels in ("rgb", "bgr"):
+        predictor = CheckpointPredictor(
+            checkpoint, focal="predicted", fov=Watching(), fov_channels=channels
+        )
+        predictor(batch_of(files, [0], known=False))
+        assert ("BGR" in predictor.focal_source) == (channels == "bgr")
+    assert np.array_equal(seen[0], fov_input(picture[..., ::-1]))
+    assert np.array_equal(seen[1], fov_input(picture))
+
+
+def test_the_longer_side_of_the_field_of_view_input_is_256() -> None:
+    for longer in range(1, 700):
+        black = fov_input(np.zeros((1, longer, 3), np.uint8))[0] < 0
+        assert black.any(0).sum() == 256, longer

@@ -77,7 +77,8 @@ class EvalRows:
     skel_gender: np.ndarray | None = None
     models: Path | None = None
     """Folder of the body models that made the rows (shards)."""
-    standin: bool = False
+    standin: bool | None = None
+    """These are the licence-free stand-in; None: not known, as for label files."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -304,7 +305,7 @@ def read_shards(
         skel_trans=numbers("skel_trans"),
         skel_gender=_decoded(column("skel_gender")[chosen]),
         models=Path(models) if models else None,
-        standin=bool(dataset.attrs["standin"]),
+        standin=bool(dataset.attrs["standin"]) if dataset.plan.models else None,
     )
 
 

@@ -6,6 +6,7 @@ A checkpoint has to beat the mean pose; the SKEL labels bound what training on t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,25 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from pipeline.provenance import file_record
 from pipeline.readers.npz import NpzFile
-from stages.regressor.camera import HSMR_CROP, HSMR_FOCAL, full_image_translation, grown_side
+from stages.regressor.camera import (
+    HSMR_CROP,
+    HSMR_FOCAL,
+    full_image_translation,
+    grown_side,
+    intrinsics,
+)
 from stages.regressor.eval_readers import EvalRows
 from stages.regressor.hrnet import HumanFOV
+from stages.regressor.images import ImageSource, picture_size
 from stages.regressor.mean_parameters import BETAS, CAMERA, POSES
 from stages.regressor.protocols import Batch
-from stages.regressor.trained import CropRule, Person, TrainedNetwork
+from stages.regressor.trained import CropRule, Person, TrainedNetwork, patch_intrinsics
 
 Gender = Literal["male", "female", "column"]
+FocalRule = Literal["labels", "predicted", "patch", "diagonal"] | float
+CROP_RULES = ("recipe", "protocol", "grown", "square")
 
 
 class CheckpointPredictor:
     """The network of `best.pt` or `last.pt` under a protocol.
 
-    crop: cut boxes as the network was trained (`recipe`) or as the protocol's published runs did.
-    fov: network that makes the intrinsics from the picture, as the published runs do; None: those
-    of the labels, and a row without them stops the evaluation.
+    crop: cut boxes as the network was trained (`recipe`) or as the protocol's published runs did;
+    `grown` to 192:256 or the raw `square`. focal: of the labels, where a row without one stops the
+    evaluation; `predicted` by fov; `patch`: 5000 px on 256 px of the crop; the picture's
+    `diagonal`; or pixels. A network with a crop camera has no use for any of them. fov_channels:
+    see `TrainedNetwork`.
 
     Raises:
         InputError: see `TrainedNetwork`.
@@ -44,33 +56,48 @@ class CheckpointPredictor:
         path: Path,
         *,
         device: str = "cpu",
-        crop: Literal["recipe", "protocol"] = "recipe",
+        crop: Literal["recipe", "protocol", "grown", "square"] = "recipe",
+        focal: FocalRule = "labels",
         fov: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
     ) -> None:
-        self._network = TrainedNetwork(path, device=device, focal=fov)
+        if focal == "predicted" and fov is None:
+            raise UsageError("a predicted focal length needs the weights of HumanFOV")
+        self._network = TrainedNetwork(
+            path, device=device, focal=fov if focal == "predicted" else None,
+            fov_channels=fov_channels,
+        )  # fmt: skip
+        self.path = path
         self.name = self._network.name
         self.skel_gender: Gender = self._network.gender
         self.standin = self._network.standin
-        self._crop, self._predict_focal = crop, fov is not None
+        self._crop, self._focal = crop, focal
         self._cameras: dict[str, np.ndarray] = {}
+
+    @property
+    def focal_source(self) -> str:
+        """Where the focal length comes from, in words."""
+        if not self._network.uses_intrinsics or self._focal in ("predicted", "diagonal"):
+            return self._network.focal_source
+        if self._focal == "patch":
+            return "5000 px on a crop of 256"
+        return "labels" if self._focal == "labels" else f"{self._focal:g} px"
+
+    @property
+    def how(self) -> str:
+        """Crop and focal length for the headline."""
+        return f"crop: {self._crop}; focal length: {self.focal_source}"
 
     def provenance(self) -> Mapping[str, Any]:
         return {
             **self._network.provenance(),
             "crop": self._crop,
-            "focal": "HumanFOV" if self._predict_focal else "labels",
+            "focal": self.focal_source,
         }
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        rule = self._network.rule()
-        if self._crop == "protocol":
-            published = batch.crop
-            rule = CropRule(
-                enlarge=published.grow_to_aspect,
-                whole_pixels=published.corners == "integer",
-                told=published.conditioning,
-            )
-        persons = [self._person(batch, k) for k in range(len(batch))]
+        rule = self._rule(batch)
+        persons = [self._person(batch, k, rule) for k in range(len(batch))]
         found = self._network.predict(persons, rule)
         return {
             "poses": found.poses,
@@ -79,21 +106,42 @@ class CheckpointPredictor:
             "cam_int": found.cam_int,
         }
 
-    def _person(self, batch: Batch, k: int) -> Person:
+    def _rule(self, batch: Batch) -> CropRule:
+        if self._crop == "recipe":
+            return self._network.rule()
+        if self._crop in ("grown", "square"):
+            return CropRule(enlarge=self._crop == "grown")
+        published = batch.crop
+        return CropRule(
+            enlarge=published.grow_to_aspect,
+            whole_pixels=published.corners == "integer",
+            told=published.conditioning,
+        )
+
+    def _person(self, batch: Batch, k: int, rule: CropRule) -> Person:
         assert batch.images is not None
         name = batch.names[k]
         data = batch.images.read(name)
-        cam_int = batch.cam_int[k]
-        if self._predict_focal:
+        person = Person(data, name, batch.center[k], batch.box[k], np.full((3, 3), np.nan))
+        if not self._network.uses_intrinsics:
+            return person
+        if self._focal == "patch":
+            return replace(person, cam_int=patch_intrinsics(person, rule))
+        if self._focal != "labels":
             if name not in self._cameras:  # several people share a picture
-                self._cameras[name] = self._network.intrinsics(data, name)
-            cam_int = self._cameras[name]
-        elif self._network.uses_intrinsics and not np.isfinite(cam_int).all():
+                self._cameras[name] = self._of_picture(batch.images, name, data)
+            return replace(person, cam_int=self._cameras[name])
+        if not np.isfinite(batch.cam_int[k]).all():
             raise InputError(
-                f"row {batch.rows[k]} ({name}): the labels have no intrinsics; give the weights of "
-                "a field-of-view network with --fov-checkpoint"
+                f"row {batch.rows[k]} ({name}): the labels have no intrinsics; choose --focal "
+                "diagonal, patch, a number of pixels, or predicted with --fov-checkpoint"
             )
-        return Person(data, name, batch.center[k], batch.box[k], cam_int)
+        return replace(person, cam_int=batch.cam_int[k])
+
+    def _of_picture(self, images: ImageSource, name: str, data: bytes) -> np.ndarray:
+        if isinstance(self._focal, float):
+            return np.array(intrinsics(self._focal, *picture_size(images, name)))
+        return self._network.intrinsics(data, name)
 
 
 class MeanPose:

@@ -169,8 +169,10 @@ class EvaluationProtocol(_Strict):
     joint_limits: JointLimits | None = None
     crop: Crop
     focal: Literal["predicted", "patch", "labels"]
-    """Focal length of the published runs: from the field-of-view network, 5000 on the 256-pixel
-    patch, or the labels."""
+    """Focal length of the published runs, which `--focal protocol` takes: from the field-of-view
+    network, 5000 on the 256-pixel patch, or the labels."""
+    fov_channels: Literal["rgb", "bgr"] = "rgb"
+    """Order in which the published runs gave the picture to that network (4.3)."""
     published: tuple[Published, ...] = ()
 
     @field_validator("name")

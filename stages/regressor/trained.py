@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -77,11 +77,17 @@ class TrainedNetwork:
     """The network of a checkpoint (`best.pt` or `last.pt`; averaged weights where there are any).
 
     focal: HumanFOV network for pictures without intrinsics; None: the picture's diagonal is taken,
-    about 53 degrees along it.
+    about 53 degrees along it. fov_channels: order in which HumanFOV sees the picture; it needs
+    `rgb`, some published runs gave `bgr` (evaluation reference 4.3).
     """
 
     def __init__(
-        self, path: Path, *, device: str = "cpu", focal: HumanFOV | None = None
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        focal: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
     ) -> None:
         content = load_checkpoint(path)
         self.path = path
@@ -91,6 +97,7 @@ class TrainedNetwork:
         self.gender = self.recipe.data.gender
         self.name = self.recipe.name
         self._focal = focal.to(self.device) if focal is not None else None
+        self._fov_channels = fov_channels
         self.network = _network(self.recipe, content, path).to(self.device)
         self._scores = content.get("scores")
 
@@ -110,7 +117,9 @@ class TrainedNetwork:
         """Where the focal length comes from for a picture without intrinsics."""
         if not self.uses_intrinsics:
             return CROP_CAMERA
-        return "HumanFOV" if self._focal is not None else "picture diagonal (assumed)"
+        if self._focal is None:
+            return "picture diagonal (assumed)"
+        return "HumanFOV" if self._fov_channels == "rgb" else "HumanFOV on a BGR picture"
 
     @property
     def uses_intrinsics(self) -> bool:
@@ -131,7 +140,8 @@ class TrainedNetwork:
         height, width = picture.shape[:2]
         focal = math.hypot(width, height)
         if self._focal is not None:
-            image = torch.from_numpy(fov_input(picture))[None].to(self.device)
+            ordered = picture if self._fov_channels == "rgb" else picture[..., ::-1]
+            image = torch.from_numpy(fov_input(ordered))[None].to(self.device)
             focal = camera.focal_from_fov(float(self._focal(image)[0, 1]), height)
             if not (math.isfinite(focal) and focal > 0):
                 raise InputError(f"{name}: HumanFOV gives a focal length of {focal}; use --focal")
@@ -174,6 +184,13 @@ class TrainedNetwork:
         return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
 
 
+def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
+    """(3, 3): 5000 px on 256 px of the person's crop, through its middle (1.4, last lines)."""
+    crop = _crop(person, rule, int(camera.HSMR_CROP))
+    focal = camera.HSMR_FOCAL * crop.side / camera.HSMR_CROP
+    return np.array(camera.intrinsics(focal, *(2 * crop.center)))
+
+
 def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
     side = camera.grown_side(*map(float, person.box), enlarge=rule.enlarge)
     center = np.asarray(person.center, np.float64)
@@ -190,12 +207,11 @@ def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
 
 
 def fov_input(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (3, 256, 256) float32: the longer side scaled to 256, centred on
-    white, ImageNet units (1.3).
+    """(H, W, 3) uint8 RGB -> (3, 256, 256) float32: the longer side scaled to 256, the other one
+    rounded down, centred on white, ImageNet units (1.3).
     """
     height, width = picture.shape[:2]
-    factor = _FOV_SIDE / max(height, width)
-    size = max(int(width * factor), 1), max(int(height * factor), 1)
+    size = tuple(max(side * _FOV_SIDE // max(height, width), 1) for side in (width, height))
     small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
     canvas = np.full((_FOV_SIDE, _FOV_SIDE, 3), 255, np.uint8)
     top, left = (_FOV_SIDE - size[1]) // 2, (_FOV_SIDE - size[0]) // 2
