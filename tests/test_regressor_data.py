@@ -90,8 +90,10 @@ def test_reading_a_row_twice_gives_equal_labels(files: Demo) -> None:
 def test_workers_do_not_change_a_row(files: Demo) -> None:
     keys = [[(0, 1), (0, 2)], [(1, 1), (0, 3)]]
     rows = dataset(files, "data.augment.photometric=1.0", "data.augment.extreme_crop=0.5")
+    state = torch.get_rng_state()
     for one, two in zip(batches(rows, keys, 0), batches(rows, keys, 2), strict=True):
         assert same(one, two)
+    assert torch.equal(torch.get_rng_state(), state)  # stochastic depth draws from it
 
 
 def test_unusable_rows_are_left_out_and_counted(files: Demo, tmp_path: Path) -> None:

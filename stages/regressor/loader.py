@@ -246,8 +246,13 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context=context,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # a loader must not draw from what stochastic depth draws from
     )
-    for batch in loader:
+    return _opened(iter(loader))  # reading starts now
+
+
+def _opened(sent: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    for batch in sent:
         if isinstance(batch, InputError):
             raise batch
         yield batch
