@@ -318,7 +318,8 @@ def test_augmented_labels_fit_the_augmented_keypoints(files: Demo) -> None:
     """Flips and rolls done right: after them the 3D label still projects onto the 2D label, under
     unchanged intrinsics, to the residual of the SKEL fit; the pose label still makes the 3D one.
     """
-    recipe, found = collection(files, "data.augment.flip=0.5", "data.augment.roll_probability=1")
+    recipe, found = collection(files, "data.augment.flip=0.5", "data.augment.roll_probability=1",
+                               "data.augment.roll=30")  # fmt: skip
     rows = CropDataset(found, recipe.data, 128, 7, training=True)
     batch = next(iter(batches(rows, [[(0, k) for k in range(ROWS)]], 0)))
     assert 10 < batch.flip.sum() < 50 and batch.roll.abs().max() > 0.8
