@@ -66,7 +66,8 @@ class Regressor(nn.Module):
         else:
             self.head = PooledHead(size.width)
         if config.heatmaps:
-            self.heatmaps = nn.Linear(size.width, NUM_KEYPOINTS)
+            # A bias would cancel in the softmax over the tokens.
+            self.heatmaps = nn.Linear(size.width, NUM_KEYPOINTS, bias=False)
 
     def forward(self, image: Tensor, box: Tensor) -> Estimates:
         tokens = self.backbone(image)
