@@ -200,7 +200,10 @@ def _named(name: str, images: Sequence[Path], file: Path) -> Path:
         return Path(name)
     found = [image for image in images if image.name == name]
     if not found:
-        raise InputError(f"{file}: image {name!r} is not among the pictures given")
+        raise InputError(
+            f"{file}: image {name!r} is not among the pictures given; write the paths as they are "
+            "on the command line, or bare file names"
+        )
     if len(found) > 1:
         raise InputError(
             f"{file}: image {name!r} may be {found[0]} or {found[1]}; write the paths as they are "
