@@ -88,10 +88,13 @@ def _call(*words: str, log: Path, threads: int = 1) -> None:
     log.mkdir(parents=True, exist_ok=True)
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with (log / f"{words[0]}.log").open("a", encoding="utf-8") as stream:
-        subprocess.run(
-            [sys.executable, "-m", "stages.cli", *words], check=True, cwd=ROOT,
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.cli", *words], check=False, cwd=ROOT,
             env=os.environ | limits, stdout=stream, stderr=stream,
         )  # fmt: skip
+    if done.returncode:
+        last = Path(stream.name).read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise SystemExit(f"{stream.name}: {last[0] if last else 'ended without a word'}")
 
 
 def backbone(options: argparse.Namespace) -> Path:

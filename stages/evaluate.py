@@ -131,6 +131,8 @@ def evaluate(request: Request) -> list[ProtocolResult]:
     """
     if not request.protocols:
         raise UsageError("name at least one protocol, e.g. demo")
+    if request.focal not in _FOCAL_WORDS:
+        _pixels(request.focal)  # also where there is no checkpoint to use it
     if len(request.protocols) > 1 and (request.labels or request.images):
         raise UsageError("--labels and --images go with a single protocol")
     for option, given, choices in (
@@ -316,6 +318,9 @@ def _predictors(
     return found
 
 
+_FOCAL_WORDS = ("auto", "protocol", "labels", "predicted", "patch", "diagonal")
+
+
 def focal_rule(protocol: EvaluationProtocol, request: Request, rows: EvalRows) -> FocalRule:
     """What --focal means here: `labels`, `predicted`, `patch`, `diagonal`, pixels; `protocol`: that
     of the published runs; `auto`: predicted with --fov-checkpoint, else of the labels, and for
@@ -337,6 +342,11 @@ def focal_rule(protocol: EvaluationProtocol, request: Request, rows: EvalRows) -
         )
     if given in ("labels", "predicted", "patch", "diagonal"):
         return given  # type: ignore[return-value]
+    return _pixels(given)
+
+
+def _pixels(given: str) -> float:
+    """A focal length as a number of pixels, or UsageError."""
     try:
         pixels = float(given)
     except ValueError:
