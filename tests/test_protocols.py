@@ -666,6 +666,15 @@ def test_focal_lengths_that_cannot_be(tmp_path, checkpoint, capsys, options, cod
     assert error.count("\n") == 1
 
 
+def test_a_wrong_focal_is_refused_without_a_checkpoint(tmp_path, capsys):
+    """Before any file is looked for: the baselines alone would not use it."""
+    out = tmp_path / "out"
+    assert run_cli(["evaluate", "demo", "--shards", str(tmp_path), "--focal", "long",
+                    "--out", str(out)]) == 2  # fmt: skip
+    assert "--focal long: expected auto" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_published_focal_rules():
     """Evaluation reference 4.3 and 4.4."""
     bgr = {name for name in PUBLISHED if load_protocol(name).fov_channels == "bgr"}
