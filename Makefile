@@ -42,7 +42,7 @@ report: $(STAMP)  ## write the HTML report of SUBSET
 readme-picture: $(STAMP)  ## draw docs/images/demo.png anew from the converted demo
 	$(BIN)/hmr-skel report outputs/demo --picture docs/images/demo.png
 
-# Recipe in configs/regressor and folder of the run; TRAIN_ARGS: further options of hmr-skel train.
+# Recipe in stages/regressor/recipes and folder of the run; TRAIN_ARGS: further options of hmr-skel train.
 RECIPE ?= $(if $(filter demo-large,$(SUBSET)),tiny-large,tiny)
 RUN ?= outputs/$(SUBSET)-$(RECIPE)
 TRAIN_ARGS ?=
@@ -59,7 +59,7 @@ demo-images: convert  ## render the pictures of SUBSET's generated labels into t
 train: $(if $(filter demo%,$(SUBSET)),demo-images,convert)  ## train RECIPE (default tiny, demo-large: tiny-large) on SUBSET into RUN; rerun to resume
 	$(BIN)/hmr-skel train $(OUT) --recipe $(RECIPE) --out $(RUN) $(TRAIN_ARGS)
 
-# Names in configs/protocols; EVAL_ARGS: further options of hmr-skel evaluate, e.g. --data-root DIR.
+# Names of evaluation protocols; EVAL_ARGS: further options of hmr-skel evaluate, e.g. --data-root DIR.
 PROTOCOLS ?= demo demo-skel
 
 eval: $(STAMP)  ## score RUN/best.pt and the baselines under PROTOCOLS; page in RUN/evaluation
@@ -75,7 +75,7 @@ build-tools: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,build]'
 
 default-body-asset: build-tools  ## rebuild the committed stand-in body (downloads 130 MB)
-	$(BIN)/python -m skel_fit.default_body.build --work $(BUILD_WORK)
+	$(BIN)/python -m tools.default_body --work $(BUILD_WORK)
 
 test-rebuild: build-tools  ## compare a rebuilt stand-in body with the committed one
 	HMR_SKEL_BUILD_WORK=$(abspath $(BUILD_WORK)) $(BIN)/python -m pytest -m rebuild tests/test_default_body.py

@@ -143,9 +143,7 @@ def speed_rows(skel: SKEL, rival: PeerSkel, batches: list[int], repeats: int) ->
             },
             repeats,
         )
-        rows.append(
-            compared("skin, forward + backward", batch, backward["ours"], backward["peer"])
-        )
+        rows.append(compared("skin, forward + backward", batch, backward["ours"], backward["peer"]))
         bones, skin = times["bones"], times["ours"]
         cost = bones.median / skin.median
         bar = BONES_BAR if batch == BONES_BATCH else None
@@ -216,9 +214,7 @@ def processor_name() -> str:
     return platform.processor()
 
 
-def markdown(
-    where: dict[str, object], rows: list[Row], found: dict[str, dict[str, float]]
-) -> str:
+def markdown(where: dict[str, object], rows: list[Row], found: dict[str, dict[str, float]]) -> str:
     lines = ["## Forward pass", "", "| condition | value |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in where.items()]
     lines += [

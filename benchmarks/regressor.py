@@ -19,13 +19,13 @@ import torch
 
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from stages.regressor import camera
 from stages.regressor.config import Recipe, load_recipe
-from stages.regressor.joints import KeypointBody, keypoint_matrix
-from stages.regressor.loader import CropDataset, batches
-from stages.regressor.losses import Labels, Loss
-from stages.regressor.model import Regressor, View
-from stages.regressor.rows import Place, load_collection
+from stages.regressor.data.loader import CropDataset, batches
+from stages.regressor.data.rows import Place, load_collection
+from stages.regressor.network import camera
+from stages.regressor.network.joints import KeypointBody, keypoint_matrix
+from stages.regressor.network.model import Regressor, View
+from stages.regressor.training.losses import Labels, Loss
 
 WARM = 3
 

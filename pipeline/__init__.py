@@ -1,8 +1,8 @@
 """The data plane: annotation files in, checked SKEL shards out.
 
-    from pipeline import open_dataset
-    dataset = open_dataset("outputs/demo")
-    poses = dataset["skel_poses"]
+from pipeline import open_dataset
+dataset = open_dataset("outputs/demo")
+poses = dataset["skel_poses"]
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from scipy.spatial.transform import Rotation
 
 from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
-from pipeline.keypoints import KeypointBody
 from pipeline.readers.npz import NpzFile
+from skel_fit.keypoints import KeypointBody
 
 ROWS = 2400
 SEED = 20240
@@ -286,9 +286,7 @@ def _perturb(base: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def _turn_ball(start: np.ndarray, noise: np.ndarray, rule: _Ball) -> np.ndarray:
-    turned = (
-        Rotation.from_rotvec(start) * Rotation.from_rotvec(noise * rule.spread)
-    ).as_rotvec()
+    turned = (Rotation.from_rotvec(start) * Rotation.from_rotvec(noise * rule.spread)).as_rotvec()
     # A real pose beyond a limit is still a real pose: it widens its own range.
     return np.clip(turned, np.minimum(rule.low, start), np.maximum(rule.high, start))
 

@@ -7,23 +7,21 @@ committed and shared.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
-from pipeline.errors import InputError, UsageError
+from pipeline.configuration import Catalogue, read_mapping, validated
+from pipeline.errors import InputError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+MANIFESTS = Catalogue("manifest", Path("manifests"), "manifests")
 DATA_ROOT_VARIABLE = "HMR_SKEL_DATA"
 MODELS_VARIABLE = "HMR_SKEL_MODELS"
 
@@ -105,57 +103,15 @@ class Manifest(_Strict):
     ray: Resources = Resources()
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (plain YAML keeps the last one silently)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_manifest(name_or_path: str | Path) -> Manifest:
-    """Read a manifest by name (`manifests/NAME.yaml` here, else in the repository) or by path.
+    """Read a manifest by name (`./manifests/NAME.yaml`, else ours) or by path.
 
     Raises:
         UsageError: no such manifest; the message lists the names that exist.
         InputError: not YAML, an unknown key, a value of the wrong kind.
     """
-    path = find_manifest(name_or_path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {_one_line(str(error))}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping with name, source, ...")
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error)}") from None
-
-
-def find_manifest(name_or_path: str | Path) -> Path:
-    """The file a SUBSET argument means."""
-    given = str(name_or_path)
-    if given.endswith((".yaml", ".yml")) or os.sep in given:
-        path = Path(given)
-        if not path.is_file():
-            raise UsageError(f"{path}: no such manifest file")
-        return path
-    folders = (Path("manifests"), REPOSITORY / "manifests")
-    for folder in folders:
-        if (path := folder / f"{given}.yaml").is_file():
-            return path
-    known = sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
-    raise UsageError(f"no manifest '{given}'; known subsets: {', '.join(known) or 'none'}")
+    path = MANIFESTS.find(name_or_path)
+    return validated(Manifest, read_mapping(path), path)
 
 
 def data_root(given: Path | None) -> Path:
@@ -183,16 +139,3 @@ def find_source(manifest: Manifest, root: Path) -> Path:
         f"{root / names[0]}: label file of '{manifest.name}' not found{also}; "
         f"{todo} or give --data-root (or set {DATA_ROOT_VARIABLE})"
     )
-
-
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors():
-        place = ".".join(str(step) for step in item["loc"]) or "manifest"
-        unknown = item["type"] == "extra_forbidden"
-        parts.append(f"unknown key '{place}'" if unknown else f"{place}: {item['msg']}")
-    return "; ".join(parts)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

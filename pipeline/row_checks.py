@@ -153,9 +153,7 @@ def image_name(value: str | bytes) -> str:
 
 
 def _well_formed(name: str) -> bool:
-    return not _UNPRINTABLE.search(name) and any(
-        part not in ("", ".") for part in name.split("/")
-    )
+    return not _UNPRINTABLE.search(name) and any(part not in ("", ".") for part in name.split("/"))
 
 
 def _climbs(name: str) -> bool:

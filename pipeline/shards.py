@@ -155,9 +155,7 @@ def open_shard(path: Path, expect: tuple[str, int] | None = None) -> Iterator[h5
         raise InputError(f"{path}: damaged or not a shard ({error})") from None
 
 
-def read_column(
-    file: h5py.File, name: str, rows: slice | np.ndarray = slice(None)
-) -> np.ndarray:
+def read_column(file: h5py.File, name: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Rows of one column from an open shard; `rows` is a slice or sorted unique indices."""
     if name not in file:
         raise KeyError(f"column '{name}'")

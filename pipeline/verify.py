@@ -67,9 +67,7 @@ def verify(
     ]
     done = [state for state in states if state.state == "done"]
     for state in done:
-        problems += [
-            f"shard {state.shard}: {text}" for text in _check_shard(run.path, plan, state)
-        ]
+        problems += [f"shard {state.shard}: {text}" for text in _check_shard(run.path, plan, state)]
     summary = run.summarise(plan, states)
     problems += _check_summary(run, summary.to_json())
     sampled, largest = 0, 0.0

@@ -429,9 +429,7 @@ class _Fields:
             raise self.error(key, "a positive sum of weights in every row", f"none in {empty[0]}")
         return weights
 
-    def _array(
-        self, key: str, shape: tuple[Size, ...], what: str, kinds: str
-    ) -> np.ndarray:
+    def _array(self, key: str, shape: tuple[Size, ...], what: str, kinds: str) -> np.ndarray:
         expected = f"{what} of shape ({', '.join(map(_size_text, shape))})"
         value = self.require(key, expected)
         try:
@@ -558,9 +556,7 @@ def _is_standin(fields: _Fields) -> bool:
 # ---- SMPL ---------------------------------------------------------------------------------------
 
 
-def load_smpl(
-    path: str | Path, gender: str, *, dtype: torch.dtype = torch.float32
-) -> smplx.SMPL:
+def load_smpl(path: str | Path, gender: str, *, dtype: torch.dtype = torch.float32) -> smplx.SMPL:
     """An `smplx.SMPL` layer with 10 betas from an official SMPL file (or its folder).
 
     gender: neutral, male or female. The layer has no parameters of its own: pass `betas` (B, 10),

@@ -69,49 +69,100 @@ def _dofs(*pairs: tuple[str, tuple[float, float, float]]) -> tuple[Dof, ...]:
 
 
 JOINTS: tuple[Joint, ...] = (
-    Joint("pelvis", -1, 0, 0,
-          _dofs(("pelvis_tilt", _Z), ("pelvis_list", _X), ("pelvis_rotation", _Y))),
-    Joint("femur_r", 0, 2, 2,
-          _dofs(("hip_flexion_r", _Z), ("hip_adduction_r", _X), ("hip_rotation_r", _Y))),
+    Joint(
+        "pelvis", -1, 0, 0, _dofs(("pelvis_tilt", _Z), ("pelvis_list", _X), ("pelvis_rotation", _Y))
+    ),
+    Joint(
+        "femur_r",
+        0,
+        2,
+        2,
+        _dofs(("hip_flexion_r", _Z), ("hip_adduction_r", _X), ("hip_rotation_r", _Y)),
+    ),
     Joint("tibia_r", 1, 5, 5, _dofs(("knee_angle_r", _negative(_Z)))),
     Joint("talus_r", 2, 8, 8, _dofs(("ankle_angle_r", _TALUS))),
     Joint("calcn_r", 3, 8, 8, _dofs(("subtalar_angle_r", _pin(-1.76818999, 0.906223)))),
     Joint("toes_r", 4, 11, 11, _dofs(("mtp_angle_r", _pin(-3.141589999, 0.619901)))),
-    Joint("femur_l", 0, 1, 1,
-          _dofs(("hip_flexion_l", _Z), ("hip_adduction_l", _negative(_X)),
-                ("hip_rotation_l", _negative(_Y)))),
+    Joint(
+        "femur_l",
+        0,
+        1,
+        1,
+        _dofs(
+            ("hip_flexion_l", _Z),
+            ("hip_adduction_l", _negative(_X)),
+            ("hip_rotation_l", _negative(_Y)),
+        ),
+    ),
     Joint("tibia_l", 6, 4, 4, _dofs(("knee_angle_l", _negative(_Z)))),
     Joint("talus_l", 7, 7, 7, _dofs(("ankle_angle_l", _TALUS))),
     Joint("calcn_l", 8, 7, 7, _dofs(("subtalar_angle_l", _pin(1.768189999, -0.906223)))),
     Joint("toes_l", 9, 10, 10, _dofs(("mtp_angle_l", _pin(-3.141589999, -0.619901)))),
-    Joint("lumbar_body", 0, 3, 3,
-          _dofs(("lumbar_bending", _X), ("lumbar_extension", _Z), ("lumbar_twist", _Y))),
-    Joint("thorax", 11, 6, 9,
-          _dofs(("thorax_bending", _X), ("thorax_extension", _Z), ("thorax_twist", _Y))),
-    Joint("head", 12, 15, 15,
-          _dofs(("head_bending", _X), ("head_extension", _Z), ("head_twist", _Y))),
-    Joint("scapula_r", 12, 14, 14,
-          _dofs(("scapula_abduction_r", _Y), ("scapula_elevation_r", _negative(_Z)),
-                ("scapula_upward_rot_r", _negative(_X)))),
-    Joint("humerus_r", 14, 17, 17,
-          _dofs(("shoulder_r_x", _X), ("shoulder_r_y", _Y), ("shoulder_r_z", _Z))),
-    Joint("ulna_r", 15, 19, 19,
-          _dofs(("elbow_flexion_r", _unit(0.0494, 0.0366, 0.99810825)))),
-    Joint("radius_r", 16, 0, 21,
-          _dofs(("pro_sup_r", _unit(-0.01716099, 0.99266564, -0.11966796)))),
-    Joint("hand_r", 17, 21, 21,
-          _dofs(("wrist_flexion_r", _X), ("wrist_deviation_r", _negative(_Z)))),
-    Joint("scapula_l", 12, 13, 13,
-          _dofs(("scapula_abduction_l", _Y), ("scapula_elevation_l", _Z),
-                ("scapula_upward_rot_l", _X))),
-    Joint("humerus_l", 19, 16, 16,
-          _dofs(("shoulder_l_x", _X), ("shoulder_l_y", _Y), ("shoulder_l_z", _Z))),
-    Joint("ulna_l", 20, 18, 18,
-          _dofs(("elbow_flexion_l", _unit(-0.0494, -0.0366, 0.99810825)))),
-    Joint("radius_l", 21, 0, 20,
-          _dofs(("pro_sup_l", _unit(0.01716099, -0.99266564, -0.11966796)))),
-    Joint("hand_l", 22, 20, 20,
-          _dofs(("wrist_flexion_l", _negative(_X)), ("wrist_deviation_l", _negative(_Z)))),
+    Joint(
+        "lumbar_body",
+        0,
+        3,
+        3,
+        _dofs(("lumbar_bending", _X), ("lumbar_extension", _Z), ("lumbar_twist", _Y)),
+    ),
+    Joint(
+        "thorax",
+        11,
+        6,
+        9,
+        _dofs(("thorax_bending", _X), ("thorax_extension", _Z), ("thorax_twist", _Y)),
+    ),
+    Joint(
+        "head", 12, 15, 15, _dofs(("head_bending", _X), ("head_extension", _Z), ("head_twist", _Y))
+    ),
+    Joint(
+        "scapula_r",
+        12,
+        14,
+        14,
+        _dofs(
+            ("scapula_abduction_r", _Y),
+            ("scapula_elevation_r", _negative(_Z)),
+            ("scapula_upward_rot_r", _negative(_X)),
+        ),
+    ),
+    Joint(
+        "humerus_r",
+        14,
+        17,
+        17,
+        _dofs(("shoulder_r_x", _X), ("shoulder_r_y", _Y), ("shoulder_r_z", _Z)),
+    ),
+    Joint("ulna_r", 15, 19, 19, _dofs(("elbow_flexion_r", _unit(0.0494, 0.0366, 0.99810825)))),
+    Joint("radius_r", 16, 0, 21, _dofs(("pro_sup_r", _unit(-0.01716099, 0.99266564, -0.11966796)))),
+    Joint(
+        "hand_r", 17, 21, 21, _dofs(("wrist_flexion_r", _X), ("wrist_deviation_r", _negative(_Z)))
+    ),
+    Joint(
+        "scapula_l",
+        12,
+        13,
+        13,
+        _dofs(
+            ("scapula_abduction_l", _Y), ("scapula_elevation_l", _Z), ("scapula_upward_rot_l", _X)
+        ),
+    ),
+    Joint(
+        "humerus_l",
+        19,
+        16,
+        16,
+        _dofs(("shoulder_l_x", _X), ("shoulder_l_y", _Y), ("shoulder_l_z", _Z)),
+    ),
+    Joint("ulna_l", 20, 18, 18, _dofs(("elbow_flexion_l", _unit(-0.0494, -0.0366, 0.99810825)))),
+    Joint("radius_l", 21, 0, 20, _dofs(("pro_sup_l", _unit(0.01716099, -0.99266564, -0.11966796)))),
+    Joint(
+        "hand_l",
+        22,
+        20,
+        20,
+        _dofs(("wrist_flexion_l", _negative(_X)), ("wrist_deviation_l", _negative(_Z))),
+    ),
 )
 
 JOINT_NAMES: tuple[str, ...] = tuple(joint.name for joint in JOINTS)
@@ -263,9 +314,7 @@ _RIGHT_OR_MIDDLE: dict[str, Limit] = {
     "hip_adduction_r": Limit(
         -1.570796, 1.221730, f"side split, 90 deg a leg; flexed thigh: {_SITTING}"
     ),
-    "hip_rotation_r": Limit(
-        -1.570796, 1.221730, f"straddle, 90 deg a leg; lotus: {_SITTING}"
-    ),
+    "hip_rotation_r": Limit(-1.570796, 1.221730, f"straddle, 90 deg a leg; lotus: {_SITTING}"),
     "knee_angle_r": Limit(
         -0.1,
         2.8,

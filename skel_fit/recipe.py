@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from skel_fit.pose_table import POSE_NAMES
+from skel_fit.strict_yaml import parse_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 PARAMETER_GROUPS = {
@@ -138,4 +138,4 @@ class FitConfig(_Frozen):
 
 def load_recipe(path: Path) -> Recipe:
     """Recipe from a YAML file; unknown keys are refused."""
-    return Recipe.model_validate(yaml.safe_load(path.read_text()))
+    return Recipe.model_validate(parse_yaml(path.read_text(encoding="utf-8")))

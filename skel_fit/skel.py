@@ -482,9 +482,7 @@ class SKEL(nn.Module):
         for k in range(1, self._levels):
             above = world[-1][:, getattr(self, f"_above_{k}")]
             moved = above[..., :3] @ steps[:, getattr(self, f"_level_{k}")]
-            world.append(
-                torch.cat((moved[..., :3], moved[..., 3:] + above[..., 3:]), -1)
-            )
+            world.append(torch.cat((moved[..., :3], moved[..., 3:] + above[..., 3:]), -1))
         chain = torch.cat(world, 1)[:, self._unwalk]
         return chain[..., :3], chain[..., 3], local
 

@@ -23,9 +23,9 @@ from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
 from pipeline.readers import LabelSource, open_source
 from skel_fit.pose_table import POSE_NAMES, limits
-from stages import charts, pages, pictures
 from stages.convert import aligned
-from stages.pictures import Person, Poser
+from stages.drawing import charts, pages, pictures
+from stages.drawing.pictures import Person, Poser
 
 BLOCK = 64
 READ_ROWS = 4096

@@ -22,7 +22,7 @@ from pipeline.plan import Plan
 from pipeline.row_checks import REASONS
 from pipeline.rundir import RunDirectory
 from pipeline.shards import RESULT_COLUMNS
-from stages import pages
+from stages.drawing import pages
 from stages.report import collect, genders
 
 _SIZES = (

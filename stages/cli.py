@@ -263,9 +263,7 @@ def train(
         list[Path], typer.Argument(metavar="DIR...", help="Outputs of conversions.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run; given again: resume.")],
-    recipe: Annotated[
-        str, typer.Option(help="A name in configs/regressor or a YAML file.")
-    ] = "default",
+    recipe: Annotated[str, typer.Option(help="A name, or a YAML file.")] = "default",
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="A recipe to merge on top, or key.path=value; repeatable."),
@@ -316,8 +314,7 @@ def predict(
 def evaluate(
     protocols: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROTOCOL...", help="Names in configs/protocols or YAML files. "
-                       "[default: demo]"),
+        typer.Argument(metavar="PROTOCOL...", help="Names, or YAML files. [default: demo]"),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="best.pt of a training folder. [default: baselines only]")

@@ -25,7 +25,7 @@ def run_demo_images(
     """
     from pipeline.demo import SEED
     from pipeline.planning import find_generated
-    from stages.regressor.demo_pictures import Job, render_demo
+    from stages.regressor.data.demo_pictures import Job, render_demo
 
     manifest = load_manifest(subset)
     if manifest.source.generator is None:

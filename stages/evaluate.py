@@ -24,14 +24,30 @@ from pipeline.fitters import models_directory
 from pipeline.manifest import data_root
 from pipeline.provenance import code_version, software
 from stages.convert import PLAIN_INTERVAL
-from stages.regressor.eval_readers import (
+from stages.regressor.data.images import ImageSource, open_images
+from stages.regressor.evaluation.eval_readers import (
     ROUNDINGS,
     EvalRows,
     build_moyo_hard,
     read_eval_rows,
     read_shards,
 )
-from stages.regressor.evaluation import (
+from stages.regressor.evaluation.metrics import Estimate
+from stages.regressor.evaluation.predictors import (
+    CROP_RULES,
+    CheckpointPredictor,
+    FocalRule,
+    MeanPose,
+    SkelLabels,
+    StoredPredictions,
+)
+from stages.regressor.evaluation.protocols import (
+    EvaluationProtocol,
+    Predictor,
+    Published,
+    load_protocol,
+)
+from stages.regressor.evaluation.scoring import (
     PRECISION,
     Bodies,
     Outcome,
@@ -41,18 +57,7 @@ from stages.regressor.evaluation import (
     run_protocol,
     skip_reasons,
 )
-from stages.regressor.hrnet import load_human_fov
-from stages.regressor.images import ImageSource, open_images
-from stages.regressor.metrics import Estimate
-from stages.regressor.predictors import (
-    CROP_RULES,
-    CheckpointPredictor,
-    FocalRule,
-    MeanPose,
-    SkelLabels,
-    StoredPredictions,
-)
-from stages.regressor.protocols import EvaluationProtocol, Predictor, Published, load_protocol
+from stages.regressor.network.hrnet import load_human_fov
 
 SCHEMA = 1
 STANDIN_WARNING = (
@@ -112,8 +117,10 @@ class ProtocolResult:
     @property
     def standin(self) -> bool:
         """The licence-free bodies took part."""
-        return self.bodies.standin or bool(self.rows.standin) or any(
-            getattr(predictor, "standin", False) for predictor in self.predictors
+        return (
+            self.bodies.standin
+            or bool(self.rows.standin)
+            or any(getattr(predictor, "standin", False) for predictor in self.predictors)
         )
 
     @property
@@ -155,9 +162,7 @@ def evaluate(request: Request) -> list[ProtocolResult]:
     return results
 
 
-def moyo_hard(
-    source: Path, out: Path, *, camera: str, rounding: str, expected: int | None
-) -> None:
+def moyo_hard(source: Path, out: Path, *, camera: str, rounding: str, expected: int | None) -> None:
     """Build MOYO-HARD and say what it has; see `eval_readers.build_moyo_hard`."""
     if rounding not in ROUNDINGS:
         raise UsageError(f"--rounding {rounding}: expected {', '.join(ROUNDINGS)}")
@@ -278,9 +283,7 @@ def _images_place(protocol: EvaluationProtocol, request: Request) -> Path | None
     return None
 
 
-def _open_images(
-    rows: EvalRows, needed: bool, protocol: EvaluationProtocol
-) -> ImageSource | None:
+def _open_images(rows: EvalRows, needed: bool, protocol: EvaluationProtocol) -> ImageSource | None:
     """The images; without need for them (baselines) missing ones only cost the page's pictures."""
     if rows.images is None:
         if needed:

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from pipeline.render import SKIN_COLOR, TARGET_COLOR, Camera, Mesh, render
 from stages import evaluate as verb
-from stages.pages import data_uri, page
-from stages.pictures import BACKGROUND, MARGIN
-from stages.regressor.crops import Crop, apply
-from stages.regressor.evaluation import (
+from stages.drawing.overlays import LABELLED, PREDICTED, draw_limbs
+from stages.drawing.pages import data_uri, page
+from stages.drawing.pictures import BACKGROUND, MARGIN
+from stages.drawing.render import SKIN_COLOR, TARGET_COLOR, Camera, Mesh, render
+from stages.regressor.data.crops import Crop, apply
+from stages.regressor.data.images import decode
+from stages.regressor.evaluation.metrics import root_points
+from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
+from stages.regressor.evaluation.scoring import (
     predict,
     predicted_body,
     projected_keypoints,
     truth,
     truth_body,
 )
-from stages.regressor.images import decode
-from stages.regressor.metrics import root_points
-from stages.regressor.overlays import LABELLED, PREDICTED, draw_limbs
-from stages.regressor.protocols import EvaluationProtocol, load_protocol, protocol_files
 
 SIZE = 300
 _OWN_FOCAL, _OWN_DISTANCE = 1500.0, 6.0
@@ -115,9 +115,7 @@ def _elsewhere(results: Sequence[verb.ProtocolResult]) -> list[dict[str, Any]]:
     for name in sorted(names):
         protocol = known.get(name) or load_protocol(name)
         if protocol.published:
-            found.append(
-                {"name": name, "dataset": protocol.dataset, "rows": _published(protocol)}
-            )
+            found.append({"name": name, "dataset": protocol.dataset, "rows": _published(protocol)})
     return found
 
 

@@ -102,7 +102,7 @@ class _SkelKeypoints:
         import torch
 
         from skel_fit.model_files import load_skel
-        from stages.regressor.joints import KeypointBody, keypoint_matrix
+        from stages.regressor.network.joints import KeypointBody, keypoint_matrix
 
         if gender not in self._bodies:
             skel = load_skel(self._models, gender, dtype=torch.float64)

@@ -140,9 +140,7 @@ def lint_file(file: Path, models: Path | None = None) -> LintReport:
         found.add(code, which)
     projected, off = _look_at_projection(source, directory)
     found.add("projection_mismatch", off)
-    return LintReport(
-        str(file), source.format, source.rows, rejected, projected, found.in_order()
-    )
+    return LintReport(str(file), source.format, source.rows, rejected, projected, found.in_order())
 
 
 class _Findings:
@@ -329,7 +327,7 @@ def _look_at_projection(source: LabelSource, directory: Path | None) -> tuple[in
     complete = (layout.transl, layout.cam_int, layout.keypoints, layout.scale)
     if directory is None or not all(complete):
         return 0, np.empty(0, int)
-    from pipeline.keypoints import KeypointBody
+    from skel_fit.keypoints import KeypointBody
 
     chosen = [source.read(row, row + 1) for row in range(0, source.rows, _step(source.rows))]
     chosen = [rows for rows in chosen if not rows.reasons[0]]
@@ -369,8 +367,8 @@ def _mean_distance(source: LabelSource, rows: AnnotationRows, points: np.ndarray
 def _models(given: Path | None) -> Path | None:
     import os
 
-    from pipeline.keypoints import EXTRA_REGRESSOR
     from pipeline.manifest import MODELS_VARIABLE
+    from skel_fit.keypoints import EXTRA_REGRESSOR
 
     path = Path(given or os.environ.get(MODELS_VARIABLE) or _MODELS)
     if (path / EXTRA_REGRESSOR).is_file():

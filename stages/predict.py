@@ -17,18 +17,18 @@ import torch
 from pipeline.atomic import make_directory, write_bytes, write_json
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
-from pipeline.render import png_bytes
 from skel_fit import pose_table
 from skel_fit.model_files import load_skel
 from skel_fit.skel import SKEL
-from stages.regressor import camera
-from stages.regressor.glb import Part, glb_bytes
-from stages.regressor.hrnet import load_human_fov
-from stages.regressor.images import decode
-from stages.regressor.joints import NAMES, KeypointBody, keypoint_matrix
-from stages.regressor.overlays import PREDICTED as LIMB_COLOR
-from stages.regressor.overlays import SKIN, Posed, draw_body, draw_limbs, pose_bodies
-from stages.regressor.trained import Person, TrainedNetwork
+from stages.drawing.glb import Part, glb_bytes
+from stages.drawing.overlays import PREDICTED as LIMB_COLOR
+from stages.drawing.overlays import SKIN, Posed, draw_body, draw_limbs, pose_bodies
+from stages.drawing.render import png_bytes
+from stages.regressor.data.images import decode
+from stages.regressor.evaluation.trained import Person, TrainedNetwork
+from stages.regressor.network import camera
+from stages.regressor.network.hrnet import load_human_fov
+from stages.regressor.network.joints import NAMES, KeypointBody, keypoint_matrix
 
 _SKIN_ALPHA = 0.45
 _BONE_COLOR = (0.93, 0.90, 0.80, 1.0)
@@ -84,9 +84,7 @@ def run_predict(
     body = KeypointBody(skel, keypoint_matrix(folder))
     pictures = {image: _read(image) for image in images}
     wanted = _boxes(images, pictures, boxes)
-    cam_ints = {
-        image: _intrinsics(trained, image, data, focal) for image, data in pictures.items()
-    }
+    cam_ints = {image: _intrinsics(trained, image, data, focal) for image, data in pictures.items()}
     persons = [
         Person(pictures[box.image], str(box.image), box.center, box.size, cam_ints[box.image])
         for box in wanted
@@ -163,9 +161,7 @@ def _focal_source(trained: TrainedNetwork, focal: float | None) -> str:
     return "--focal" if focal and trained.uses_intrinsics else trained.focal_source
 
 
-def _boxes(
-    images: Sequence[Path], pictures: dict[Path, bytes], file: Path | None
-) -> list[Box]:
+def _boxes(images: Sequence[Path], pictures: dict[Path, bytes], file: Path | None) -> list[Box]:
     """Checked boxes of all pictures, in the order of the pictures."""
     sizes = {image: decode(data, str(image)).shape[:2] for image, data in pictures.items()}
     if file is None:
@@ -267,9 +263,7 @@ def _overlay(
         picture = draw_body(picture, bodies[k], results["cam_int"][k].astype(np.float64))
     thickness = max(1, round(max(picture.shape) / 500))
     for k in people:
-        picture = draw_limbs(
-            picture, results["keypoints_2d"][k], LIMB_COLOR, thickness=thickness
-        )
+        picture = draw_limbs(picture, results["keypoints_2d"][k], LIMB_COLOR, thickness=thickness)
     return picture
 
 

@@ -20,14 +20,14 @@ from pipeline.atomic import write_bytes
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
-from pipeline.render import png_bytes
 from pipeline.rundir import RunDirectory
 from pipeline.shards import REGIONS
 from pipeline.task import check_models, open_plan_source
 from skel_fit.errors import ModelFileError
 from skel_fit.pose_table import POSE_NAMES, LimitsName, limits
-from stages import charts, pages, pictures
-from stages.pictures import Person, Poser
+from stages.drawing import charts, pages, pictures
+from stages.drawing.pictures import Person, Poser
+from stages.drawing.render import png_bytes
 
 PICTURE_SIZE = 300
 WORST_ROWS = 3

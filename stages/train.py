@@ -33,10 +33,10 @@ def run_train(
         PipelineError: see `rows.load_collection`, `training.Trainer.run`.
     """
     from stages.regressor.config import load_recipe
-    from stages.regressor.distributed import processes
-    from stages.regressor.reporting import Reporter
-    from stages.regressor.rows import Place, load_collection
-    from stages.regressor.training import Trainer, describe
+    from stages.regressor.data.rows import Place, load_collection
+    from stages.regressor.training.distributed import processes
+    from stages.regressor.training.reporting import Reporter
+    from stages.regressor.training.trainer import Trainer, describe
 
     if images and len(images) != len(directories):
         raise UsageError(

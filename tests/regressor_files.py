@@ -12,7 +12,7 @@ import torch
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
-from stages.regressor.demo_pictures import Job, render_demo
+from stages.regressor.data.demo_pictures import Job, render_demo
 
 ROWS = 60
 #: A network and a schedule of seconds; body model, losses and data are the real ones.

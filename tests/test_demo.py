@@ -185,7 +185,7 @@ def test_boxes_and_cameras(rows) -> None:
 
 def test_mirrored_keypoints_mirror(models: Path) -> None:
     """The body, the mirroring of poses and the order of the 44 points agree on left and right."""
-    from pipeline.keypoints import KeypointBody
+    from skel_fit.keypoints import KeypointBody
 
     body = KeypointBody.load(models, "neutral")
     random = np.random.default_rng(0)
@@ -197,9 +197,7 @@ def test_mirrored_keypoints_mirror(models: Path) -> None:
 
 def test_the_same_bytes(path: Path, models: Path, tmp_path: Path) -> None:
     """In another process with other settings of the environment."""
-    code = (
-        "import sys; from pipeline.demo import write_demo; write_demo(sys.argv[1], sys.argv[2])"
-    )
+    code = "import sys; from pipeline.demo import write_demo; write_demo(sys.argv[1], sys.argv[2])"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "2"}
     again = tmp_path / "again.npz"
     subprocess.run([sys.executable, "-c", code, again, models], check=True, env=environment)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from stages.regressor.eval_readers import (
+from stages.regressor.data.images import open_images
+from stages.regressor.evaluation.eval_readers import (
     MOYO_HARD_ROWS,
     MOYO_HARD_SEQUENCES,
     ROUNDINGS,
@@ -24,8 +25,7 @@ from stages.regressor.eval_readers import (
     read_moyo,
     select_moyo_hard,
 )
-from stages.regressor.images import open_images
-from stages.regressor.protocols import load_protocol
+from stages.regressor.evaluation.protocols import load_protocol
 
 ROWS = 6
 

@@ -14,7 +14,7 @@ from pipeline.manifest import load_manifest
 from skel_fit.default_body import default_body_directory
 from stages import cli
 from stages.regressor.config import load_recipe
-from stages.regressor.rows import Place, load_collection
+from stages.regressor.data.rows import Place, load_collection
 from tests.faults.harness import TRIVIAL, tree
 from tests.regressor_files import ROWS as DEMO_ROWS
 from tests.regressor_files import demo

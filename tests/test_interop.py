@@ -22,7 +22,7 @@ from stages.audit import audit, findings
 from stages.card import card
 from stages.cli import run as command
 from stages.export import export
-from stages.regressor.joints import keypoint_matrix
+from stages.regressor.network.joints import keypoint_matrix
 from tests.demo_rows import REAL, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pipeline.manifest import REPOSITORY
+from tests.faults.harness import REPOSITORY
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from skel_fit.pose_table import POSE_NAMES
-from stages.regressor import metrics
+from stages.regressor.evaluation import metrics
 
 SEEDS = st.integers(0, 2**32 - 1)
 

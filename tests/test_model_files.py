@@ -414,9 +414,7 @@ def test_npz_with_a_huge_header_is_refused_without_memory(smpl_npz, tmp_path):
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (6890, 3, 9999999999), }"
     text = header.encode().ljust(117) + b"\n"
     member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
-    path = rewritten_zip(
-        smpl_npz, tmp_path / "SMPL_MALE.npz", "shapedirs.npy", lambda _: member
-    )
+    path = rewritten_zip(smpl_npz, tmp_path / "SMPL_MALE.npz", "shapedirs.npy", lambda _: member)
     assert "key 'shapedirs'" in refusal(path, load_smpl)
 
 
@@ -613,9 +611,7 @@ def small_pickles():
 
 @given(data=st.data())
 @settings(max_examples=300)
-def test_damaged_pickles_only_ever_raise_model_file_errors(
-    small_pickles, tmp_path_factory, data
-):
+def test_damaged_pickles_only_ever_raise_model_file_errors(small_pickles, tmp_path_factory, data):
     content = bytearray(data.draw(st.sampled_from(small_pickles)))
     for _ in range(data.draw(st.integers(0, 6))):
         at = data.draw(st.integers(0, len(content) - 1))

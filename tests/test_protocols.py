@@ -20,21 +20,21 @@ from skel_fit.default_body import default_body_directory
 from stages import evaluate as verb
 from stages.cli import run as run_cli
 from stages.evaluation_page import evaluation_page, worst_rows
-from stages.regressor.checkpoints import save_checkpoint
 from stages.regressor.config import load_recipe
-from stages.regressor.eval_readers import EvalRows, read_eval_rows
-from stages.regressor.evaluation import (
+from stages.regressor.data.images import open_images
+from stages.regressor.evaluation.eval_readers import EvalRows, read_eval_rows
+from stages.regressor.evaluation.metrics import fit_similarity
+from stages.regressor.evaluation.predictors import MeanPose, SkelLabels, StoredPredictions
+from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
+from stages.regressor.evaluation.scoring import (
     Bodies,
     floor_values,
     label_violations,
     run_protocol,
     skip_reasons,
 )
-from stages.regressor.images import open_images
-from stages.regressor.metrics import fit_similarity
-from stages.regressor.model import Regressor
-from stages.regressor.predictors import MeanPose, SkelLabels, StoredPredictions
-from stages.regressor.protocols import EvaluationProtocol, load_protocol, protocol_files
+from stages.regressor.network.checkpoints import save_checkpoint
+from stages.regressor.network.model import Regressor
 from tests.faults.harness import TRIVIAL, label_columns, write_manifest
 
 PUBLISHED = {
@@ -451,7 +451,7 @@ def test_mean_pose_is_the_mean_of_the_labels():
 
 
 def run_batch(rows: EvalRows):
-    from stages.regressor.protocols import Batch
+    from stages.regressor.evaluation.protocols import Batch
 
     return Batch(rows.row, tuple(rows.name), None, rows.center, rows.box, rows.cam_int,
                  load_protocol("demo").crop)  # fmt: skip
@@ -534,9 +534,7 @@ def shards(tmp_path_factory) -> Path:
     picture = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     for row in (12, 13, 14, 15, 17, 19):
         cv2.imwrite(str(folder / "images" / f"{row:02d}.png"), picture)
-    manifest = write_manifest(
-        folder / "test.yaml", genders={"smpl": "column", "skel": "column"}
-    )
+    manifest = write_manifest(folder / "test.yaml", genders={"smpl": "column", "skel": "column"})
     request = Request(
         manifest=load_manifest(manifest), directory=folder / "out", data_root=folder,
         fitter=TRIVIAL,
@@ -683,9 +681,7 @@ def test_published_focal_rules():
     assert patch == {"3dpw-hmr2", "coco", "h36m-p2", "lsp-extended", "posetrack"}
 
 
-def test_one_added_file_is_evaluated_with_columns_of_its_own(
-    tmp_path, monkeypatch, models, capsys
-):
+def test_one_added_file_is_evaluated_with_columns_of_its_own(tmp_path, monkeypatch, models, capsys):
     """A new data set: its YAML, its label file and predictions; nothing in the code knows it."""
     from tests.test_eval_readers import camerahmr
 

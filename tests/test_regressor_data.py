@@ -21,12 +21,13 @@ from pipeline.errors import InputError
 from pipeline.rundir import RunDirectory
 from pipeline.shards import RESULT_COLUMNS, build_shard, read_columns, root_attributes
 from pipeline.task import receipt_path, shard_path
-from stages.regressor import augment, camera, demo_pictures
-from stages.regressor.bodies import Bodies
 from stages.regressor.config import load_recipe
-from stages.regressor.images import FolderImages, TarImages, decode, open_images
-from stages.regressor.loader import CropDataset, Order, batches
-from stages.regressor.rows import Place, load_collection
+from stages.regressor.data import augment, demo_pictures
+from stages.regressor.data.images import FolderImages, TarImages, decode, open_images
+from stages.regressor.data.loader import CropDataset, Order, batches
+from stages.regressor.data.rows import Place, load_collection
+from stages.regressor.network import camera
+from stages.regressor.training.bodies import Bodies
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 
@@ -461,9 +462,7 @@ def test_demo_pictures_are_deterministic_and_cached(files: Demo, tmp_path: Path)
     assert demo_pictures.render_demo(job) == (0, 20)
     pictures[3].unlink()
     assert demo_pictures.render_demo(job) == (1, 20)
-    assert [p.stat().st_mtime_ns for p in pictures if p != pictures[3]] == (
-        stamps[:3] + stamps[4:]
-    )
+    assert [p.stat().st_mtime_ns for p in pictures if p != pictures[3]] == (stamps[:3] + stamps[4:])
     other = replace(job, seed=1)
     assert demo_pictures.render_demo(other) == (20, 20)
     assert pictures[0].stat().st_mtime_ns != stamps[0]

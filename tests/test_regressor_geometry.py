@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skel_fit import pose_table
-from stages.regressor import camera, crops, representation
-from stages.regressor.camera import intrinsics
-from stages.regressor.mean_parameters import POSES, mean_parameters
+from stages.regressor.data import crops
+from stages.regressor.network import camera, representation
+from stages.regressor.network.camera import intrinsics
+from stages.regressor.network.mean_parameters import POSES, mean_parameters
 
 ANGLES = st.lists(st.floats(-1, 1), min_size=46, max_size=46)
 
@@ -226,7 +227,7 @@ def dots(size: tuple[int, int], places: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("side", [150.0, 420.0])
 def test_pixels_go_where_the_keypoints_go(flip: bool, roll: float, side: float) -> None:
     """One map for picture and labels: a blob is found at its mapped place."""
-    from pipeline.render import png_bytes
+    from stages.drawing.render import png_bytes
 
     place = np.array([[330.0, 190.0]])
     principal = np.array([300.0, 200.0])
@@ -263,7 +264,7 @@ def test_a_rolled_and_flipped_view_is_the_view_of_the_rolled_and_flipped_body() 
 
 
 def test_outside_is_black_before_normalisation() -> None:
-    from pipeline.render import png_bytes
+    from stages.drawing.render import png_bytes
 
     white = np.full((50, 50, 3), 255, np.uint8)
     crop = crops.Crop(np.array([0.0, 0.0]), 64, np.array([25.0, 25.0]), 128)

@@ -10,14 +10,14 @@ import torch
 from pipeline.errors import InputError, UsageError
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from stages.regressor import representation
-from stages.regressor.bodies import shape_map
 from stages.regressor.config import load_recipe
-from stages.regressor.heads import Estimates
-from stages.regressor.joints import MIRROR, KeypointBody, keypoint_matrix
-from stages.regressor.losses import Labels, Loss
-from stages.regressor.mean_parameters import Parameters
-from stages.regressor.model import View, crop_keypoints
+from stages.regressor.network import representation
+from stages.regressor.network.heads import Estimates
+from stages.regressor.network.joints import MIRROR, KeypointBody, keypoint_matrix
+from stages.regressor.network.mean_parameters import Parameters
+from stages.regressor.network.model import View, crop_keypoints
+from stages.regressor.training.bodies import shape_map
+from stages.regressor.training.losses import Labels, Loss
 
 BATCH = 3
 
@@ -134,9 +134,7 @@ def test_betas_of_the_other_gender_keep_the_shape(models: Path) -> None:
 
     assert distance(converted) < 0.6 * distance(betas)
     nudged = converted + 0.05 * torch.randn(5, 10, generator=torch.Generator().manual_seed(6))
-    square = [
-        (male.shape(guess).vertices - wanted).square().sum() for guess in (converted, nudged)
-    ]
+    square = [(male.shape(guess).vertices - wanted).square().sum() for guess in (converted, nudged)]
     assert square[0] < square[1]  # least squares: any step away is worse
 
 
@@ -158,9 +156,7 @@ def test_the_published_layer_loss_has_the_floor_that_ours_has_not(body: Keypoint
     """5.3: any non-zero unused output costs at least 28/216 a layer; ours ignores it."""
     found = {}
     for kind in ("gram_schmidt", "well_defined", "raw"):
-        recipe = load_recipe(
-            "published", [f"loss.layer_pose={kind}", "loss.layer_pose_weight=1.0"]
-        )
+        recipe = load_recipe("published", [f"loss.layer_pose={kind}", "loss.layer_pose_weight=1.0"])
         right, labels = truth(body, recipe)
         unused = np.setdiff1d(np.arange(144), representation.MEANINGFUL)
         code = right.code.clone()
@@ -242,9 +238,7 @@ def test_rows_are_independent_and_weighted(body: KeypointBody) -> None:
     assert rows[1] == pytest.approx(float(alone[0]), rel=1e-5)
     unseen = labels._replace(weight=torch.tensor([1.0, 0.0, 1.0]))
     terms = loss(estimates(wrong, wrong, wrong), unseen, view())
-    only_2d = loss(
-        estimates(wrong, wrong, wrong), labels._replace(weight=torch.zeros(3)), view()
-    )
+    only_2d = loss(estimates(wrong, wrong, wrong), labels._replace(weight=torch.zeros(3)), view())
     assert terms.rows[1] == pytest.approx(float(only_2d.rows[1]), rel=1e-5)
     assert set(only_2d.terms) == set(terms.terms)
     assert [n for n, v in only_2d.terms.items() if float(v) > 0] == ["keypoints_2d"]
@@ -348,10 +342,10 @@ def test_heatmaps_want_the_cells_around_a_keypoint(body: KeypointBody) -> None:
 
 
 def test_every_recipe_in_the_repository_is_valid() -> None:
-    names = [p.stem for p in sorted(Path("configs/regressor").glob("*.yaml"))]
+    names = [p.stem for p in sorted(Path("stages/regressor/recipes").glob("*.yaml"))]
     assert {"published", "default", "tiny"} <= set(names)
     assert [load_recipe(name).name for name in names] == names
-    for change in sorted(Path("configs/regressor/changes").glob("*.yaml")):
+    for change in sorted(Path("stages/regressor/recipes/changes").glob("*.yaml")):
         size = ["model.decoder.width=192"] if change.stem == "baseline" else []
         if not change.stem.startswith("vit"):
             assert load_recipe("tiny", [f"changes/{change.stem}", *size]).name == "tiny"
@@ -371,9 +365,7 @@ def test_every_recipe_in_the_repository_is_valid() -> None:
 def test_ablation_rows_change_what_table_4_4_says(row: str, differs: set[str]) -> None:
     from pipeline.plan import differences
 
-    one, two = (
-        load_recipe(n).model_dump(mode="json") for n in ("published", f"published-{row}")
-    )
+    one, two = (load_recipe(n).model_dump(mode="json") for n in ("published", f"published-{row}"))
     assert set(differences(one, two)) - {"name"} == differs
 
 

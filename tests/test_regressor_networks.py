@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
-from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.config import load_recipe
-from stages.regressor.heads import (
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.heads import (
     CoarseToFineHead,
     CoarseToFineOptions,
     DecoderSize,
     PooledHead,
     SingleTokenHead,
 )
-from stages.regressor.hrnet import HRNet, HumanFOV, load_human_fov
-from stages.regressor.mean_parameters import mean_parameters
-from stages.regressor.model import Regressor
-from stages.regressor.vit import SIZES, DropPath, ViT, ViTSize, load_vitpose, token_grid
+from stages.regressor.network.hrnet import HRNet, HumanFOV, load_human_fov
+from stages.regressor.network.mean_parameters import mean_parameters
+from stages.regressor.network.model import Regressor
+from stages.regressor.network.vit import SIZES, DropPath, ViT, ViTSize, load_vitpose, token_grid
 
 SMALL = ViTSize(32, 2, 4, 64)
 SMALL_DECODER = DecoderSize(3, 32, 2, 16, 32)
@@ -73,8 +73,10 @@ def test_heatmaps_are_made_only_while_training() -> None:
     image = torch.zeros(2, 3, 128, 96)
     assert network.train()(image, box()).heatmaps.shape == (2, 48, 44)
     assert network.eval()(image, box()).heatmaps is None
-    assert not hasattr(Regressor(load_recipe("tiny", ["model.heatmaps=false",
-                                                      "loss.heatmaps=0"]).model), "heatmaps")
+    assert not hasattr(
+        Regressor(load_recipe("tiny", ["model.heatmaps=false", "loss.heatmaps=0"]).model),
+        "heatmaps",
+    )
 
 
 def test_a_checkpoint_of_ours_gives_its_backbone(tmp_path: Path) -> None:

@@ -13,23 +13,24 @@ import torch
 from pipeline.errors import InputError
 from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
-from stages.regressor import camera, overlays
-from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
+from stages.drawing import overlays
+from stages.drawing.glb import Part, glb_bytes
 from stages.regressor.config import load_recipe
-from stages.regressor.distributed import Process
-from stages.regressor.glb import Part, glb_bytes
-from stages.regressor.hrnet import HumanFOV
-from stages.regressor.images import open_images
-from stages.regressor.joints import KeypointBody, keypoint_matrix
-from stages.regressor.model import View, crop_keypoints
-from stages.regressor.predictors import CheckpointPredictor
-from stages.regressor.protocols import Batch
-from stages.regressor.protocols import Crop as ProtocolCrop
-from stages.regressor.reporting import Reporter
-from stages.regressor.rows import Place, load_collection
-from stages.regressor.trained import CropRule, Person, TrainedNetwork, fov_input
-from stages.regressor.training import Trainer
-from stages.regressor.validation import validate
+from stages.regressor.data.images import open_images
+from stages.regressor.data.rows import Place, load_collection
+from stages.regressor.evaluation.predictors import CheckpointPredictor
+from stages.regressor.evaluation.protocols import Batch
+from stages.regressor.evaluation.protocols import Crop as ProtocolCrop
+from stages.regressor.evaluation.trained import CropRule, Person, TrainedNetwork, fov_input
+from stages.regressor.network import camera
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.hrnet import HumanFOV
+from stages.regressor.network.joints import KeypointBody, keypoint_matrix
+from stages.regressor.network.model import View, crop_keypoints
+from stages.regressor.training.distributed import Process
+from stages.regressor.training.reporting import Reporter
+from stages.regressor.training.trainer import Trainer
+from stages.regressor.training.validation import validate
 from tests.regressor_files import MICRO, Demo, demo
 
 HERE = Process(0, 1, torch.device("cpu"))

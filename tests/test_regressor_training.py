@@ -17,17 +17,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.errors import InputError, Locked, PlanMismatch
 from stages.cli import run as command_line
-from stages.regressor import camera
-from stages.regressor.bodies import Bodies
-from stages.regressor.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.config import EmaConfig, load_recipe
-from stages.regressor.distributed import Process
-from stages.regressor.ema import Ema
-from stages.regressor.loader import CropDataset, batches
-from stages.regressor.model import Regressor
-from stages.regressor.reporting import Reporter, prediction_sheet
-from stages.regressor.rows import Place, Rows, load_collection
-from stages.regressor.training import Diverged, Result, Trainer, describe, learning_rate
+from stages.regressor.data.loader import CropDataset, batches
+from stages.regressor.data.rows import Place, Rows, load_collection
+from stages.regressor.network import camera
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.model import Regressor
+from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.distributed import Process
+from stages.regressor.training.ema import Ema
+from stages.regressor.training.reporting import Reporter, prediction_sheet
+from stages.regressor.training.trainer import Diverged, Result, Trainer, describe, learning_rate
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 HERE = Process(0, 1, torch.device("cpu"))
@@ -233,7 +233,7 @@ def test_workers_and_another_seed(
 
 
 def test_a_run_leaves_checkpoints_of_plain_types_and_a_summary(
-    finished: tuple[Path, Result]
+    finished: tuple[Path, Result],
 ) -> None:
     out, result = finished
     assert {"last.pt", "best.pt", "summary.json"} <= {p.name for p in out.iterdir()}
@@ -246,9 +246,7 @@ def test_a_run_leaves_checkpoints_of_plain_types_and_a_summary(
     assert not any("skel" in name or "body" in name for name in weights(out))
 
 
-def test_the_closing_table_says_the_best_score_and_its_step(
-    finished: tuple[Path, Result]
-) -> None:
+def test_the_closing_table_says_the_best_score_and_its_step(finished: tuple[Path, Result]) -> None:
     out, result = finished
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
@@ -321,7 +319,7 @@ def test_training_lowers_the_loss_and_the_error(files: Demo, tmp_path: Path) -> 
 
 
 def _scores(run: Trainer):  # type: ignore[no-untyped-def]
-    from stages.regressor.validation import validate
+    from stages.regressor.training.validation import validate
 
     return validate(run.network.eval(), run.validation_set, run.bodies, run.recipe, HERE)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.render import (
+from stages.drawing.render import (
     Camera,
     Light,
     Mesh,
@@ -364,7 +364,7 @@ def test_it_works_where_no_folder_can_hold_compiled_code():
         "for kind in (caching.CompileResultCacheImpl, caching.CacheImpl):\n"
         "    kind._locator_classes = []\n"
         "import numpy as np\n"
-        "from pipeline.render import Camera, rasterise\n"
+        "from stages.drawing.render import Camera, rasterise\n"
         "camera = Camera(np.diag([9.0, 9.0, 1.0]), 4, 4)\n"
         "points = np.array([[-9, -9, 2.0], [9, -9, 2.0], [0, 18, 2.0]])\n"
         "print(int(rasterise(points, [[0, 1, 2]], camera).silhouette.sum()))\n"

@@ -16,8 +16,8 @@ from pipeline import open_dataset
 from pipeline.errors import InputError, OutputError
 from skel_fit.default_body import default_body_directory
 from skel_fit.pose_table import POSE_NAMES, limits
-from stages import charts, pages
-from stages.pictures import ERROR_COLORS, Poser, error_colors
+from stages.drawing import charts, pages
+from stages.drawing.pictures import ERROR_COLORS, Poser, error_colors
 from stages.report import (
     angle_statistics,
     collect,

@@ -66,9 +66,7 @@ def test_round_trip_of_1e5_rotations(golden_skel, golden_smpl, dtype):
     assert torch.isfinite(angles).all()
     slack = 1e-6  # float32 cannot hold pi exactly
     assert angles.abs().max() <= math.pi + slack and angles[:, 1].abs().max() <= math.pi / 2 + slack
-    error = angle_between(
-        axis_angle_to_matrix(turns.double()), axis_angle_to_matrix(back.double())
-    )
+    error = angle_between(axis_angle_to_matrix(turns.double()), axis_angle_to_matrix(back.double()))
     # The lock starts 1e-7 rad before the singularity and gives up the tilt there.
     assert error.max() < (1e-5 if dtype is torch.float32 else 5e-7)
 

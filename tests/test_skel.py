@@ -349,8 +349,7 @@ def test_gradients_are_finite_with_degenerate_bones(degenerate_skel, dtype):
     poses, betas, trans = (t.requires_grad_() for t in bodies(3, 0.3, dtype=dtype))
     out = skel(poses, betas, trans, True)
     loss = sum(
-        t.square().sum()
-        for t in (out.skin_vertices, out.skeleton_vertices, out.joint_orientations)
+        t.square().sum() for t in (out.skin_vertices, out.skeleton_vertices, out.joint_orientations)
     )
     loss.backward()
     for tensor in (loss, poses.grad, betas.grad, trans.grad):

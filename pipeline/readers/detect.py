@@ -58,6 +58,5 @@ def _of_npz(file: NpzFile) -> str:
     if any(all(name in names for name in pose) for pose in sequences.POSES):
         return sequences.FORMAT
     raise InputError(
-        f"{file.path}: members {listed(names)} are of no known format "
-        f"({', '.join(FORMATS)})"
+        f"{file.path}: members {listed(names)} are of no known format ({', '.join(FORMATS)})"
     )

@@ -225,8 +225,10 @@ class LabelSource(AnnotationSource):
                 continue
             found = column if column in self.fields else "gender"
             if found not in self.fields:
-                raise InputError(f"{self.path}: member '{column}' is missing; the manifest takes "
-                                 f"the gender from it, write male or female there instead")
+                raise InputError(
+                    f"{self.path}: member '{column}' is missing; the manifest takes "
+                    f"the gender from it, write male or female there instead"
+                )
             spec = self.fields[found]
             if spec.dtype.kind not in "SU" or spec.shape not in ((), (1,)):
                 raise self._wrong(found, "male, female or neutral, one text a row")

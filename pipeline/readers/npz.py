@@ -166,9 +166,7 @@ class NpzFile:
 
     def _array(self, member: Member) -> np.ndarray:
         if member.name not in self._maps:
-            self._maps[member.name] = (
-                self._map(member) if member.stored else self._whole(member)
-            )
+            self._maps[member.name] = self._map(member) if member.stored else self._whole(member)
         return self._maps[member.name]
 
     def _map(self, member: Member) -> np.ndarray:

@@ -79,9 +79,7 @@ def dropped(path: Path, content: dict[str, Any], skip: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in names}
 
 
-def with_place(
-    path: Path, root: Path, rows: int, columns: dict, constants: dict
-) -> MemoryTable:
+def with_place(path: Path, root: Path, rows: int, columns: dict, constants: dict) -> MemoryTable:
     """The table with the columns `sequence` and `frame`, unless the file has its own."""
     place = path.relative_to(root).with_suffix("").as_posix()
     own = columns.keys() | constants.keys()

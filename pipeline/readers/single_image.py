@@ -22,9 +22,7 @@ MEMBERS = frozenset(("pred_smpl_parms", "verts", "pred_cam_t"))
 _POSES = (("global_orient_axis_angle", "body_pose_axis_angle"), ("global_orient", "body_pose"))
 
 
-def open_single_images(
-    path: Path, options: LabelOptions, *, pattern: str = "**/*"
-) -> LabelSource:
+def open_single_images(path: Path, options: LabelOptions, *, pattern: str = "**/*") -> LabelSource:
     """A single-image fit, or all in a folder: one row a file. pattern: which files of a folder.
 
     Columns: the entries of pred_smpl_parms, verts (6890, 3) and pred_cam_t (3,), the translation.

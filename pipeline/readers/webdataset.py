@@ -294,9 +294,7 @@ def _flat(where: str, person: dict, prefix: str = "") -> dict[str, np.ndarray]:
     return result
 
 
-def _column(
-    persons: list[dict[str, np.ndarray]], name: str, spec: FieldSpec
-) -> np.ndarray:
+def _column(persons: list[dict[str, np.ndarray]], name: str, spec: FieldSpec) -> np.ndarray:
     kind = spec.dtype.kind
     empty: Any = "" if kind in "SU" else np.nan if kind in "fc" else -1
     if kind in "ub":

@@ -535,9 +535,7 @@ class Solver:
             )
             waiting = []
             last = rounds_done >= self.plans[-1].stage.rounds
-            for part in torch.arange(block.rows.numel(), device=self.device).split(
-                self.block
-            ):
+            for part in torch.arange(block.rows.numel(), device=self.device).split(self.block):
                 index = padded(part, self.width)
                 some, search = block.select(index), state.rows(index)
                 real = torch.arange(part.numel(), device=self.device)

@@ -1,7 +1,7 @@
 """Training recipes as data: YAML files, validated, unknown keys refused.
 
 A recipe file may name a `base`: one recipe or a list of them, merged in order, its own keys last.
-Names are looked up in ./configs/regressor, then in the repository. The values of `published.yaml`
+Names are looked up in ./configs/regressor, then in the package. The values of `published.yaml`
 come from reference/regressor.md sections 4-6; its sections 10 and 11 are quoted at the switches.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.configuration import Catalogue, read_mapping, validated
 from pipeline.errors import InputError, UsageError
-from pipeline.manifest import REPOSITORY
+from skel_fit.strict_yaml import parse_yaml
 
-FOLDER = Path("configs") / "regressor"
+RECIPES = Catalogue("recipe", Path("configs") / "regressor", "stages.regressor", "recipes")
 _MAX_DEPTH = 8
 
 Positive = Annotated[float, Field(gt=0)]
@@ -271,58 +271,25 @@ def load_recipe(name_or_path: str | Path, changes: Sequence[str] = ()) -> Recipe
     Raises:
         UsageError: no such recipe; InputError: not YAML, an unknown key, a value out of range.
     """
-    path = find_recipe(name_or_path)
+    path = RECIPES.find(name_or_path)
     content = _merged(path, 0)
     for change in changes:
         if "=" in change:
             content = _merge(content, _assignment(change))
         else:
-            content = _merge(content, _merged(find_recipe(change), 0) | {"name": content["name"]})
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error)}") from None
-
-
-def find_recipe(name_or_path: str | Path) -> Path:
-    """The file that a recipe name means."""
-    given = str(name_or_path)
-    if given.endswith((".yaml", ".yml")):
-        path = Path(given)
-        if not path.is_file():
-            raise UsageError(f"{path}: no such recipe file")
-        return path
-    folders = (FOLDER, REPOSITORY / FOLDER)
-    for folder in folders:
-        path = folder / f"{given}.yaml"
-        if ".." not in path.parts and path.is_file():
-            return path
-    known = sorted(
-        {
-            str(found.relative_to(folder).with_suffix(""))
-            for folder in folders
-            for found in folder.rglob("*.yaml")
-        }
-    )
-    raise UsageError(f"no recipe '{given}'; known: {', '.join(known) or 'none'}")
+            content = _merge(content, _merged(RECIPES.find(change), 0) | {"name": content["name"]})
+    return validated(Recipe, content, path)
 
 
 def _merged(path: Path, depth: int) -> dict[str, Any]:
     """The content of a file on top of its bases."""
     if depth > _MAX_DEPTH:
         raise InputError(f"{path}: bases nested more than {_MAX_DEPTH} deep; is there a circle?")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping of recipe keys")
+    content = read_mapping(path)
     bases = content.pop("base", [])
     result: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        result = _merge(result, _merged(find_recipe(base), depth + 1))
+        result = _merge(result, _merged(RECIPES.find(base), depth + 1))
     return _merge(result, {"name": path.stem} | content)
 
 
@@ -339,18 +306,9 @@ def _assignment(change: str) -> dict[str, Any]:
     """`a.b=value` as {a: {b: value}}."""
     place, text = change.split("=", 1)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         raise UsageError(f"{change}: the value is not YAML") from None
     for key in reversed(place.split(".")):
         value = {key: value}
     return value
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for all problems."""
-    problems = []
-    for item in error.errors():
-        place = ".".join(map(str, item["loc"])) or "recipe"
-        problems.append(f"{place}: {item['msg']}, found {str(item['input'])[:60]!r}")
-    return "; ".join(problems)

@@ -1,0 +1,97 @@
+"""Predictions drawn over pictures: translucent skin, skeleton inside, keypoint limbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from skel_fit.skel import SKEL
+from stages.drawing.render import BONE_COLOR, Camera, Mesh, render_translucent
+from stages.regressor.config import ModelConfig
+from stages.regressor.data.crops import IMAGENET_MEAN, IMAGENET_STD
+from stages.regressor.network.joints import LIMBS
+from stages.regressor.network.model import View, full_camera
+
+SKIN = (0.45, 0.65, 0.90)
+PREDICTED, LABELLED = (255, 120, 30), (60, 220, 90)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A body in the camera frame, metres: skin (6890, 3) and skeleton (Nk, 3) vertices."""
+
+    skin: np.ndarray
+    bones: np.ndarray
+    faces: np.ndarray
+    bone_faces: np.ndarray
+
+
+@torch.no_grad()
+def pose_bodies(skel: SKEL, poses: Tensor, betas: Tensor, translation: Tensor) -> list[Posed]:
+    """Bodies of (B, 46), (B, 10), (B, 3)."""
+    output = skel(poses, betas, translation, skeleton=True)
+    faces, bone_faces = (x.cpu().numpy() for x in (skel.faces, skel.skeleton_faces))
+    skin, bones = (
+        x.double().cpu().numpy() for x in (output.skin_vertices, output.skeleton_vertices)
+    )
+    return [Posed(*pair, faces, bone_faces) for pair in zip(skin, bones, strict=True)]
+
+
+def draw_body(picture: np.ndarray, body: Posed, cam_int: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB with the body over it; cam_int (3, 3) in the picture's pixels."""
+    height, width = picture.shape[:2]
+    return render_translucent(
+        Mesh(body.skin, body.faces, SKIN),
+        Mesh(body.bones, body.bone_faces, BONE_COLOR),
+        Camera(cam_int, height, width),
+        background=picture,
+    )
+
+
+def draw_limbs(
+    picture: np.ndarray, points: np.ndarray, color: tuple[int, int, int], *, thickness: int = 1
+) -> np.ndarray:
+    """A copy with limbs between the points (44, 2 or 3), pixels; points without confidence or
+    beyond any picture are left out.
+    """
+    drawn = np.ascontiguousarray(picture).copy()
+    seen = np.isfinite(points[:, :2]).all(1) & (np.abs(points[:, :2]) < 1e5).all(1)
+    if points.shape[1] == 3:
+        seen &= points[:, 2] > 0
+    whole = [tuple(map(round, point)) for point in np.nan_to_num(points[:, :2]).clip(-1e5, 1e5)]
+    for a, b in LIMBS:
+        if seen[a] and seen[b]:
+            cv2.line(drawn, whole[a], whole[b], color, thickness, cv2.LINE_AA)
+    return drawn
+
+
+def crop_camera(
+    config: ModelConfig, camera: Tensor, view: View, row: int
+) -> tuple[np.ndarray, Tensor]:
+    """Intrinsics (3, 3) of what the network sees of a row, pixels, and the translation (3,).
+
+    camera: (B, 3) crop cameras.
+    """
+    translation, cam_int = (x[row] for x in full_camera(config, camera, view))
+    affine = np.concatenate((view.affine[row].double().cpu().numpy(), [[0.0, 0.0, 1.0]]))
+    seen = affine @ cam_int.double().cpu().numpy()
+    seen[0, 2] -= config.crop_size / 8
+    return seen, translation
+
+
+def seen_picture(image: Tensor) -> np.ndarray:
+    """Normalised network input (3, H, W) -> (H, W, 3) uint8 RGB."""
+    values = image.float().cpu().numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
+    return values.clip(0, 255).round().astype(np.uint8)
+
+
+def crop_pixels(keypoints: Tensor, config: ModelConfig) -> np.ndarray:
+    """Crop coordinates (44, 2 or 3) -> pixels of what the network sees."""
+    points = keypoints.double().cpu().numpy().copy()
+    points[:, :2] = (points[:, :2] + 0.5) * config.crop_size
+    points[:, 0] -= config.crop_size / 8
+    return points

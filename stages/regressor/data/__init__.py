@@ -1,0 +1,1 @@
+"""Pictures and labels as batches."""

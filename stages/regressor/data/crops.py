@@ -1,0 +1,93 @@
+"""From a row and its picture to the network's input, and what augmentation does to the geometry.
+
+Source: reference/regressor.md 1.1 and 6.5. A flip mirrors about the principal point and a roll
+turns about it; both are exact under perspective and leave the intrinsics as they are. The flipped,
+rolled picture is never made: one affine map goes from the stored pixels to the crop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stages.regressor.data.images import decode
+
+IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32) * 255
+IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32) * 255
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square window on a picture that may be flipped, then rolled, about its principal point.
+
+    center: (2,) pixels of the turned picture; side: pixels; principal: (2,) pixels; flip; roll:
+    radians, positive turns x towards y (clockwise as seen); size: pixels of the crop.
+    """
+
+    center: np.ndarray
+    side: float
+    principal: np.ndarray
+    size: int
+    flip: bool = False
+    roll: float = 0.0
+
+    @property
+    def turn(self) -> np.ndarray:
+        """(2, 3) stored pixels -> pixels of the turned picture."""
+        c, s = np.cos(self.roll), np.sin(self.roll)
+        linear = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if self.flip else 1.0, 1.0])
+        shift = self.principal - linear @ self.principal
+        return np.concatenate((linear, shift[:, None]), 1)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(2, 3) pixels of the turned picture -> crop pixels."""
+        scale = self.size / self.side
+        shift = self.size / 2 - scale * self.center
+        return np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+
+
+def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(2, 3) map of points (..., 2)."""
+    return points @ affine[:, :2].T + affine[:, 2]
+
+
+def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The (2, 3) map that applies `inner`, then `outer`."""
+    square = np.concatenate((inner, [[0.0, 0.0, 1.0]]))
+    return outer @ square
+
+
+def reduction(crop: Crop) -> int:
+    """How many times smaller (1, 2, 4, 8) a picture may be decoded without losing crop pixels."""
+    factor = crop.side / crop.size
+    return next((r for r in (8, 4, 2) if factor >= r), 1)
+
+
+def cut(data: bytes, name: str, crop: Crop) -> np.ndarray:
+    """The part of the crop that the network sees, (size, 3/4 size, 3) uint8 RGB.
+
+    Outside the picture: black. Large crops are read from a reduced decoding, which averages pixels
+    instead of skipping them.
+    """
+    reduce = reduction(crop)
+    picture = decode(data, name, reduce)
+    whole = compose(crop.affine, crop.turn)
+    whole[:, :2] *= reduce
+    whole[0, 2] -= crop.size / 8
+    # OpenCV counts from pixel centres, our coordinates from pixel corners.
+    whole[:, 2] += whole[:, :2].sum(1) * 0.5 - 0.5
+    return cv2.warpAffine(
+        np.ascontiguousarray(picture), whole, (crop.size * 3 // 4, crop.size),
+        flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0,
+    )  # fmt: skip
+
+
+def normalise(picture: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in ImageNet units; channel factors are applied first."""
+    values = picture.astype(np.float32)
+    if factors is not None:
+        values = np.clip(values * factors.astype(np.float32), 0, 255)
+    return np.ascontiguousarray(((values - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1))

@@ -1,0 +1,298 @@
+"""What evaluation scores, each a `protocols.Predictor`: checkpoint, stored results, baselines.
+
+A checkpoint has to beat the mean pose; the SKEL labels bound what training on them can reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import InputError, UsageError
+from pipeline.provenance import file_record
+from pipeline.readers.npz import NpzFile
+from stages.regressor.data.images import ImageSource, picture_size
+from stages.regressor.evaluation.eval_readers import EvalRows
+from stages.regressor.evaluation.protocols import Batch
+from stages.regressor.evaluation.trained import CropRule, Person, TrainedNetwork, patch_intrinsics
+from stages.regressor.network.camera import (
+    HSMR_CROP,
+    HSMR_FOCAL,
+    full_image_translation,
+    grown_side,
+    intrinsics,
+)
+from stages.regressor.network.hrnet import HumanFOV
+from stages.regressor.network.mean_parameters import BETAS, CAMERA, POSES
+
+Gender = Literal["male", "female", "column"]
+FocalRule = Literal["labels", "predicted", "patch", "diagonal"] | float
+CROP_RULES = ("recipe", "protocol", "grown", "square")
+
+
+class CheckpointPredictor:
+    """The network of `best.pt` or `last.pt` under a protocol.
+
+    crop: cut boxes as the network was trained (`recipe`) or as the protocol's published runs did;
+    `grown` to 192:256 or the raw `square`. focal: of the labels, where a row without one stops the
+    evaluation; `predicted` by fov; `patch`: 5000 px on 256 px of the crop; the picture's
+    `diagonal`; or pixels. A network with a crop camera has no use for any of them. fov_channels:
+    see `TrainedNetwork`.
+
+    Raises:
+        InputError: see `TrainedNetwork`.
+    """
+
+    uses_images = True
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        crop: Literal["recipe", "protocol", "grown", "square"] = "recipe",
+        focal: FocalRule = "labels",
+        fov: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
+    ) -> None:
+        if focal == "predicted" and fov is None:
+            raise UsageError("a predicted focal length needs the weights of HumanFOV")
+        self._network = TrainedNetwork(
+            path, device=device, focal=fov if focal == "predicted" else None,
+            fov_channels=fov_channels,
+        )  # fmt: skip
+        self.path = path
+        self.name = self._network.name
+        self.skel_gender: Gender = self._network.gender
+        self.standin = self._network.standin
+        self._crop, self._focal = crop, focal
+        self._cameras: dict[str, np.ndarray] = {}
+
+    @property
+    def focal_source(self) -> str:
+        """Where the focal length comes from, in words."""
+        if not self._network.uses_intrinsics or self._focal in ("predicted", "diagonal"):
+            return self._network.focal_source
+        if self._focal == "patch":
+            return "5000 px on a crop of 256"
+        return "labels" if self._focal == "labels" else f"{self._focal:g} px"
+
+    @property
+    def how(self) -> str:
+        """Crop and focal length for the headline."""
+        return f"crop: {self._crop}; focal length: {self.focal_source}"
+
+    def provenance(self) -> Mapping[str, Any]:
+        return {
+            **self._network.provenance(),
+            "crop": self._crop,
+            "focal": self.focal_source,
+        }
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        rule = self._rule(batch)
+        persons = [self._person(batch, k, rule) for k in range(len(batch))]
+        found = self._network.predict(persons, rule)
+        return {
+            "poses": found.poses,
+            "betas": found.betas,
+            "cam_t": found.translation,
+            "cam_int": found.cam_int,
+        }
+
+    def _rule(self, batch: Batch) -> CropRule:
+        if self._crop == "recipe":
+            return self._network.rule()
+        if self._crop in ("grown", "square"):
+            return CropRule(enlarge=self._crop == "grown")
+        published = batch.crop
+        return CropRule(
+            enlarge=published.grow_to_aspect,
+            whole_pixels=published.corners == "integer",
+            told=published.conditioning,
+        )
+
+    def _person(self, batch: Batch, k: int, rule: CropRule) -> Person:
+        assert batch.images is not None
+        name = batch.names[k]
+        data = batch.images.read(name)
+        person = Person(data, name, batch.center[k], batch.box[k], np.full((3, 3), np.nan))
+        if not self._network.uses_intrinsics:
+            return person
+        if self._focal == "patch":
+            return replace(person, cam_int=patch_intrinsics(person, rule))
+        if self._focal != "labels":
+            if name not in self._cameras:  # several people share a picture
+                self._cameras[name] = self._of_picture(batch.images, name, data)
+            return replace(person, cam_int=self._cameras[name])
+        if not np.isfinite(batch.cam_int[k]).all():
+            raise InputError(
+                f"row {batch.rows[k]} ({name}): the labels have no intrinsics; choose --focal "
+                "diagonal, patch, a number of pixels, or predicted with --fov-checkpoint"
+            )
+        return replace(person, cam_int=batch.cam_int[k])
+
+    def _of_picture(self, images: ImageSource, name: str, data: bytes) -> np.ndarray:
+        if isinstance(self._focal, float):
+            return np.array(intrinsics(self._focal, *picture_size(images, name)))
+        return self._network.intrinsics(data, name)
+
+
+class MeanPose:
+    """The same pose and shape for every picture, in the middle of the box.
+
+    poses: (46,) radians; betas: (10,) of the SKEL of `skel_gender`; origin: where they come from.
+    """
+
+    name = "mean pose"
+    uses_images = False
+
+    def __init__(
+        self, poses: np.ndarray, betas: np.ndarray, skel_gender: Gender, origin: str
+    ) -> None:
+        self.skel_gender: Gender = skel_gender
+        self._poses = torch.as_tensor(np.asarray(poses, np.float64))
+        self._betas = torch.as_tensor(np.asarray(betas, np.float64))
+        self._origin = origin
+
+    @classmethod
+    def published(cls) -> MeanPose:
+        """SKEL-CF's initial values (reference/regressor.md 3.2), male."""
+        return cls(np.array(POSES), np.array(BETAS), "male", "SKEL-CF's initial values")
+
+    @classmethod
+    def of_labels(cls, rows: EvalRows, origin: str) -> MeanPose:
+        """Mean of SKEL labels: each angle on the circle; betas of the more frequent gender.
+
+        Raises:
+            InputError: no usable SKEL label.
+        """
+        keep = rows.reason == ""
+        if rows.skel_poses is None or rows.skel_gender is None or not keep.any():
+            raise InputError(f"{origin}: no SKEL label to take the mean pose from")
+        assert rows.skel_betas is not None
+        poses = rows.skel_poses[keep]
+        gender = "female" if (rows.skel_gender[keep] == "female").mean() > 0.5 else "male"
+        own = keep & (rows.skel_gender == gender)
+        mean = np.arctan2(np.sin(poses).mean(0), np.cos(poses).mean(0))
+        return cls(mean, rows.skel_betas[own].mean(0), gender, origin)
+
+    def provenance(self) -> Mapping[str, Any]:
+        return {"kind": "mean-pose", "from": self._origin}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        n = len(batch)
+        side = torch.tensor(
+            [grown_side(w, h, enlarge=batch.crop.grow_to_aspect) for w, h in batch.box],
+            dtype=torch.float64,
+        )
+        center = torch.as_tensor(batch.center, dtype=torch.float64)
+        cam_int = _box_camera(batch.cam_int, center, side)
+        camera = torch.tensor(CAMERA, dtype=torch.float64).expand(n, 3)
+        return {
+            "poses": self._poses.expand(n, -1),
+            "betas": self._betas.expand(n, -1),
+            "cam_t": full_image_translation(camera, center, side, cam_int),
+            "cam_int": cam_int,
+        }
+
+
+def _box_camera(cam_int: np.ndarray, center: Tensor, side: Tensor) -> Tensor:
+    """The labels' intrinsics; where there are none, focal 5000 on the 256-pixel patch."""
+    given = torch.as_tensor(cam_int, dtype=torch.float64)
+    own = torch.zeros_like(given)
+    own[:, 0, 0] = own[:, 1, 1] = HSMR_FOCAL / HSMR_CROP * side
+    own[:, :2, 2] = center
+    own[:, 2, 2] = 1.0
+    known = torch.isfinite(given).all(-1).all(-1)
+    return torch.where(known[:, None, None], given, own)
+
+
+class SkelLabels:
+    """The SKEL labels of the rows themselves: the fit's own error, which bounds what is learnt.
+
+    Raises InputError when called for a row without a label.
+    """
+
+    name = "SKEL label"
+    uses_images = False
+    skel_gender: Gender = "column"
+
+    def __init__(self, rows: EvalRows) -> None:
+        if rows.skel_poses is None or rows.skel_betas is None or rows.skel_trans is None:
+            raise InputError("these rows have no SKEL labels")
+        self._values = {
+            "poses": rows.skel_poses, "betas": rows.skel_betas, "cam_t": rows.skel_trans,
+            "cam_int": rows.cam_int,
+        }  # fmt: skip
+        self._place = {row: k for k, row in enumerate(rows.row.tolist())}
+
+    def provenance(self) -> Mapping[str, Any]:
+        return {"kind": "skel-labels"}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return _looked_up(self._values, self._place, batch, "the SKEL labels")
+
+
+class StoredPredictions:
+    """Predictions from an npz file, of any program, one protocol each.
+
+    Members: `row` (M,) rows of the label file, `poses` (M, 46) radians, `betas` (M, 10), `cam_t`
+    (M, 3) metres, and `cam_int` (M, 3, 3) or `focal` (M,) pixels; optional `skel_gender`, one text.
+
+    Raises InputError: broken file, missing member, a row twice, or a row that is asked for and not
+    there.
+    """
+
+    uses_images = False
+
+    def __init__(self, path: Path) -> None:
+        file = NpzFile(path)
+        shapes = {"row": (), "poses": (46,), "betas": (10,), "cam_t": (3,)}
+        shapes |= {"cam_int": (3, 3)} if "cam_int" in file.members else {"focal": ()}
+        values: dict[str, np.ndarray] = {}
+        for name, shape in shapes.items():
+            if name not in file.members:
+                raise file.error(name, "is missing; predictions need it")
+            value = file.whole(name)
+            rows = len(values["row"]) if values else len(value)
+            if value.dtype.kind not in "iuf" or value.shape != (rows, *shape):
+                raise file.error(
+                    name, f"expected numbers of shape {(rows, *shape)}, found {value.dtype} of "
+                    f"{value.shape}"
+                )  # fmt: skip
+            values[name] = value
+        self._place = {row: k for k, row in enumerate(values.pop("row").astype(int).tolist())}
+        if len(self._place) != len(values["poses"]):
+            raise file.error("row", "a row is there twice")
+        self.name = path.stem
+        self.skel_gender: Gender = "male"
+        if "skel_gender" in file.members:
+            gender = str(file.whole("skel_gender").reshape(-1)[0])
+            if gender not in ("male", "female", "column"):
+                raise file.error("skel_gender", f"expected male, female or column, found {gender}")
+            self.skel_gender = gender  # type: ignore[assignment]
+        self._values, self._path = values, path
+
+    def provenance(self) -> Mapping[str, Any]:
+        record = file_record(self._path)
+        return {"kind": "stored", "file": str(self._path), "sha256": record.sha256}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        return _looked_up(self._values, self._place, batch, str(self._path))
+
+
+def _looked_up(
+    values: Mapping[str, np.ndarray], place: Mapping[int, int], batch: Batch, where: str
+) -> dict[str, Tensor]:
+    missing = [row for row in batch.rows.tolist() if row not in place]
+    if missing:
+        raise InputError(f"{where}: no prediction for row {missing[0]}")
+    chosen = np.array([place[row] for row in batch.rows.tolist()])
+    return {name: torch.as_tensor(value[chosen]) for name, value in values.items()}

@@ -1,0 +1,249 @@
+"""A trained network ready to use: checkpoint in, SKEL bodies of people in full pictures out.
+
+`hmr-skel predict` uses it as it is; `predictors.CheckpointPredictor` runs it under an evaluation
+protocol. Source: reference/regressor.md 1.3 and 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.errors import InputError
+from pipeline.provenance import file_record
+from stages.regressor.config import Recipe
+from stages.regressor.data import crops
+from stages.regressor.data.images import decode
+from stages.regressor.data.loader import BLANK
+from stages.regressor.network import camera, representation
+from stages.regressor.network.checkpoints import load_checkpoint
+from stages.regressor.network.hrnet import HumanFOV
+from stages.regressor.network.model import Regressor, View, full_camera
+from stages.regressor.network.vit import some
+
+#: The focal length of a network that needs none of the picture's.
+CROP_CAMERA = "crop camera of the network (5000 px on a crop of 256)"
+_FOV_SIDE = 256
+_MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person in one picture.
+
+    data: the encoded picture; name: for messages; center (2,), box (2,) = width and height: pixels;
+    cam_int: (3, 3) intrinsics, pixels; may be NaN where `TrainedNetwork.uses_intrinsics` is false.
+    """
+
+    data: bytes
+    name: str
+    center: np.ndarray
+    box: np.ndarray
+    cam_int: np.ndarray
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """enlarge: grow the box to 3 : 4; whole_pixels: round the square; told: side that the network
+    is told, of the `crop` or of the `annotation`.
+    """
+
+    enlarge: bool
+    whole_pixels: bool = False
+    told: str = "crop"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres in the frame of the camera
+    cam_int (B, 3, 3), pixels: the person's, or for a network with a crop camera that one.
+    """
+
+    poses: Tensor
+    betas: Tensor
+    translation: Tensor
+    cam_int: Tensor
+
+
+class TrainedNetwork:
+    """The network of a checkpoint (`best.pt` or `last.pt`; averaged weights where there are any).
+
+    focal: HumanFOV network for pictures without intrinsics; None: the picture's diagonal is taken,
+    about 53 degrees along it. fov_channels: order in which HumanFOV sees the picture; it needs
+    `rgb`, some published runs gave `bgr` (evaluation reference 4.3).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        focal: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
+    ) -> None:
+        content = load_checkpoint(path)
+        self.path = path
+        self.device = torch.device(device)
+        self.recipe = _recipe(content, path)
+        self.standin = bool(content.get("standin"))
+        self.gender = self.recipe.data.gender
+        self.name = self.recipe.name
+        self._focal = focal.to(self.device) if focal is not None else None
+        self._fov_channels = fov_channels
+        self.network = _network(self.recipe, content, path).to(self.device)
+        self._scores = content.get("scores")
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What a result file records."""
+        return {
+            "checkpoint": self.path.name,
+            "sha256": file_record(self.path).sha256,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "gender": self.gender,
+            "standin": self.standin,
+            "validation": self._scores,
+        }
+
+    @property
+    def focal_source(self) -> str:
+        """Where the focal length comes from for a picture without intrinsics."""
+        if not self.uses_intrinsics:
+            return CROP_CAMERA
+        if self._focal is None:
+            return "picture diagonal (assumed)"
+        return "HumanFOV" if self._fov_channels == "rgb" else "HumanFOV on a BGR picture"
+
+    @property
+    def uses_intrinsics(self) -> bool:
+        """The answer depends on the picture's camera: through the network's own or the box."""
+        model = self.recipe.model
+        options = model.coarse_to_fine
+        told = options.conditioned or (options.coarse and options.conditioned_coarse)
+        return model.camera == "full_image" or (model.head == "coarse_to_fine" and told)
+
+    def rule(self) -> CropRule:
+        """The crop rule that the network was trained with."""
+        return CropRule(self.recipe.data.enlarge_box)
+
+    @torch.no_grad()
+    def intrinsics(self, data: bytes, name: str) -> np.ndarray:
+        """(3, 3) intrinsics guessed from a whole picture: HumanFOV, else the diagonal."""
+        picture = decode(data, name)
+        height, width = picture.shape[:2]
+        focal = math.hypot(width, height)
+        if self._focal is not None:
+            ordered = picture if self._fov_channels == "rgb" else picture[..., ::-1]
+            image = torch.from_numpy(fov_input(ordered))[None].to(self.device)
+            focal = camera.focal_from_fov(float(self._focal(image)[0, 1]), height)
+            if not (math.isfinite(focal) and focal > 0):
+                raise InputError(f"{name}: HumanFOV gives a focal length of {focal}; use --focal")
+        return np.array(camera.intrinsics(focal, width, height))
+
+    @torch.no_grad()
+    def predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
+        """Predict people; each result depends on its own picture only (up to rounding)."""
+        parts = [
+            self._predict(persons[start : start + _MAX_BATCH], rule)
+            for start in range(0, len(persons), _MAX_BATCH)
+        ]
+        return Prediction(
+            *(torch.cat([getattr(part, name) for part in parts]).cpu()
+              for name in ("poses", "betas", "translation", "cam_int"))
+        )  # fmt: skip
+
+    def _predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
+        images, centers, sides, affines = [], [], [], []
+        for person in persons:
+            crop = _crop(person, rule, self.recipe.model.crop_size)
+            if self.recipe.data.blank_images:
+                size = crop.size
+                picture = np.full((size, size * 3 // 4, 3), BLANK, np.uint8)
+            else:
+                picture = crops.cut(person.data, person.name, crop)
+            images.append(crops.normalise(picture))
+            centers.append(crop.center)
+            sides.append(max(person.box) if rule.told == "annotation" else crop.side)
+            affines.append(crop.affine)
+
+        def tensor(values: list) -> Tensor:
+            return torch.from_numpy(np.stack(values).astype(np.float32)).to(self.device)
+
+        view = View(tensor(centers), tensor(sides), tensor([p.cam_int for p in persons]),
+                    tensor(affines))  # fmt: skip
+        box = camera.box_conditioning(view.box_center, view.box_side, view.cam_int)
+        final = self.network(tensor(images), box).final
+        translation, cam_int = full_camera(self.recipe.model, final.camera, view)
+        return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
+
+
+def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
+    """(3, 3): 5000 px on 256 px of the person's crop, through its middle (1.4, last lines)."""
+    crop = _crop(person, rule, int(camera.HSMR_CROP))
+    focal = camera.HSMR_FOCAL * crop.side / camera.HSMR_CROP
+    return np.array(camera.intrinsics(focal, *(2 * crop.center)))
+
+
+def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
+    side = camera.grown_side(*map(float, person.box), enlarge=rule.enlarge)
+    center = np.asarray(person.center, np.float64)
+    if not (math.isfinite(side) and side >= 1 and np.isfinite(center).all()):
+        raise InputError(
+            f"{person.name}: box centre {center.tolist()}, size {np.asarray(person.box).tolist()}: "
+            "expected finite numbers and at least one pixel"
+        )
+    if rule.whole_pixels:
+        corner = np.round(center - side / 2)
+        side = float(round(side))
+        center = corner + side / 2
+    return crops.Crop(center, side, center, size)  # nothing is turned: any principal point will do
+
+
+def fov_input(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (3, 256, 256) float32: the longer side scaled to 256, the other one
+    rounded down, centred on white, ImageNet units (1.3).
+    """
+    height, width = picture.shape[:2]
+    size = tuple(max(side * _FOV_SIDE // max(height, width), 1) for side in (width, height))
+    small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
+    canvas = np.full((_FOV_SIDE, _FOV_SIDE, 3), 255, np.uint8)
+    top, left = (_FOV_SIDE - size[1]) // 2, (_FOV_SIDE - size[0]) // 2
+    canvas[top : top + size[1], left : left + size[0]] = small
+    return crops.normalise(canvas)
+
+
+def _recipe(content: Mapping[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(content["recipe"])
+    except (KeyError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("recipe",)}
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: the recipe inside is not one of this version ({where}); use the hmr-skel "
+            "that trained it"
+        ) from error
+
+
+def _network(recipe: Recipe, content: Mapping[str, Any], path: Path) -> Regressor:
+    network = Regressor(recipe.model)
+    tensors = content.get("ema") or content.get("network") or {}
+    wanted = network.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - wanted.keys())
+    shared = wanted.keys() & tensors.keys()
+    shapes = sorted(name for name in shared if wanted[name].shape != tensors[name].shape)
+    if missing or unknown or shapes:
+        raise InputError(
+            f"{path}: the weights are not those of its recipe: missing {some(missing)}; not "
+            f"expected {some(unknown)}; of another shape {some(shapes)}"
+        )
+    network.load_state_dict(tensors)
+    return network.requires_grad_(False).eval()

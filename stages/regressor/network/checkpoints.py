@@ -1,0 +1,101 @@
+"""Checkpoint files: tensors and plain types only, read with `weights_only=True`, atomic writes.
+
+A checkpoint of ours is a mapping with the keys of `FORMAT`; foreign files (ViTPose, HumanFOV) give
+their tensors through `load_tensors`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.atomic import output_error, sync_directory
+from pipeline.errors import InputError
+
+FORMAT = "hmr-skel-regressor"
+VERSION = 1
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "network")
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` (tensors, numbers, text, lists, dicts) so that the file is whole or absent.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            torch.save({"format": FORMAT, "version": VERSION, **content}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise output_error(error, path, 0) from error
+    except RuntimeError as error:
+        # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
+        if isinstance(error.__context__, OSError):
+            raise output_error(error.__context__, path, 0) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, on the CPU.
+
+    Raises:
+        InputError: no such file, damaged, not tensors and plain types, another format or version.
+    """
+    content = _load(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not a checkpoint of hmr-skel train; expected the file last.pt or best.pt "
+            "of a training folder"
+        )
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"{path}: checkpoint version {content.get('version')!r}, expected {VERSION}; "
+            "train again or use the hmr-skel that wrote it"
+        )
+    return content
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint: bare, under `state_dict` or `model`, or of ours (`network`).
+
+    Raises:
+        InputError: no such file, damaged, refused (holds more than tensors), no tensors.
+    """
+    content: Any = _load(path)
+    for name in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of tensors, found {type(content).__name__}")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors; expected a state dict")
+    return tensors
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        reason = " ".join(str(error).split())[:140]
+        raise InputError(
+            f"{path}: damaged, or holds more than tensors and plain types (which is refused): "
+            f"{reason}"
+        ) from error

@@ -1,0 +1,255 @@
+"""Decoder heads: coarse-to-fine (SKEL-CF), single token (HSMR) and the pooled baseline.
+
+Source: reference/regressor.md sections 3.3, 4 and 8.1. All take image tokens (B, N, C) and the
+three conditioning numbers of the box (B, 3) and return `Estimates`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.regressor.network.mean_parameters import Parameters, mean_parameters
+
+HEAD_HIDDEN = 256
+CONDITIONING = 3
+_SIZES = Parameters(144, 10, 3)
+
+State = Literal["rebuild", "keep", "single_readout"]
+
+
+class Estimates(NamedTuple):
+    """What a head returns.
+
+    coarse: the coarse prediction, (B, ...), or None where the head has none.
+    layers: predictions after each read-out, (L, B, ...), the last one is the result.
+    heatmaps: (B, N, 44) logits over the N image tokens for each keypoint, only while training.
+    """
+
+    coarse: Parameters | None
+    layers: Parameters
+    heatmaps: Tensor | None = None
+
+    @property
+    def final(self) -> Parameters:
+        """The result, (B, ...)."""
+        return Parameters(*(part[-1] for part in self.layers))
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """Layers T, token width D, attention heads and their width, hidden width of the MLP."""
+
+    layers: int = 6
+    width: int = 1280
+    heads: int = 8
+    head_width: int = 64
+    mlp_width: int = 1024
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to a context: q, k, v without bias, output with bias (4.1).
+
+    The query is normalised here, the context is not. Without a context the queries attend to
+    themselves, and one projection gives q, k and v.
+    """
+
+    def __init__(self, size: DecoderSize, context_width: int | None) -> None:
+        super().__init__()
+        inner = size.heads * size.head_width
+        self.heads = size.heads
+        self.norm = nn.LayerNorm(size.width)
+        if context_width is None:
+            self.to_qkv = nn.Linear(size.width, 3 * inner, bias=False)
+        else:
+            self.to_q = nn.Linear(size.width, inner, bias=False)
+            self.to_kv = nn.Linear(context_width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, size.width)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        normal = self.norm(tokens)
+        if context is None:
+            q, k, v = self.to_qkv(normal).chunk(3, -1)
+        else:
+            q, (k, v) = self.to_q(normal), self.to_kv(context).chunk(2, -1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(mixed.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm self-attention, cross-attention to the image tokens, MLP."""
+
+    def __init__(self, size: DecoderSize, context_width: int) -> None:
+        super().__init__()
+        self.self_attention = CrossAttention(size, None)
+        self.cross_attention = CrossAttention(size, context_width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(size.width),
+            nn.Linear(size.width, size.mlp_width),
+            nn.GELU(),
+            nn.Linear(size.mlp_width, size.width),
+        )
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        tokens = tokens + self.self_attention(tokens)
+        tokens = tokens + self.cross_attention(tokens, context)
+        return tokens + self.feed_forward(tokens)
+
+
+class MeanStart(nn.Module):
+    """The mean parameters as buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in mean_parameters()._asdict().items():
+            self.register_buffer(f"mean_{name}", value)
+
+    def start(self, batch: int) -> Parameters:
+        """The mean for every row, (B, ...)."""
+        means = (self.mean_code, self.mean_betas, self.mean_camera)
+        return Parameters(*(mean.expand(batch, -1) for mean in means))
+
+
+class ReadOut(nn.Module):
+    """Three MLPs: features (B, C) each -> residuals of code, betas and camera (3.3)."""
+
+    def __init__(self, width: int, *, zero_init: bool) -> None:
+        super().__init__()
+        for name, size in _SIZES._asdict().items():
+            mlp = nn.Sequential(nn.Linear(width, HEAD_HIDDEN), nn.GELU(),
+                                nn.Linear(HEAD_HIDDEN, size))  # fmt: skip
+            if zero_init:
+                nn.init.zeros_(mlp[-1].weight)
+                nn.init.zeros_(mlp[-1].bias)
+            self.add_module(name, mlp)
+
+    def forward(self, code: Tensor, betas: Tensor, camera: Tensor) -> Parameters:
+        return Parameters(self.code(code), self.betas(betas), self.camera(camera))
+
+
+def _add(a: Parameters, b: Parameters) -> Parameters:
+    # The estimate is summed in float32, also under autocast.
+    return Parameters(*(x.float() + y.float() for x, y in zip(a, b, strict=True)))
+
+
+@dataclass(frozen=True)
+class CoarseToFineOptions:
+    """Switches of the coarse-to-fine head. The defaults are the published ones.
+
+    coarse: predict from the pooled tokens before decoding; False: start from the mean (w/o C2F).
+    conditioned: embeddings see the box numbers; False: w/o Cam.
+    state: `rebuild` tokens from the estimate after each layer; `keep` the hidden state and add the
+        new embedding; `single_readout`: carry tokens, read out once (w/o Refine).
+    looped: one layer's weights used for all layers.
+    conditioned_coarse: the coarse stage sees the box numbers, too.
+    separate_heads: the coarse stage has its own MLPs.
+    zero_init: last linear maps start at zero, so that training starts from the mean.
+    """
+
+    coarse: bool = True
+    conditioned: bool = True
+    state: State = "rebuild"
+    looped: bool = False
+    conditioned_coarse: bool = False
+    separate_heads: bool = False
+    zero_init: bool = False
+
+
+class CoarseToFineHead(MeanStart):
+    """SKEL-CF: a coarse estimate; three tokens (pose, shape, camera) refine it layer by layer."""
+
+    def __init__(self, context_width: int, size: DecoderSize, options: CoarseToFineOptions) -> None:
+        super().__init__()
+        shared = options.coarse and not options.separate_heads
+        if shared and size.width != context_width:
+            raise ValueError(
+                f"coarse-to-fine head: token width {size.width} must equal the backbone's "
+                f"{context_width} because coarse and residual heads are shared; set "
+                "separate_heads or change the width"
+            )
+        self.options, self.size = options, size
+        self.read_out = ReadOut(size.width, zero_init=options.zero_init)
+        if options.coarse and options.separate_heads:
+            self.coarse_read_out = ReadOut(context_width, zero_init=options.zero_init)
+        if options.coarse and options.conditioned_coarse:
+            self.coarse_conditioning = nn.Linear(CONDITIONING, context_width)
+        extra = CONDITIONING if options.conditioned else 0
+        self.embed = nn.ModuleDict(
+            {name: nn.Linear(n + extra, size.width) for name, n in _SIZES._asdict().items()}
+        )
+        self.position = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
+        count = 1 if options.looped else size.layers
+        self.layers = nn.ModuleList(DecoderLayer(size, context_width) for _ in range(count))
+
+    def _coarse(self, tokens: Tensor, box: Tensor) -> Parameters:
+        pooled = tokens.mean(1)
+        if self.options.conditioned_coarse:
+            pooled = pooled + self.coarse_conditioning(box)
+        read_out = self.coarse_read_out if self.options.separate_heads else self.read_out
+        return _add(self.start(len(tokens)), read_out(pooled, pooled, pooled))
+
+    def _tokens(self, estimate: Parameters, box: Tensor) -> Tensor:
+        parts = estimate._asdict()
+        if self.options.conditioned:
+            parts = {name: torch.cat((value, box), -1) for name, value in parts.items()}
+        return torch.stack([self.embed[name](value) for name, value in parts.items()], 1)
+
+    def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
+        coarse = self._coarse(tokens, box) if self.options.coarse else None
+        estimate = coarse or self.start(len(tokens))
+        state = self._tokens(estimate, box) + self.position
+        read: list[Parameters] = []
+        for k in range(self.size.layers):
+            layer = self.layers[0 if self.options.looped else k]
+            state = layer(state, tokens)
+            last = k == self.size.layers - 1
+            if self.options.state == "single_readout" and not last:
+                continue
+            estimate = _add(estimate, self.read_out(*state.unbind(1)))
+            read.append(estimate)
+            if not last:
+                rebuilt = self._tokens(estimate, box)
+                state = rebuilt if self.options.state == "rebuild" else state + rebuilt
+        return Estimates(coarse, Parameters(*(torch.stack(x) for x in zip(*read, strict=True))))
+
+
+class SingleTokenHead(MeanStart):
+    """HSMR: one query token, read out once by linear maps; no box numbers (8.1)."""
+
+    def __init__(self, context_width: int, size: DecoderSize) -> None:
+        super().__init__()
+        self.to_token = nn.Linear(1, size.width)
+        self.position = nn.Parameter(torch.randn(1, 1, size.width))
+        self.layers = nn.ModuleList(DecoderLayer(size, context_width) for _ in range(size.layers))
+        self.read_out = nn.ModuleDict(
+            {name: nn.Linear(size.width, n) for name, n in _SIZES._asdict().items()}
+        )
+
+    def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
+        del box
+        zero = tokens.new_zeros(len(tokens), 1, 1)
+        state = self.to_token(zero) + self.position
+        for layer in self.layers:
+            state = layer(state, tokens)
+        residual = Parameters(*(linear(state[:, 0]) for linear in self.read_out.values()))
+        final = _add(self.start(len(tokens)), residual)
+        return Estimates(None, Parameters(*(part[None] for part in final)))
+
+
+class PooledHead(MeanStart):
+    """Plain regression: mean + MLPs of the averaged tokens; the baseline that must be beaten."""
+
+    def __init__(self, context_width: int) -> None:
+        super().__init__()
+        self.read_out = ReadOut(context_width, zero_init=False)
+
+    def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
+        del box
+        pooled = tokens.mean(1)
+        final = _add(self.start(len(tokens)), self.read_out(pooled, pooled, pooled))
+        return Estimates(None, Parameters(*(part[None] for part in final)))

@@ -1,0 +1,256 @@
+"""The 24 x 6 pose representation: 46 angles <-> 144 numbers, of which 88 carry information.
+
+Source: reference/skel-model.md section 5, regressor.md 3.1. It encodes the bone-space rotation Rp_j
+of each joint: three angles as the first two rows of Rp_j; one angle as (cos q, -sin q); two angles
+(the hands) raw. Unused numbers are zero when encoded and ignored when decoded.
+
+The decoder has no asin: every middle angle is atan2(sine, hypot of the two outer entries), so it
+is never NaN and its gradient is finite; `rotations` goes from the numbers to matrices without any
+Euler angle.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skel_fit import pose_table
+from skel_fit.pose_table import DOFS, JOINTS, MIRROR_PERMUTATION, MIRROR_SIGNS, NUM_JOINTS
+from skel_fit.rotations import rotation_about_axis
+
+NUM_POSES = 46
+PER_JOINT = 6
+SIZE = NUM_JOINTS * PER_JOINT
+BALL_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 3)
+HINGE_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 1)
+HAND_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 2)
+ANKLE_JOINTS = (3, 8)
+_TINY = 1e-12
+
+
+def _indices(per_joint: dict[int, int]) -> tuple[int, ...]:
+    return tuple(PER_JOINT * joint + k for joint, used in per_joint.items() for k in range(used))
+
+
+_USED = {1: 2, 2: 2, 3: 6}
+#: The 88 positions that carry information.
+MEANINGFUL: tuple[int, ...] = _indices({j: _USED[len(dofs)] for j, dofs in enumerate(DOFS)})
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Index tensors and axes on one device."""
+
+    ball: Tensor  # (10,) joints
+    hinge: Tensor  # (12,)
+    hand: Tensor  # (2,)
+    ball_axes: Tensor  # (10, 3) which coordinate axis each of the three angles turns about
+    ball_signs: Tensor  # (10, 3) its sign
+    ball_handed: Tensor  # (10,) +1 where (third, second, first) axes are a right-handed triple
+    axes: Tensor  # (46, 3)
+    hinge_dofs: Tensor  # (12,)
+    hand_dofs: Tensor  # (2, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
+    axes = torch.tensor(pose_table.axes(), dtype=torch.float64)
+    dofs = torch.tensor([DOFS[j] for j in BALL_JOINTS])
+    ball = axes[dofs]
+    which = ball.abs().argmax(-1)
+    signs = torch.take_along_dim(ball, which[..., None], -1)[..., 0]
+    # Permutation sign of (third, second, first).
+    handed = torch.linalg.det(torch.eye(3, dtype=torch.float64)[which.flip(-1)])
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return _Tables(
+        ball=move(torch.tensor(BALL_JOINTS)),
+        hinge=move(torch.tensor(HINGE_JOINTS)),
+        hand=move(torch.tensor(HAND_JOINTS)),
+        ball_axes=move(which),
+        ball_signs=move(signs),
+        ball_handed=move(handed),
+        axes=move(axes),
+        hinge_dofs=move(torch.tensor([DOFS[j][0] for j in HINGE_JOINTS])),
+        hand_dofs=move(torch.tensor([DOFS[j] for j in HAND_JOINTS])),
+    )
+
+
+def pose_rotations(poses: Tensor) -> Tensor:
+    """Bone-space joint rotations Rp_j of angles: (B, 46) radians -> (B, 24, 3, 3)."""
+    tables = _tables(poses.device, poses.dtype)
+    single = rotation_about_axis(tables.axes.expand(*poses.shape, 3), poses)
+    joints = []
+    for dofs in DOFS:
+        turn = single[:, dofs[0]]
+        for dof in dofs[1:]:
+            turn = single[:, dof] @ turn
+        joints.append(turn)
+    return torch.stack(joints, 1)
+
+
+def encode(poses: Tensor) -> Tensor:
+    """Angles (B, 46), radians -> representation (B, 144); unused numbers are zero."""
+    tables = _tables(poses.device, poses.dtype)
+    code = poses.new_zeros(*poses.shape[:-1], NUM_JOINTS, PER_JOINT)
+    rows = pose_rotations(poses)[:, tables.ball, :2]
+    hinge = poses[:, tables.hinge_dofs]
+    pairs = torch.stack((torch.cos(hinge), -torch.sin(hinge)), -1)
+    code = code.index_copy(1, tables.ball, rows.flatten(2))
+    code = code.index_copy(1, tables.hinge, _padded(pairs))
+    code = code.index_copy(1, tables.hand, _padded(poses[:, tables.hand_dofs]))
+    return code.flatten(1)
+
+
+def _padded(pairs: Tensor) -> Tensor:
+    return torch.cat((pairs, pairs.new_zeros(*pairs.shape[:-1], PER_JOINT - 2)), -1)
+
+
+def gram_schmidt(rows: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) whose first two rows come from (..., 6), row by row.
+
+    Degenerate input (zero or parallel rows) gives finite values and gradients, not a rotation.
+    """
+    first, second = rows[..., :3], rows[..., 3:]
+    b1 = first / _length(first)
+    second = second - (b1 * second).sum(-1, keepdim=True) * b1
+    b2 = second / _length(second)
+    return torch.stack((b1, b2, torch.linalg.cross(b1, b2)), -2)
+
+
+def _length(vector: Tensor) -> Tensor:
+    return (vector * vector).sum(-1, keepdim=True).clamp(min=_TINY * _TINY).sqrt()
+
+
+def unit_pairs(code: Tensor) -> Tensor:
+    """(cos q, -sin q) of the 12 hinges, normalised: (B, 144) -> (B, 12, 2)."""
+    pairs = code.view(-1, NUM_JOINTS, PER_JOINT)[:, _tables(code.device, code.dtype).hinge, :2]
+    return pairs / _length(pairs)
+
+
+def decode(code: Tensor) -> Tensor:
+    """Representation (B, 144) -> angles (B, 46), radians.
+
+    Hinges and the outer angles of ball joints in (-pi, pi], middle angles in [-pi/2, pi/2], hands
+    as given. At gimbal lock the first angle (the innermost rotation) is arbitrary, and the third
+    makes up for it.
+    """
+    tables = _tables(code.device, code.dtype)
+    grid = code.view(-1, NUM_JOINTS, PER_JOINT)
+    hinge = _atan2(-grid[:, tables.hinge, 1], grid[:, tables.hinge, 0])
+    ball = _ball_angles(gram_schmidt(grid[:, tables.ball]), tables)
+    hand = grid[:, tables.hand, :2]
+    parts = (ball.flatten(1), hinge, hand.flatten(1))
+    return torch.cat(parts, 1)[:, _order(code.device)]
+
+
+def _atan2(y: Tensor, x: Tensor) -> Tensor:
+    """atan2 with value and gradient 0 next to the origin, where the true gradient has no bound."""
+    lost = y * y + x * x < _TINY * _TINY
+    return torch.atan2(
+        torch.where(lost, torch.zeros_like(y), y), torch.where(lost, torch.ones_like(x), x)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _order(device: torch.device) -> Tensor:
+    """Where each angle stands in (ball, hinge, hand) order."""
+    listed = [d for group in (BALL_JOINTS, HINGE_JOINTS, HAND_JOINTS) for j in group
+              for d in DOFS[j]]  # fmt: skip
+    return torch.argsort(torch.tensor(listed)).to(device)
+
+
+def _ball_angles(turn: Tensor, tables: _Tables) -> Tensor:
+    """The three angles of M = Rot(a3, q3) Rot(a2, q2) Rot(a1, q1) for signed coordinate axes.
+
+    turn: (B, 10, 3, 3) -> (B, 10, 3). With i, j, k the axes of q3, q2, q1 and e their handedness:
+    M[i,k] = e sin, the textbook rules follow (skel-model.md section 5 lists the four cases).
+    """
+    k, j, i = (tables.ball_axes[:, n] for n in range(3))
+    e = tables.ball_handed
+
+    def entry(row: Tensor, column: Tensor) -> Tensor:
+        joints = torch.arange(turn.shape[1], device=turn.device)
+        return turn[:, joints, row, column]
+
+    cosine = _hypot(entry(i, i), entry(i, j))
+    middle = _atan2(e * entry(i, k), cosine)
+    inner = _atan2(-e * entry(i, j), entry(i, i))
+    # The outer angle is what remains after the inner one: together they are right also next to
+    # gimbal lock, where each by itself is read from rounding.
+    c, s = torch.cos(inner), e * torch.sin(inner)
+    outer = _atan2(e * (s * entry(k, i) + c * entry(k, j)), s * entry(j, i) + c * entry(j, j))
+    return torch.stack((inner, middle, outer), -1) * tables.ball_signs
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2) with a zero gradient at the origin."""
+    square = a * a + b * b
+    zero = square == 0
+    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())
+
+
+def rotations(code: Tensor) -> Tensor:
+    """Representation (B, 144) -> joint rotations Rp_j (B, 24, 3, 3), without Euler angles."""
+    tables = _tables(code.device, code.dtype)
+    grid = code.view(-1, NUM_JOINTS, PER_JOINT)
+    batch = grid.shape[0]
+    pairs = unit_pairs(code)
+    hinges = _about(tables.axes[tables.hinge_dofs], pairs[..., 0], -pairs[..., 1])
+    hands = grid[:, tables.hand, :2]
+    steps = rotation_about_axis(tables.axes[tables.hand_dofs].expand(batch, -1, -1, -1), hands)
+    result = code.new_zeros(batch, NUM_JOINTS, 3, 3)
+    result = result.index_copy(1, tables.ball, gram_schmidt(grid[:, tables.ball]))
+    result = result.index_copy(1, tables.hinge, hinges)
+    return result.index_copy(1, tables.hand, steps[:, :, 1] @ steps[:, :, 0])
+
+
+def _about(axis: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotations about unit axes (n, 3) by angles given as cosine and sine (B, n)."""
+    outer = axis[:, :, None] * axis[:, None, :]
+    eye = torch.eye(3, dtype=axis.dtype, device=axis.device)
+    x, y, z = axis.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).view(-1, 3, 3)
+    cosine, sine = cosine[..., None, None], sine[..., None, None]
+    return outer + cosine * (eye - outer) + sine * cross
+
+
+def mirror_poses(poses: Tensor) -> Tensor:
+    """Angles of the left-right mirrored person: (B, 46) -> (B, 46); an involution (6.5).
+
+    Exact for every joint but the ankles, whose axes the model does not mirror.
+    """
+    order = torch.as_tensor(MIRROR_PERMUTATION.copy(), device=poses.device)
+    signs = torch.as_tensor(MIRROR_SIGNS.copy(), dtype=poses.dtype, device=poses.device)
+    return poses[..., order] * signs
+
+
+#: Body frame from pelvis bone space (x forward, y up, z right -> x left, y up, z forward).
+NOMINAL_ROOT_FRAME: tuple[tuple[float, ...], ...] = ((0, 0, -1), (0, 1, 0), (1, 0, 0))
+
+
+def turn_root(poses: Tensor, turn: Tensor, root_frame: Tensor | None = None) -> Tensor:
+    """Angles after the person is turned about its root in the camera frame.
+
+    poses: (B, 46); turn: (B, 3, 3) rotation applied from the left to the camera-frame orientation
+    O = F Rp_0 F^T; root_frame: F (3, 3), `NOMINAL_ROOT_FRAME` if absent (6.5). Only q0..q2 change.
+    """
+    frame = torch.as_tensor(NOMINAL_ROOT_FRAME, dtype=poses.dtype, device=poses.device)
+    frame = frame if root_frame is None else root_frame
+    code = encode(poses)
+    root = frame.T @ turn @ frame @ gram_schmidt(code[:, :PER_JOINT])
+    code = torch.cat((root[:, :2].flatten(1), code[:, PER_JOINT:]), 1)
+    return torch.cat((decode(code)[:, :3], poses[:, 3:]), 1)
+
+
+__all__ = [
+    "ANKLE_JOINTS", "BALL_JOINTS", "HAND_JOINTS", "HINGE_JOINTS", "JOINTS", "MEANINGFUL",
+    "NOMINAL_ROOT_FRAME", "NUM_POSES", "SIZE", "decode", "encode", "gram_schmidt", "mirror_poses",
+    "pose_rotations", "rotations", "turn_root", "unit_pairs",
+]  # fmt: skip

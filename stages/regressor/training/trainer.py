@@ -1,0 +1,507 @@
+"""The training loop: deterministic, resumable after kill -9, one process or many.
+
+Source: reference/regressor.md section 6. Everything random is a function of (seed, epoch, row) or
+(seed, step), so a checkpoint needs no generator state: what a resumed run does next is what the
+uninterrupted run would have done. Without accumulation and stochastic depth, the number of
+processes does not change the batches either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from pipeline.atomic import make_directory, write_json
+from pipeline.errors import Incomplete, InputError, Locked, PlanMismatch
+from pipeline.plan import differences
+from pipeline.provenance import code_version, file_record
+from stages.regressor.config import OptimiserConfig, Recipe
+from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
+from stages.regressor.data.rows import Collection
+from stages.regressor.network import camera
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.model import Regressor
+from stages.regressor.network.vit import load_vitpose
+from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.distributed import Process
+from stages.regressor.training.ema import Ema
+from stages.regressor.training.losses import Loss, LossTerms
+from stages.regressor.training.reporting import Reporter
+from stages.regressor.training.validation import Scores, autocast, validate
+
+LAST, BEST, SUMMARY = "last.pt", "best.pt", "summary.json"
+# Settings that may change between a run and its resumption: they do not touch the trajectory.
+_FREE = ("train.minutes", "train.workers", "train.pictures", "train.checkpoint_every")
+_NAMED = 8  # rows that a message lists
+
+
+class Diverged(Incomplete):
+    """The loss or its gradient is not a number; the message names the rows."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. step: optimiser steps done; validated: step of the last validation."""
+
+    step: int = 0
+    validated: int = -1
+    best: float = math.inf
+    best_step: int = -1
+    bad_validations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. reason: finished, minutes, patience.
+
+    scores: of the last validation. best: the score that `select` names, millimetres, of the
+    weights in best.pt, from the validation after `best_step`; None without a validation split.
+    """
+
+    out: Path
+    reason: str
+    steps: int
+    epochs: float
+    seconds: float
+    scores: Scores | None
+    select: str
+    best: float | None
+    best_step: int
+    rows: int
+    skipped: dict[str, int]
+
+
+def learning_rate(config: OptimiserConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Rate of optimiser step `step` (from 0): linear warm-up (n+1)/N_w, then the schedule."""
+    warm = round(config.warmup * steps_per_epoch)
+    if step < warm:
+        return config.rate * (step + 1) / warm
+    if config.schedule == "constant":
+        return config.rate
+    share = (step - warm) / max(epochs * steps_per_epoch - warm, 1)
+    low = config.final_share
+    return config.rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+class Trainer:
+    """One training run in the folder `out`. `run()` starts or resumes it.
+
+    collection: rows of all splits; models: folder of body models.
+    """
+
+    def __init__(
+        self, recipe: Recipe, collection: Collection, models: Path, out: Path, process: Process,
+        reporter: Reporter,
+    ) -> None:  # fmt: skip
+        self.recipe, self.collection = recipe, collection
+        self.models, self.out, self.process, self.reporter = models, out, process, reporter
+        torch.manual_seed(recipe.train.seed)
+        self.network = Regressor(recipe.model)
+        if recipe.model.backbone.weights is not None:
+            load_vitpose(self.network.backbone, recipe.model.backbone.weights)
+        self.network.to(process.device)
+        self.ema = Ema(self.network, recipe.optimiser.ema)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.optimiser.rate,
+            weight_decay=recipe.optimiser.weight_decay,
+        )  # fmt: skip
+        female = collection.rows.female
+        genders = {recipe.data.gender, *(["female"] if female.any() else []),
+                   *(["male"] if not female.all() else [])}  # fmt: skip
+        self.bodies = Bodies(models, recipe.data.gender, tuple(sorted(genders)))
+        self.bodies.to(process.device)
+        self._check_bodies()
+        self.loss = Loss(recipe.loss, recipe.model, self.bodies.own).to(process.device)
+        self.train_set = self._dataset("train", training=True)
+        self.validation_set = self._dataset("validation", training=False)
+        self.order = Order(len(self.train_set), recipe.train.batch_size, recipe.train.seed,
+                           process.world, process.rank)  # fmt: skip
+        self.steps_per_epoch = self.order.batches // recipe.optimiser.accumulate
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"{len(self.train_set)} training rows give {self.order.batches} batches an epoch, "
+                f"fewer than one step of {recipe.optimiser.accumulate}; lower "
+                "optimiser.accumulate or train.batch_size"
+            )
+        self.progress = Progress()
+        self.scores: Scores | None = None
+
+    def _check_bodies(self) -> None:
+        if self.bodies.standin != self.collection.standin:
+            kind = {True: "the licence-free stand-in body", False: "licensed body models"}
+            raise InputError(
+                f"{self.models}: this is {kind[self.bodies.standin]}, the labels were made with "
+                f"{kind[self.collection.standin]}; give the matching --models"
+            )
+
+    def _dataset(self, split: str, *, training: bool) -> CropDataset:
+        part = self.collection.of(split)  # type: ignore[arg-type]
+        return CropDataset(part, self.recipe.data, self.recipe.model.crop_size,
+                           self.recipe.train.seed, training=training)  # fmt: skip
+
+    # ---- running ----------------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return self.recipe.train.epochs * self.steps_per_epoch
+
+    def run(self) -> Result:
+        """Train to the end of the schedule, the time limit or the loss of patience.
+
+        Raises:
+            Locked: another run works in `out`; PlanMismatch: `out` holds a run of another recipe
+            or other data; Diverged: the loss is not a number.
+        """
+        make_directory(self.out)
+        with self._locked():
+            self._resume()
+            self.reporter.start(self.progress.step, self.total_steps)
+            try:
+                reason = self._train()
+                self._finish_validation()
+            finally:
+                self.reporter.stop()
+            result = self._result(reason)
+            if self.process.is_first:
+                write_json(self.out / SUMMARY, _plain(result))
+            return result
+
+    def _train(self) -> str:
+        network = self._parallel()
+        network.train()
+        began = time.monotonic() - self.progress.seconds
+        loader = iter(batches(self.train_set, self._keys(), self.recipe.train.workers))
+        while self.progress.step < self.total_steps:
+            if self._due():
+                self._validate()
+                self._save()
+            # Also when nothing was due: a run that ended here, or was killed, is entered again.
+            if self._impatient():
+                return "patience"
+            limit = self.recipe.train.minutes * 60
+            if self.process.any(bool(limit) and time.monotonic() - began >= limit):
+                return "minutes"
+            self._step(network, loader)
+            self.progress = replace(
+                self.progress,
+                step=self.progress.step + 1,
+                seconds=time.monotonic() - began,
+            )
+            if self.progress.step % self.recipe.train.checkpoint_every == 0:
+                self._save()
+        return "finished"
+
+    def _parallel(self) -> nn.Module:
+        """The network as it is called: compiled, and averaged over processes, as asked for."""
+        network: nn.Module = self.network
+        if self.process.world > 1:
+            ids = [self.process.device.index] if self.process.device.type == "cuda" else None
+            network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        return torch.compile(network) if self.recipe.train.compile else network  # type: ignore[return-value]
+
+    def _keys(self) -> Iterator[list[tuple[int, int]]]:
+        """Keys of all batches that are left."""
+        accumulate = self.recipe.optimiser.accumulate
+        first, within = divmod(self.progress.step, self.steps_per_epoch)
+        used = self.steps_per_epoch * accumulate
+        for epoch in range(first, self.recipe.train.epochs):
+            start = within * accumulate if epoch == first else 0
+            yield from itertools.islice(self.order.epoch(epoch, start), used - start)
+
+    def _step(self, network: nn.Module, loader: Iterator[Batch]) -> None:
+        """One optimiser step over `accumulate` batches."""
+        config, step = self.recipe.optimiser, self.progress.step
+        rate = learning_rate(config, step, self.steps_per_epoch, self.recipe.train.epochs)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # Stochastic depth draws from here on; a function of the step, not of what ran before.
+        torch.manual_seed(_step_seed(self.recipe.train.seed, step, self.process.rank))
+        self.optimiser.zero_grad(set_to_none=True)
+        waited, seen, parts = 0.0, [], []
+        for k in range(config.accumulate):
+            asked = time.monotonic()
+            batch = next(loader).to(self.process.device)
+            waited += time.monotonic() - asked
+            seen.append(batch.row)
+            last = k == config.accumulate - 1
+            sync = contextlib.nullcontext() if last else _no_sync(network)
+            with sync:
+                terms = self._loss(network, batch)
+                (terms.total / config.accumulate).backward()
+            parts.append(LossTerms(terms.rows.detach(), terms.terms))
+        norm = self._clip(seen)
+        self.optimiser.step()
+        if config.ema.decay:
+            self.ema.update(self.network, step + 1)
+        self.reporter.step(step + 1, _mean(parts), rate, norm, waited,
+                           len(seen) * len(seen[0]) * self.process.world)  # fmt: skip
+
+    def _loss(self, network: nn.Module, batch: Batch) -> LossTerms:
+        labels = self.bodies.labels(batch)
+        box = (
+            camera.box_conditioning(batch.view.box_center, batch.view.box_side, batch.view.cam_int)
+            / batch.focal[:, None]
+        )  # what the network is told; the loss has the label's camera
+        with autocast(self.process.device, self.recipe):
+            estimates = network(batch.image, box)
+        terms = self.loss(estimates, labels, batch.view)
+        bad = ~torch.isfinite(terms.rows)
+        if bad.any():
+            self._stop("loss", batch.row[bad].tolist())
+        return terms
+
+    def _clip(self, seen: Sequence[Tensor]) -> float:
+        """Clip the gradient of the batches of these rows; returns its norm before."""
+        limit = self.recipe.optimiser.clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
+        if not math.isfinite(norm):
+            self._stop("gradient", self._exploding([rows.tolist() for rows in seen]))
+        return norm
+
+    def _exploding(self, seen: Sequence[Sequence[int]]) -> list[int]:
+        """Which rows of the failed step have a gradient that is not finite, each by itself.
+
+        The step is done once more, with the same rows, weights and random numbers, and one backward
+        pass for each row; slow, and only ever done before the run stops.
+        """
+        step = self.progress.step
+        epoch = step // self.steps_per_epoch
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        torch.manual_seed(_step_seed(self.recipe.train.seed, step, self.process.rank))
+        found = []
+        for rows in seen:
+            batch = collate([self.train_set[(epoch, k)] for k in rows]).to(self.process.device)
+            terms = self._loss(self.network, batch)
+            share = 1 / (len(rows) * self.recipe.optimiser.accumulate)
+            for k, row in enumerate(rows):
+                gradient = torch.autograd.grad(
+                    terms.rows[k] * share, weights, retain_graph=True, allow_unused=True
+                )
+                norm = nn.utils.get_total_norm([g for g in gradient if g is not None])
+                if not torch.isfinite(norm):
+                    found.append(row)
+        return found
+
+    def _stop(self, what: str, rows: Sequence[int]) -> NoReturn:
+        """rows: of the training set, to blame; none: no row of this process is, by itself."""
+        named = "; ".join(self.train_set.label(k) for k in rows[:_NAMED])
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        others = "all its rows together, none by itself"
+        if self.process.world > 1:
+            others = "no row of this process by itself"
+        raise Diverged(
+            f"{self.out}: the {what} of step {self.progress.step + 1} is not finite for "
+            f"{named or others}{more}; look at these labels, or lower optimiser.rate; the last "
+            "checkpoint is kept"
+        )
+
+    # ---- validation -------------------------------------------------------------------------
+
+    def _due(self) -> bool:
+        """A validation belongs here and has not been done."""
+        every = self.recipe.train.validate_every * self.steps_per_epoch
+        step = self.progress.step
+        return step > 0 and step % every == 0 and self.progress.validated < step
+
+    def _finish_validation(self) -> None:
+        if self.progress.validated < self.progress.step:
+            self._validate()
+        self._save()
+
+    def _validate(self) -> None:
+        if not len(self.validation_set):
+            self.progress = replace(self.progress, validated=self.progress.step)
+            if self.process.is_first:
+                self._save_best(None)
+            return
+        network = self.ema.model if self.recipe.optimiser.ema.decay else self.network.eval()
+        scores = validate(network, self.validation_set, self.bodies, self.recipe, self.process)
+        self.network.train()
+        self.scores = scores
+        value = scores.value(self.recipe.train.select)
+        better = value < self.progress.best
+        self.progress = replace(
+            self.progress,
+            validated=self.progress.step,
+            best=min(value, self.progress.best),
+            best_step=self.progress.step if better else self.progress.best_step,
+            # The one at the end of the time limit does not count: an uninterrupted run has it not.
+            bad_validations=0 if better else self.progress.bad_validations + self._due(),
+        )
+        if self.process.is_first and better:
+            self._save_best(scores)
+        self.reporter.validation(self.progress.step, scores, better)
+        if self.process.is_first and self.recipe.train.pictures:
+            self.reporter.pictures(
+                self.progress.step, network, self.validation_set, self.bodies, self.recipe
+            )
+
+    def _impatient(self) -> bool:
+        patience = self.recipe.train.patience
+        return bool(patience) and self.progress.bad_validations >= patience
+
+    # ---- files ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self.process.is_first:
+            self.process.wait()
+            yield
+            return
+        with (self.out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Locked(
+                    f"{self.out}: another training run works in this folder; wait for it or give "
+                    "another --out"
+                ) from None
+            self.process.wait()
+            yield
+
+    def identity(self) -> dict[str, Any]:
+        """What a run is bound to: recipe, data, body models, processes."""
+        skel = self.bodies.own.skel.path
+        return {
+            "recipe": _bound(self.recipe),
+            "datasets": list(self.collection.digests),
+            "training_rows": len(self.train_set),
+            "body_model": file_record(skel).sha256,
+            "processes": self.process.world,
+        }
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "identity": self.identity(),
+            "standin": self.bodies.standin,
+            "gender": self.recipe.data.gender,
+            "code": code_version(),
+            "torch": str(torch.__version__),
+        }
+
+    def _save(self) -> None:
+        """Everything that resuming needs."""
+        if self.process.is_first:
+            save_checkpoint(
+                self.out / LAST,
+                {
+                    **self._provenance(),
+                    "network": self.network.state_dict(),
+                    "ema": self.ema.model.state_dict() if self.recipe.optimiser.ema.decay else {},
+                    "optimiser": self.optimiser.state_dict(),
+                    "progress": asdict(self.progress),
+                    "scores": asdict(self.scores) if self.scores else None,
+                },
+            )
+        self.process.wait()
+
+    def _save_best(self, scores: Scores | None) -> None:
+        """The weights to use, alone."""
+        chosen = self.ema.model if self.recipe.optimiser.ema.decay else self.network
+        content = {
+            "network": chosen.state_dict(),
+            "progress": asdict(self.progress),
+            "scores": asdict(scores) if scores else None,
+        }
+        save_checkpoint(self.out / BEST, {**self._provenance(), **content})
+
+    def _resume(self) -> None:
+        path = self.out / LAST
+        if not path.is_file():
+            return
+        content = load_checkpoint(path)
+        held = content["identity"]
+        with contextlib.suppress(ValidationError):  # a recipe of another version differs as it is
+            # Read with today's defaults: a key that came later meant its default then.
+            held = {**held, "recipe": _bound(Recipe.model_validate(content["recipe"]))}
+        fields = tuple(differences(held, self.identity()))
+        if fields:
+            raise PlanMismatch(
+                f"{self.out}: holds a run with other {', '.join(fields[:6])}; resume it with its "
+                "own recipe and data, give another --out, or remove the folder",
+                fields,
+            )
+        self.network.load_state_dict(content["network"])
+        if content["ema"]:
+            self.ema.model.load_state_dict(content["ema"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.progress = Progress(**content["progress"])
+        self.scores = Scores(**content["scores"]) if content["scores"] else None
+
+    def _result(self, reason: str) -> Result:
+        return Result(
+            out=self.out, reason=reason, steps=self.progress.step,
+            epochs=self.progress.step / self.steps_per_epoch, seconds=self.progress.seconds,
+            scores=self.scores, select=self.recipe.train.select,
+            best=self.progress.best if math.isfinite(self.progress.best) else None,
+            best_step=self.progress.best_step, rows=len(self.train_set),
+            skipped=self.collection.skipped,
+        )  # fmt: skip
+
+
+def _mean(parts: Sequence[LossTerms]) -> LossTerms:
+    """The terms of a whole step from those of its batches, which are of one size."""
+    names = parts[0].terms
+    return LossTerms(
+        torch.cat([part.rows for part in parts]),
+        {name: torch.stack([part.terms[name] for part in parts]).mean() for name in names},
+    )
+
+
+def _bound(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe that decide the trajectory."""
+    content = recipe.model_dump(mode="json")
+    for place in _FREE:
+        section, key = place.split(".")
+        content[section].pop(key)
+    return content
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for one step of one process, different from all others nearby."""
+    return (seed * 1_000_003 + step) * 4099 + rank
+
+
+def _no_sync(network: nn.Module) -> contextlib.AbstractContextManager:
+    quiet = getattr(network, "no_sync", None)
+    return quiet() if quiet is not None else contextlib.nullcontext()
+
+
+def _plain(value: Result) -> Mapping[str, Any]:
+    plain = asdict(value)
+    return {**plain, "out": str(value.out)}
+
+
+def describe(result: Result) -> Sequence[tuple[str, str]]:
+    """Lines of the closing table."""
+    lines = [
+        ("stopped", result.reason),
+        ("steps", f"{result.steps} ({result.epochs:.1f} epochs of {result.rows} rows)"),
+        ("time", f"{result.seconds:.0f} s"),
+    ]
+    if result.best is not None:
+        name = result.select.replace("_", "-").upper()
+        lines += [(f"best {name}", f"{result.best:.1f} mm at step {result.best_step}")]
+    if result.scores:
+        lines += [
+            ("validation rows", str(result.scores.rows)),
+            ("last MPJPE", f"{result.scores.mpjpe:.1f} mm"),
+            ("last PA-MPJPE", f"{result.scores.pa_mpjpe:.1f} mm"),
+            ("last 2D keypoints", f"{result.scores.keypoints_2d:.1f} % of the box"),
+        ]
+    lines += [(f"left out {reason}", str(count)) for reason, count in result.skipped.items()]
+    return [*lines, ("weights", str(result.out / BEST))]

@@ -1,0 +1,87 @@
+"""Scores of a network on a held-out split while it trains; `stages/evaluate.py` has the protocols.
+
+Same metrics as the evaluation (`metrics.py`), on the 44 keypoints relative to the pelvis (39).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stages.regressor.config import Recipe
+from stages.regressor.data.loader import CropDataset, batches
+from stages.regressor.evaluation.metrics import aligned_point_error, point_error
+from stages.regressor.network import camera, representation
+from stages.regressor.network.joints import ROOT_KEYPOINT
+from stages.regressor.network.model import Regressor, crop_keypoints
+from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.distributed import Process
+from stages.regressor.training.losses import Labels
+
+_BATCH = 64
+_MAX_WORKERS = 4
+_FEW_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """mpjpe, pa_mpjpe: millimetres; keypoints_2d: mean distance, percent of the box; rows."""
+
+    mpjpe: float
+    pa_mpjpe: float
+    keypoints_2d: float
+    rows: int
+
+    def value(self, name: str) -> float:
+        """The score that the recipe selects by; lower is better."""
+        return getattr(self, name)
+
+
+@torch.no_grad()
+def validate(
+    network: Regressor | nn.Module, dataset: CropDataset, bodies: Bodies, recipe: Recipe,
+    process: Process,
+) -> Scores:  # fmt: skip
+    """Score `network` (in evaluation mode) on the un-augmented rows of `dataset`."""
+    mine = range(process.rank, len(dataset), process.world)
+    keys = [[(0, k) for k in mine[start : start + _BATCH]] for start in range(0, len(mine), _BATCH)]
+    sums = torch.zeros(4, dtype=torch.float64)
+    few = len(mine) < _FEW_ROWS  # starting processes would take longer
+    workers = 0 if few else min(recipe.train.workers, _MAX_WORKERS)
+    for batch in batches(dataset, keys, workers):
+        batch = batch.to(process.device)
+        labels = bodies.labels(batch)
+        box = camera.box_conditioning(
+            batch.view.box_center, batch.view.box_side, batch.view.cam_int
+        )
+        with autocast(process.device, recipe):
+            estimates = network(batch.image, box)
+        sums += _scores(estimates.final, labels, batch.view, bodies, recipe).cpu()
+    totals = process.sum(sums.to(torch.float64)).cpu()
+    count = max(float(totals[3]), 1.0)
+    return Scores(*(float(x) / count for x in totals[:3]), rows=int(totals[3]))
+
+
+def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
+    """The context for network layers under the recipe's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+
+
+def _scores(final, labels: Labels, view, bodies: Bodies, recipe: Recipe) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """Sums of the three scores and the number of rows, (4,) float64."""
+    angles = representation.decode(final.code)
+    turns = representation.rotations(final.code)
+    points = bodies.own(angles, final.betas, turns).keypoints
+    found, wanted = (
+        (x - x[:, ROOT_KEYPOINT, None]).double() for x in (points, labels.keypoints_3d)
+    )
+    seen = crop_keypoints(recipe.model, points, final.camera, view).double()
+    confident = labels.keypoints_2d[..., 2] > 0
+    away = torch.linalg.vector_norm(seen - labels.keypoints_2d[..., :2].double(), dim=-1)
+    mean_away = (away * confident).sum(1) / confident.sum(1).clamp(min=1)
+    rows = (point_error(found, wanted), aligned_point_error(found, wanted), 100 * mean_away)
+    # A body that is not a number must not hide in a mean, nor stop the run: it scores as lost.
+    sums = [torch.nan_to_num(x, nan=1e6, posinf=1e6).sum() for x in rows]
+    return torch.stack([*sums, sums[0].new_tensor(len(angles))])
