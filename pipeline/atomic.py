@@ -1,4 +1,4 @@
-"""Files that are either absent or whole: temporary name, fsync, rename, fsync of the directory.
+"""Whole files (`skel_fit.atomic`) with messages for users, and JSON in one canonical form.
 
 Source: reference/pipeline.md 2.1 (what kill -9 leaves) and 4.4 step 3.
 """
@@ -9,14 +9,12 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import InputError, OutputError
-
-TEMPORARY_SUFFIX = ".tmp"
+from skel_fit.atomic import TEMPORARY_SUFFIX, sync_directory, whole_file
 
 
 def canonical_json(value: Any) -> bytes:
@@ -51,32 +49,30 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OutputError: disk full, no permission and the like; nothing is left behind.
     """
-    with published(path, len(data)) as temporary:
-        _write_new(temporary, data)
+    with published(path, len(data)) as stream:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(stream.fileno(), view) :]
 
 
 @contextlib.contextmanager
-def published(path: Path, size: int | None = None) -> Iterator[Path]:
-    """A temporary file name; what the block writes (and syncs) there gets the name `path`.
+def published(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+    """A new file that gets the name `path` when the block ends well: complete and durable.
 
     size: bytes that an error names; None: those that were written.
 
     Raises:
         OutputError: as `write_bytes`; nothing is left behind, whatever ends the block early.
     """
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    )
+    written = size or 0
     try:
-        yield temporary
-        temporary.replace(path)
-        sync_directory(path.parent)
+        with whole_file(path) as stream:
+            try:
+                yield stream
+            finally:
+                written = os.fstat(stream.fileno()).st_size if size is None else size
     except OSError as error:
-        raise output_error(error, path, _size(temporary) if size is None else size) from error
-    finally:
-        # Gone already when the rename happened; there after any failure or interrupt.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        raise output_error(error, path, written) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,15 +118,6 @@ def make_directory(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the entries of a directory durable (a rename alone is not)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def temporaries(directory: Path) -> Iterator[Path]:
     """Temporary files that dead writers left directly in `directory`."""
     if directory.is_dir():
@@ -143,21 +130,3 @@ def output_error(error: OSError, path: Path, size: int) -> OutputError:
     advice = "free space and rerun, finished shards are kept" if full else "fix it and rerun"
     reason = error.strerror or str(error)
     return OutputError(f"{path}: cannot write {size} bytes: {reason}; {advice}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _write_new(path: Path, data: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

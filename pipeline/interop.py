@@ -8,15 +8,13 @@ holds no time: the same dataset gives the same bytes.
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +94,7 @@ def export_hmr_skel(
             raise InputError(f"{dataset.directory}: column {name!r} cannot be a member of an npz")
     rows = int(kept.sum())
     columns = (*written, *SKEL_COLUMNS, *([KEYPOINTS] if with_keypoints else []))
-    with _published(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+    with published(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for name, item in written.items():
             shape = (rows, *item.shape)
             parts = _column(dataset, item.stored, kept)
@@ -208,15 +206,6 @@ def _write_member(
             written += data.nbytes
     if written != size:
         raise RuntimeError(f"column '{name}': {written} bytes written, {size} announced")
-
-
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that gets its name when the block ends well: complete and durable, or absent."""
-    with published(path) as temporary, temporary.open("xb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def describe(exported: Exported) -> dict[str, Any]:

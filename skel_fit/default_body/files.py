@@ -11,11 +11,13 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..atomic import sync_directory, whole_file
 from .expansion import GENDERS, STANDIN, asset_sha256, default_body_arrays
 from .regressors import REGRESSOR_FILES, stand_in_regressors
 
@@ -26,30 +28,6 @@ FILE_NAMES = (
     *REGRESSOR_FILES,
 )
 log = logging.getLogger(__name__)
-
-
-def _write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """`write` into a temporary neighbour, fsync, rename over `path`."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:
@@ -71,8 +49,9 @@ def write_default_body(directory: str | os.PathLike[str]) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
-    def put(name: str, write: Callable[[BinaryIO], None]) -> None:
-        _write_atomic(target / name, write)
+    def put(name: str, write: Callable[[BinaryIO], object]) -> None:
+        with whole_file(target / name) as stream:
+            write(stream)
         written.append(target / name)
 
     def put_pickle(name: str, content: Any) -> None:
@@ -87,7 +66,7 @@ def write_default_body(directory: str | os.PathLike[str]) -> list[Path]:
     regressors = stand_in_regressors(models["smpl", "neutral"], models["skel", "male"])
     for name, matrix in regressors.items():
         if name.endswith(".npy"):
-            put(name, lambda stream, matrix=matrix: np.save(stream, matrix))
+            put(name, partial(np.save, arr=matrix))
         else:
             put_pickle(name, matrix)
     record = {
@@ -97,7 +76,6 @@ def write_default_body(directory: str | os.PathLike[str]) -> list[Path]:
     }
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     put(RECORD, lambda stream: stream.write(text.encode()))
-    _sync_directory(target)
     return written
 
 
@@ -145,5 +123,5 @@ def default_body_directory() -> Path:
             (staging / "new").rename(final)
         finally:
             shutil.rmtree(staging)
-        _sync_directory(cache)
+        sync_directory(cache)
     return final

@@ -6,9 +6,7 @@ their tensors through `load_tensors`.
 
 from __future__ import annotations
 
-import os
 import pickle
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.atomic import output_error, sync_directory
+from pipeline.atomic import published
 from pipeline.errors import InputError
 
 FORMAT = "hmr-skel-regressor"
@@ -30,23 +28,14 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
+    with published(path) as stream:
+        try:
             torch.save({"format": FORMAT, "version": VERSION, **content}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise output_error(error, path, 0) from error
-    except RuntimeError as error:
-        # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
-        if isinstance(error.__context__, OSError):
-            raise output_error(error.__context__, path, 0) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        except RuntimeError as error:
+            # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
