@@ -7,6 +7,7 @@ poses = dataset["skel_poses"]
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +19,5 @@ __all__ = ["Dataset", "open_dataset"]
 def __getattr__(name: str) -> Any:
     """Load the reader when it is asked for: the console script starts without h5py."""
     if name in __all__:
-        from pipeline import dataset
-
-        return getattr(dataset, name)
+        return getattr(import_module("pipeline.dataset"), name)
     raise AttributeError(f"module 'pipeline' has no attribute '{name}'")

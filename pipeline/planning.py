@@ -103,7 +103,7 @@ def _plan(
         models=factory.models(models, _gender_pairs(manifest, source)),
         fitter=fitter,
         fit=fit,
-        code=code_version(),
+        code=code_version("shard"),
         software=software(),
     )
     check_unchanged(location)

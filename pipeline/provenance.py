@@ -5,29 +5,42 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.atomic import canonical_json
 from pipeline.errors import InputError
+from pipeline.import_graph import closure, modules_below
 
-# Code that decides the bytes of a shard. The rest (command line, run directory, reports) may change
-# in the middle of a conversion without a new plan.
-_CODE = (
-    "skel_fit/**/*.py",
-    "skel_fit/**/*.yaml",
-    "pipeline/readers/**/*.py",
-    "pipeline/row_checks.py",
-    "pipeline/sequences.py",
-    "pipeline/shards.py",
-    "pipeline/task.py",
-    "pipeline/fitters.py",
+Purpose = Literal["shard", "regressor"]
+
+# Where the code of a result begins; a package stands for all its modules.
+_ENTRIES: dict[Purpose, tuple[str, ...]] = {
+    "shard": ("pipeline.task",),
+    "regressor": ("stages.regressor",),
+}
+# Left out for every purpose, with what is in them and what only they import. They plan, find,
+# publish or describe, and may change in the middle of a conversion or a training without another
+# result.
+_DECIDES_NOTHING = (
+    "pipeline.atomic",
+    "pipeline.configuration",
+    "pipeline.errors",
+    "pipeline.manifest",
+    "pipeline.plan",
+    "pipeline.provenance",
+    "pipeline.rundir",
+    "stages.drawing.charts",
+    "stages.drawing.pages",
+    "stages.drawing.pictures",
+    "stages.regressor.training.reporting",
+    # The stand-in body is an input: its files are hashed like any model file.
+    "skel_fit.default_body",
 )
-# The stand-in body is an input: its files are hashed like any model file.
-_NOT_CODE = ("skel_fit/default_body/",)
+_ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("h5py", "numba", "numpy", "scipy", "smplx", "torch")
 
 
@@ -62,14 +75,30 @@ def file_record(path: Path) -> FileRecord:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def code_version() -> dict[str, str]:
-    """Digest of every source file that decides the bytes of a shard."""
-    root = Path(__file__).resolve().parent.parent
+@cache
+def code_version(purpose: Purpose) -> dict[str, str]:
+    """Digest of every source file that decides a result of this kind, as the process began.
+
+    Found by following the imports from where such a result is computed, so that no list of files
+    goes stale. Recipes and protocols are not code: results store what these say.
+
+    purpose: "shard", the bytes of a converted shard; "regressor", what a training or an evaluation
+    of the regressor gives.
+    """
     digest = hashlib.sha256()
-    for path in _code_files(root, _CODE):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes() + b"\0")
+    for module, path in sorted(code_files(purpose).items()):
+        digest.update(module.encode() + b"\0" + path.read_bytes() + b"\0")
     return {"sha256": digest.hexdigest()}
+
+
+def code_files(purpose: Purpose) -> dict[str, Path]:
+    """Module -> source file of what `code_version` hashes."""
+    entries = [m for entry in _ENTRIES[purpose] for m in modules_below(_ROOT, entry)]
+    return closure(_ROOT, entries, follow=lambda module: not _idle(module))
+
+
+def _idle(module: str) -> bool:
+    return any(module == left or module.startswith(f"{left}.") for left in _DECIDES_NOTHING)
 
 
 def software() -> dict[str, str]:
@@ -92,13 +121,6 @@ def machine(device: str) -> dict[str, Any]:
         described["device_name"] = torch.cuda.get_device_name(torch.device(device))
         described["tf32"] = bool(torch.backends.cuda.matmul.allow_tf32)
     return described
-
-
-def _code_files(root: Path, patterns: Iterable[str]) -> list[Path]:
-    found = {path for pattern in patterns for path in root.glob(pattern)}
-    return sorted(
-        path for path in found if not path.relative_to(root).as_posix().startswith(_NOT_CODE)
-    )
 
 
 def _version(package: str) -> str:

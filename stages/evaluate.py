@@ -483,7 +483,7 @@ def as_json(results: Sequence[ProtocolResult], request: Request) -> dict[str, An
             "schema": SCHEMA,
             "standin": standin,
             "warning": STANDIN_WARNING if standin else None,
-            "code": code_version(),
+            "code": code_version("regressor"),
             "software": software(),
             "batch_size": request.batch_size,
             "protocols": [_protocol_json(result) for result in results],

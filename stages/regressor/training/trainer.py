@@ -389,7 +389,7 @@ class Trainer:
             "identity": self.identity(),
             "standin": self.bodies.standin,
             "gender": self.recipe.data.gender,
-            "code": code_version(),
+            "code": code_version("regressor"),
             "torch": str(torch.__version__),
         }
 
