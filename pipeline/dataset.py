@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import Incomplete
 from pipeline.plan import Plan
 from pipeline.rundir import RunDirectory, ShardState
-from pipeline.shards import RESULT_COLUMNS, empty_columns, read_columns
+from pipeline.shards import empty_columns, read_columns
 from pipeline.task import shard_path
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from pipeline.columns import REGION_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import MODELS_VARIABLE
 from pipeline.plan import ModelRecord
 from pipeline.provenance import file_record
-from pipeline.shards import REGIONS
 
 if TYPE_CHECKING:
     import torch
@@ -30,34 +30,6 @@ if TYPE_CHECKING:
 
 DEFAULT_FITTER = "pipeline.fitters:SkelFit"
 _RESIDUAL_ROWS = 64
-
-
-@dataclass(frozen=True)
-class FitColumns:
-    """Result of a fit, one row a person; float32, metres and radians.
-
-    Attributes:
-        poses: (n, 46) SKEL joint angles.
-        betas: (n, 10).
-        transl: (n, 3) SKEL translation, camera frame.
-        vertex_error_mean, vertex_error_max, vertex_error_unlimited: (n,).
-        region_errors: region name -> (n,), for every name in `REGIONS`.
-        active_limits: (n, 46) bool.
-        iterations, start: (n,) integers.
-        status: n strings.
-    """
-
-    poses: np.ndarray
-    betas: np.ndarray
-    transl: np.ndarray
-    vertex_error_mean: np.ndarray
-    vertex_error_max: np.ndarray
-    vertex_error_unlimited: np.ndarray
-    region_errors: Mapping[str, np.ndarray]
-    active_limits: np.ndarray
-    iterations: np.ndarray
-    start: np.ndarray
-    status: np.ndarray
 
 
 class Fitter(Protocol):
@@ -72,8 +44,8 @@ class Fitter(Protocol):
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
-    ) -> FitColumns:
-        """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> result columns.
+    ) -> Mapping[str, np.ndarray]:
+        """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> `columns.FIT_COLUMNS`.
 
         `genders` is (smpl gender, skel gender).
         """
@@ -222,7 +194,7 @@ class _SkelFitter:
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
-    ) -> FitColumns:
+    ) -> Mapping[str, np.ndarray]:
         from skel_fit.fit import fit_skel
         from skel_fit.sequence import fit_sequence
 
@@ -234,22 +206,23 @@ class _SkelFitter:
             else:
                 result = fit_sequence(skel, smpl, *rows, self.config, self.sequence)
 
-        def f4(values: torch.Tensor) -> np.ndarray:
-            return values.detach().cpu().numpy().astype(np.float32)
-
-        return FitColumns(
-            poses=f4(result.poses),
-            betas=f4(result.betas),
-            transl=f4(result.trans),
-            vertex_error_mean=f4(result.vertex_error_mean),
-            vertex_error_max=f4(result.vertex_error_max),
-            vertex_error_unlimited=f4(result.unlimited_error),
-            region_errors={region: f4(result.region_errors[region]) for region in REGIONS},
-            active_limits=result.active_limits.cpu().numpy().astype(bool),
-            iterations=result.iterations.cpu().numpy().astype(np.int32),
-            start=result.start.cpu().numpy().astype(np.int8),
-            status=np.array(list(result.status), dtype=np.str_),
-        )
+        found = {
+            "skel_poses": result.poses,
+            "skel_betas": result.betas,
+            "skel_trans": result.trans,
+            "vertex_error_mean": result.vertex_error_mean,
+            "vertex_error_max": result.vertex_error_max,
+            "vertex_error_unlimited": result.unlimited_error,
+            "active_limits": result.active_limits,
+            "iterations": result.iterations,
+            "start": result.start,
+            **{name: result.region_errors[region] for region, name in REGION_COLUMNS.items()},
+        }
+        columns = {
+            name: values.detach().cpu().numpy().astype(RESULT_COLUMNS[name].dtype)
+            for name, values in found.items()
+        }
+        return columns | {"status": np.array(result.status, np.str_)}
 
     def residuals(
         self,

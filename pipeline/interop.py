@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.atomic import published
+from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
+from skel_fit.status import rejected_rows
 
-SKEL_COLUMNS = ("skel_poses", "skel_betas", "skel_trans")
 KEYPOINTS = "keypoints3d"
 NUM_KEYPOINTS = 44
 BLOCK = 64
@@ -100,9 +101,9 @@ def export_hmr_skel(
             parts = _column(dataset, item.stored, kept)
             _write_member(archive, name, np.dtype(item.dtype), shape, parts)
         for name in SKEL_COLUMNS:
-            width = {"skel_poses": 46, "skel_betas": 10, "skel_trans": 3}[name]
+            column = RESULT_COLUMNS[name]
             parts = _column(dataset, name, kept)
-            _write_member(archive, name, np.dtype("<f4"), (rows, width), parts)
+            _write_member(archive, name, np.dtype(column.dtype), (rows, *column.shape), parts)
         if with_keypoints:
             assert keypoints is not None
             shape = (rows, NUM_KEYPOINTS, 4)
@@ -127,7 +128,7 @@ def _kept_rows(
     for chunk in dataset.chunks(["status", "vertex_error_mean"]):
         rows = slice(start, start + len(chunk["status"]))
         start = rows.stop
-        bad = np.char.startswith(chunk["status"], "rejected")
+        bad = rejected_rows(chunk["status"])
         if rejected == "drop":
             kept[rows] &= ~bad
             left_out.update(chunk["status"][bad].tolist())

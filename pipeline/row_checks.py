@@ -1,9 +1,8 @@
 """Why a row is rejected. A row's verdict depends on that row (and the image root) alone.
 
 Thresholds: boxes below 1 px stop the published training code (datasets.md 1.4); 4 image diagonals
-is the unit mix-up rule of datasets.md 4.4; |beta| beyond 5 is outside any human (filters upstream
-stop at 3, datasets.md 3.2, which `hmr-skel lint` reports); the rest refuses numbers that overflow
-float32 geometry.
+is the unit mix-up rule of datasets.md 4.4. SMPL parameters are judged by `skel_fit.status`, as a
+fit judges them (filters upstream stop at |beta| 3, datasets.md 3.2, which `hmr-skel lint` reports).
 """
 
 from __future__ import annotations
@@ -15,17 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from skel_fit.status import SMPL_REASONS, smpl_rejections
+
 REASONS = {
     "no_smpl_pose": "the label says that it has no valid SMPL pose",
     "no_smpl_betas": "the label says that it has no valid SMPL shape",
     "unknown_gender": "gender is not neutral, male or female (SKEL: male or female)",
-    "non_finite_pose": "NaN or infinity in the pose",
-    "pose_out_of_range": "a rotation vector longer than 4 pi",
+    **SMPL_REASONS,
     "pose_not_rotation": "a pose matrix that is no rotation",
-    "non_finite_betas": "NaN or infinity in the shape",
-    "betas_out_of_range": "a shape coefficient beyond the limit (default 5)",
-    "non_finite_transl": "NaN or infinity in the translation",
-    "transl_out_of_range": "a translation longer than 1 km",
     "bad_camera": "intrinsics that are not finite, focal length <= 0, last row not 0 0 1",
     "non_finite_box": "NaN or infinity in centre or scale",
     "box_too_small": "box side below 1 px",
@@ -36,9 +32,6 @@ REASONS = {
 }
 """Reason code -> what it means. The first that applies, in this order, is a row's reason."""
 
-MAX_ROTATION = 4 * np.pi
-MAX_BETA = 5.0
-MAX_TRANSLATION = 1000.0
 MIN_BOX = 1.0
 MAX_BOX = 1e5
 MAX_BOX_DIAGONALS = 4.0
@@ -69,15 +62,8 @@ def check_body(
     verdicts: Verdicts, poses: np.ndarray, betas: np.ndarray, transl: np.ndarray, max_beta: float
 ) -> None:
     """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64."""
-    verdicts.reject(~np.isfinite(poses).all(1), "non_finite_pose")
-    with np.errstate(over="ignore", invalid="ignore"):
-        angles = np.linalg.norm(poses.reshape(len(poses), 24, 3), axis=2)
-        length = np.linalg.norm(transl, axis=1)
-    verdicts.reject((angles > MAX_ROTATION).any(1), "pose_out_of_range")
-    verdicts.reject(~np.isfinite(betas).all(1), "non_finite_betas")
-    verdicts.reject((np.abs(betas) > max_beta).any(1), "betas_out_of_range")
-    verdicts.reject(~np.isfinite(transl).all(1), "non_finite_transl")
-    verdicts.reject(length > MAX_TRANSLATION, "transl_out_of_range")
+    for reason, bad in smpl_rejections(poses, betas, transl, max_beta):
+        verdicts.reject(bad, reason)
 
 
 def check_camera(verdicts: Verdicts, cam_int: np.ndarray) -> None:

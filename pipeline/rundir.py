@@ -40,6 +40,7 @@ from pipeline.task import (
     receipt_path,
     shard_path,
 )
+from skel_fit.status import Status
 
 MAX_FAILURES = 3
 MAX_LOST = 10
@@ -294,9 +295,9 @@ class RunDirectory:
             rows_written=written,
             status=dict(sorted(status.items())),
             rejected={
-                name.partition(":")[2]: count
+                Status(name).reason: count
                 for name, count in sorted(status.items())
-                if name.startswith("rejected:")
+                if Status(name).is_rejected
             },
             shards_total=plan.shards,
             shards=tuple(

@@ -8,52 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
 from pipeline.plan import Plan, StoredField
 from pipeline.provenance import sha256_json
 
 CHUNK_ROWS = 256
-REGIONS = ("lower_body", "torso", "arms", "head")
 _TEXT, _BYTES = "text", "bytes"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A result column: numpy dtype in memory, row shape, and what it holds."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    description: str
-
-
-RESULT_COLUMNS: dict[str, Column] = {
-    "skel_poses": Column("<f4", (46,), "SKEL joint angles, radians"),
-    "skel_betas": Column("<f4", (10,), "SKEL shape coefficients"),
-    "skel_trans": Column("<f4", (3,), "SKEL translation, camera frame, metres"),
-    "vertex_error_mean": Column("<f4", (), "mean distance to the SMPL target, metres"),
-    "vertex_error_max": Column("<f4", (), "largest distance to the SMPL target, metres"),
-    **{
-        f"vertex_error_{region}": Column("<f4", (), f"mean distance over the {region}, metres")
-        for region in REGIONS
-    },
-    "vertex_error_unlimited": Column(
-        "<f4", (), "mean distance without joint limits, metres; NaN unless a limit is active"
-    ),
-    "active_limits": Column("|b1", (46,), "angle lies on a joint limit"),
-    "iterations": Column("<i4", (), "solver iterations"),
-    "start": Column("|i1", (), "which start won; -1 for rejected rows"),
-    "status": Column("U", (), "converged, limited, max_iter or rejected:<reason>"),
-    "smpl_gender": Column("U", (), "body model of the label"),
-    "skel_gender": Column("U", (), "body model of the result"),
-    "source_row": Column("<i8", (), "row in the label file"),
-}
 
 
 def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> list[StoredField]:
@@ -178,11 +145,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def empty_columns(plan: Plan) -> dict[str, np.ndarray]:
     """Every column of a plan with zero rows: what an empty source converts to."""
-    empty = {
-        name: np.zeros((0, *column.shape), "<U1" if column.dtype == "U" else column.dtype)
-        for name, column in RESULT_COLUMNS.items()
-    }
-    return empty | {
+    return {name: column.empty(0) for name, column in RESULT_COLUMNS.items()} | {
         item.stored: np.zeros((0, *item.shape), np.dtype(item.dtype)) for item in plan.fields
     }
 
@@ -203,4 +166,4 @@ def _write_column(file: h5py.File, name: str, values: np.ndarray, compression: s
     dataset.attrs["kind"] = kind
     dataset.attrs["source_dtype"] = source_dtype.str
     if name in RESULT_COLUMNS:
-        dataset.attrs["description"] = RESULT_COLUMNS[name].description
+        dataset.attrs["description"] = RESULT_COLUMNS[name].meaning.content

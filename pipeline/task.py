@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.atomic import write_bytes, write_json
+from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import FitColumns, Fitter, resolve_fitter
+from pipeline.fitters import Fitter, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.sequences import runs, whole_sequences
-from pipeline.shards import REGIONS, RESULT_COLUMNS, build_shard, root_attributes
+from pipeline.shards import build_shard, root_attributes
+from skel_fit.status import Status
 
 HISTOGRAM_BIN = 1e-4
 """Width in metres of the bins in which receipts count `vertex_error_mean`."""
@@ -81,7 +83,7 @@ class Receipt:
 
     @property
     def rejected(self) -> int:
-        return sum(n for status, n in self.status.items() if status.startswith("rejected"))
+        return sum(n for status, n in self.status.items() if Status(status).is_rejected)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -205,7 +207,8 @@ def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str,
             result = fitter.fit(
                 (smpl_gender, skel_gender), rows.poses[some], rows.betas[some], rows.transl[some]
             )
-            _scatter(columns, some, result)
+            for name in FIT_COLUMNS:
+                columns[name][some] = result[name]
     for item in plan.fields:
         values = rows.fields[item.source]
         if values.dtype.str != item.dtype or values.shape != (len(accepted), *item.shape):
@@ -225,33 +228,18 @@ def _part(columns: dict[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
 
 
 def _rejected_columns(rows: AnnotationRows) -> dict[str, np.ndarray]:
-    n = len(rows.source_row)
-    columns: dict[str, np.ndarray] = {}
-    for name, column in RESULT_COLUMNS.items():
-        if column.dtype != "U":
-            empty = np.nan if column.dtype == "<f4" else 0
-            columns[name] = np.full((n, *column.shape), empty, column.dtype)
-    columns["start"][:] = -1
+    """The columns of a shard before anything is fitted."""
+    columns = {
+        name: column.empty(len(rows.source_row))
+        for name, column in RESULT_COLUMNS.items()
+        if column.rejected is not None
+    }
     columns["source_row"] = rows.source_row.astype("<i8")
     columns["smpl_gender"] = rows.smpl_gender.astype(np.str_)
     columns["skel_gender"] = rows.skel_gender.astype(np.str_)
-    columns["status"] = np.array([f"rejected:{reason}" for reason in rows.reasons], dtype=object)
+    texts = [Status.rejected(reason) if reason else "" for reason in rows.reasons.tolist()]
+    columns["status"] = np.array(texts, dtype=object)
     return columns
-
-
-def _scatter(columns: dict[str, np.ndarray], chosen: np.ndarray, result: FitColumns) -> None:
-    columns["skel_poses"][chosen] = result.poses
-    columns["skel_betas"][chosen] = result.betas
-    columns["skel_trans"][chosen] = result.transl
-    columns["vertex_error_mean"][chosen] = result.vertex_error_mean
-    columns["vertex_error_max"][chosen] = result.vertex_error_max
-    columns["vertex_error_unlimited"][chosen] = result.vertex_error_unlimited
-    for region in REGIONS:
-        columns[f"vertex_error_{region}"][chosen] = result.region_errors[region]
-    columns["active_limits"][chosen] = result.active_limits
-    columns["iterations"][chosen] = result.iterations
-    columns["start"][chosen] = result.start
-    columns["status"][chosen] = result.status
 
 
 def _check_rows(rows: AnnotationRows, start: int, stop: int) -> None:
@@ -327,6 +315,9 @@ def _largest(errors: np.ndarray) -> float:
 def receipt_from_json(value: Any) -> Receipt:
     """Parse a receipt; `InputError` when it is not one."""
     try:
-        return Receipt(**value)
-    except TypeError as error:
+        receipt = Receipt(**value)
+        for status in receipt.status:
+            Status(status)
+        return receipt
+    except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"not a receipt: {error}") from None

@@ -12,14 +12,16 @@ import h5py
 import numpy as np
 
 from pipeline.atomic import read_json
+from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.errors import InputError
 from pipeline.fitters import Fitter, models_directory, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.rundir import RunDirectory, ShardState
-from pipeline.shards import RESULT_COLUMNS, open_shard, read_column, root_attributes
+from pipeline.shards import open_shard, read_column, root_attributes
 from pipeline.task import check_models, open_plan_source, shard_path
+from skel_fit.status import rejected_rows
 
 SAMPLE_ROWS = 256
 RESIDUAL_TOLERANCE = 2e-5
@@ -147,10 +149,12 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
 
 def _check_results(columns: dict[str, np.ndarray]) -> Iterator[str]:
     """Fitted rows are finite, rejected rows NaN."""
-    rejected = np.char.startswith(columns["status"], "rejected")
-    for name in ("skel_poses", "skel_betas", "skel_trans", "vertex_error_mean", "vertex_error_max"):
+    rejected = rejected_rows(columns["status"])
+    for name, column in RESULT_COLUMNS.items():
+        if column.rejected is None or not np.isnan(column.rejected):
+            continue
         values = columns[name].reshape(len(rejected), -1)
-        if not np.isfinite(values[~rejected]).all():
+        if column.finite and not np.isfinite(values[~rejected]).all():
             yield f"'{name}' of a fitted row is not finite"
         if not np.isnan(values[rejected]).all():
             yield f"'{name}' of a rejected row is not NaN"
@@ -184,7 +188,7 @@ def _check_sample(
             continue
         with open_shard(shard_path(directory, state.shard)) as file:
             status = read_column(file, "status")
-            candidates = np.flatnonzero(~np.char.startswith(status, "rejected"))
+            candidates = np.flatnonzero(~rejected_rows(status))
             chosen = candidates[np.linspace(0, len(candidates) - 1, size).astype(np.int64)]
             stored = {name: read_column(file, name, chosen) for name in file}
         start, _ = plan.rows_of(state.shard)
@@ -220,9 +224,7 @@ def _recompute(
         np.concatenate([getattr(row, name) for row in rows])
         for name in ("poses", "betas", "transl")
     )
-    skel_poses, skel_betas, skel_trans = (
-        stored[name].astype(np.float64) for name in ("skel_poses", "skel_betas", "skel_trans")
-    )
+    skel_poses, skel_betas, skel_trans = (stored[name].astype(np.float64) for name in SKEL_COLUMNS)
     pairs = list(zip(stored["smpl_gender"].tolist(), stored["skel_gender"].tolist(), strict=True))
     largest = 0.0
     for pair in sorted(set(pairs)):

@@ -17,13 +17,8 @@ from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.solver.tables import REGIONS
+from skel_fit.status import NON_FINITE_VERTICES, Status, smpl_rejections
 
-ABSURD_BETAS = 10.0
-"""Shape coefficients beyond this many standard deviations are no human."""
-ABSURD_ANGLE = 4.0 * np.pi
-"""Axis-angle vectors longer than two turns are corrupt labels."""
-ABSURD_TRANSL = 1000.0
-"""Metres from the camera."""
 SHAPE_ROUNDS = 3
 """Alternations of pose and shape for betas='fit'."""
 _PERIODIC = [d for d in range(3, NUM_POSES) if not (17 <= d <= 28 or 36 <= d <= 38)]
@@ -33,8 +28,7 @@ _PERIODIC = [d for d in range(3, NUM_POSES) if not (17 <= d <= 28 or 36 <= d <= 
 class FitResult:
     """Fits of n rows; metres and radians; NaN and -1 in rejected rows.
 
-    `status` is converged, limited (mean error above `FitConfig.limited_above` with active limits:
-    the target lies outside the joint limits), max_iter, or rejected:<reason>.
+    Rows are rejected for the reasons of `skel_fit.status`, and for no other.
     """
 
     poses: Tensor  # (n, 46) SKEL joint angles, rad
@@ -47,7 +41,7 @@ class FitResult:
     iterations: Tensor  # (n,) Levenberg-Marquardt steps of the winning start
     start: Tensor  # (n,) index of the winning start in `STARTS`
     unlimited_error: Tensor  # (n,) m, mean vertex error of a fit without limits; NaN unless limited
-    status: list[str]
+    status: list[Status]
 
     STARTS = STARTS
 
@@ -119,7 +113,7 @@ def fit_skel_to_vertices(
     device = skel.template.device
     vertices, betas = (t.detach().to(device, torch.float64) for t in (vertices, betas))
     reasons = [
-        "" if finite else "non_finite_vertices"
+        "" if finite else NON_FINITE_VERTICES
         for finite in (
             torch.isfinite(vertices).all(dim=2).all(dim=1) & torch.isfinite(betas).all(dim=1)
         ).tolist()
@@ -190,17 +184,10 @@ def _check_inputs(
 def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
     """Reason per row, '' where it can be fitted."""
     reasons = [""] * poses.shape[0]
-    lengths = poses.view(-1, 24, 3).norm(dim=2).amax(dim=1)
-    for reason, bad in (
-        ("absurd_transl", transl.abs().amax(dim=1) > ABSURD_TRANSL),
-        ("absurd_betas", betas.abs().amax(dim=1) > ABSURD_BETAS),
-        ("absurd_pose", lengths > ABSURD_ANGLE),
-        ("non_finite_transl", ~torch.isfinite(transl).all(dim=1)),
-        ("non_finite_betas", ~torch.isfinite(betas).all(dim=1)),
-        ("non_finite_pose", ~torch.isfinite(poses).all(dim=1)),
-    ):
-        for row in torch.nonzero(bad)[:, 0].tolist():
-            reasons[row] = reason
+    arrays = (t.cpu().numpy() for t in (poses, betas, transl))
+    for reason, bad in smpl_rejections(*arrays):
+        for row in np.flatnonzero(bad).tolist():
+            reasons[row] = reasons[row] or reason
     return reasons
 
 
@@ -282,6 +269,13 @@ def _principal(angles: Tensor, config: FitConfig) -> Tensor:
     return wrapped
 
 
+def status_of(settled: bool, limited: bool) -> Status:
+    """The status of a fitted row."""
+    if limited:
+        return Status.LIMITED
+    return Status.CONVERGED if settled else Status.MAX_ITER
+
+
 def _result(
     reasons: list[str],
     rows: Tensor,
@@ -304,10 +298,9 @@ def _result(
         out[rows] = values
         return out
 
-    status = [f"rejected:{reason}" if reason else "" for reason in reasons]
     settled, limited = solution.settled.tolist(), found.limited.tolist()
-    for k, row in enumerate(rows.tolist()):
-        status[row] = "limited" if limited[k] else "converged" if settled[k] else "max_iter"
+    fitted = (status_of(*flags) for flags in zip(settled, limited, strict=True))
+    status = [Status.rejected(reason) if reason else next(fitted) for reason in reasons]
     return FitResult(
         poses=spread(poses),
         betas=spread(found.betas),

@@ -108,8 +108,8 @@ class FitConfig(_Frozen):
     recipe: Literal["hierarchical", "full", "released", "surface"] | Recipe = "hierarchical"
     limits: Literal["default", "published", "none"] = "default"
     betas: Literal["auto", "copy", "transfer", "fit"] = "auto"
-    """Shape: copy the SMPL betas, transfer them in closed form, or fit them. auto: copy where the
-    two models share template and shape space, transfer elsewhere."""
+    """Shape: copy the SMPL betas, transfer them in closed form, or fit them. auto: copy where both
+    models have one gender, which then share template and shape space; transfer elsewhere."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the vertex passes; the inner solver is float64 always."""
     kernels: Literal["auto", "numba", "torch"] = "auto"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor
 
-from skel_fit.fit import FitResult, _solver, fit_skel
+from skel_fit.fit import FitResult, _solver, fit_skel, status_of
 from skel_fit.pose_table import DOFS, JOINT_NAMES, NUM_POSES
 from skel_fit.recipe import FitConfig
 from skel_fit.rotations import axis_angle_to_matrix
@@ -25,6 +25,7 @@ from skel_fit.solver.coupling import Twists, cross_curvature
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.kernels_torch import TorchKernels, _unpacked
 from skel_fit.solver.tables import LANES, REGIONS, Identity
+from skel_fit.status import Status
 
 NEIGHBOUR_START = len(STARTS)
 """`FitResult.start` of a frame that was fitted again from its neighbour's pose."""
@@ -132,11 +133,11 @@ def _one_shape(betas: Tensor, count: int) -> Tensor:
     return betas
 
 
-def _unbroken(status: list[str]) -> list[list[int]]:
+def _unbroken(status: list[Status]) -> list[list[int]]:
     """Frame numbers of each run without a rejected frame."""
     runs: list[list[int]] = [[]]
-    for frame, text in enumerate(status):
-        if text.startswith("rejected"):
+    for frame, found in enumerate(status):
+        if found.is_rejected:
             runs.append([])
         else:
             runs[-1].append(frame)
@@ -153,7 +154,7 @@ def _fit_run(
     poses = _relabelled(poses, problem.solver)
     unchanged = poses
     start, iterations = result.start[part].clone(), result.iterations[part].clone()
-    settled = torch.tensor([s != "max_iter" for s in result.status[part]], device=poses.device)
+    settled = torch.tensor([s != Status.MAX_ITER for s in result.status[part]], device=poses.device)
     energy = problem.energies(poses)
     for step in (1, -1):
         poses, energy, found = _follow(problem, poses, energy, config.jump, step)
@@ -620,7 +621,7 @@ def _judge(
     for row, on_limit, done in zip(
         rows.tolist(), limited.tolist(), settled[frames].tolist(), strict=True
     ):
-        result.status[row] = "limited" if on_limit else "converged" if done else "max_iter"
+        result.status[row] = status_of(done, on_limit)
 
 
 def _judge_unlimited(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import numpy as np
 import yaml
 
 from pipeline.atomic import write_bytes
+from pipeline.columns import RESULT_COLUMNS, Meaning
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import PipelineError
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
 from pipeline.row_checks import REASONS
 from pipeline.rundir import RunDirectory
-from pipeline.shards import RESULT_COLUMNS
+from skel_fit.status import Status
 from stages.drawing import pages
 from stages.report import collect, genders
 
@@ -31,39 +31,17 @@ _SIZES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Meaning:
-    """What a column holds: unit, frame, range, and what stands for a missing value."""
-
-    content: str
-    unit: str = ""
-    frame: str = ""
-    range: str = ""
-    missing: str = ""
-
-
-_NAN = "NaN in rejected rows"
-_RESULTS = {
-    "skel_poses": ("rad", "bone axes; [:3] camera frame", "joint limits of the fit", _NAN),
-    "skel_betas": ("", "", "", _NAN),
-    "skel_trans": ("m", "camera", "", _NAN),
-    "vertex_error_unlimited": ("m", "", "0 and more", "NaN unless a limit is active"),
-    "active_limits": ("", "", "true or false", "false"),
-    "iterations": ("", "", "0 and more", "0"),
-    "start": ("", "", "0 and more", "-1"),
-    "source_row": ("", "", "0 and more", ""),
-}
 _ORIGINALS = {
-    "imgname": _Meaning("image, below the image root"),
-    "center": _Meaning("middle of the person's box, x and y", "px", "image"),
-    "scale": _Meaning("side of the box / 200", "200 px", "image", "above 0"),
-    "pose_cam": _Meaning("SMPL pose, axis-angle, [:3] the root", "rad", "camera"),
-    "shape": _Meaning("SMPL shape"),
-    "trans_cam": _Meaning("added to the SMPL output", "m", "camera"),
-    "cam_int": _Meaning("intrinsics of the whole image", "px", "image"),
-    "gtkps": _Meaning("keypoints: x, y, confidence", "px", "image", "", "confidence 0"),
-    "keypoints3d": _Meaning("keypoints: x, y, z, confidence", "m", "camera", "", "confidence 0"),
-    "gender": _Meaning("body model of the label", "", "", "neutral, male, female"),
+    "imgname": Meaning("image, below the image root"),
+    "center": Meaning("middle of the person's box, x and y", "px", "image"),
+    "scale": Meaning("side of the box / 200", "200 px", "image", "above 0"),
+    "pose_cam": Meaning("SMPL pose, axis-angle, [:3] the root", "rad", "camera"),
+    "shape": Meaning("SMPL shape"),
+    "trans_cam": Meaning("added to the SMPL output", "m", "camera"),
+    "cam_int": Meaning("intrinsics of the whole image", "px", "image"),
+    "gtkps": Meaning("keypoints: x, y, confidence", "px", "image", "", "confidence 0"),
+    "keypoints3d": Meaning("keypoints: x, y, z, confidence", "m", "camera", "", "confidence 0"),
+    "gender": Meaning("body model of the label", "", "", "neutral, male, female"),
 }
 
 
@@ -93,11 +71,7 @@ def context(dataset: Dataset) -> dict[str, Any]:
     receipts = [state.receipt for state in states if state.receipt is not None]
     columns = collect(dataset)
     rows = len(dataset)
-    rejected = {
-        status.removeprefix("rejected:"): n
-        for status, n in summary["status"].items()
-        if status.startswith("rejected:")
-    }
+    counts = {Status(status): n for status, n in summary["status"].items()}
     return {
         "front_matter": _front_matter(plan, rows, dataset.attrs["standin"]),
         "plan": plan,
@@ -107,9 +81,11 @@ def context(dataset: Dataset) -> dict[str, Any]:
         "rows": rows,
         "fitted": int(columns.fitted.sum()),
         "bytes": summary["bytes"],
-        "status": {k: n for k, n in summary["status"].items() if not k.startswith("rejected:")},
-        "rejected": [(name, n, REASONS.get(name, "found by the fit")) for name, n in
-                     sorted(rejected.items())],
+        "status": {k: n for k, n in counts.items() if not k.is_rejected},
+        "rejected": [
+            (name, n, REASONS.get(name, "found by the fit"))
+            for name, n in sorted(summary["rejected"].items())
+        ],
         "errors": genders(columns),
         "groups": {
             name: sorted((n, int((codes == i).sum())) for i, n in enumerate(names))
@@ -154,22 +130,18 @@ def _description(plan: Plan) -> str:
 def _schema(plan: Plan) -> list[dict[str, str]]:
     rows = []
     for name, column in RESULT_COLUMNS.items():
-        error = name.startswith("vertex_error_")
-        known = _RESULTS.get(name, ("m", "", "0 and more", _NAN) if error else ("", "", "", ""))
-        shape = _shape(column.shape)
-        dtype = "text" if column.dtype == "U" else np.dtype(column.dtype).name
-        meaning = _Meaning(column.description, *known)
-        rows.append(_line(name, shape, dtype, meaning))
+        dtype = "text" if column.is_text else np.dtype(column.dtype).name
+        rows.append(_line(name, _shape(column.shape), dtype, column.meaning))
     for item in plan.fields:
         dtype = {"U": "text", "S": "text (bytes)"}.get(
             np.dtype(item.dtype).kind, np.dtype(item.dtype).name
         )
-        meaning = _ORIGINALS.get(item.source, _Meaning("as in the label file"))
+        meaning = _ORIGINALS.get(item.source, Meaning("as in the label file"))
         rows.append(_line(item.stored, _shape(item.shape), dtype, meaning))
     return rows
 
 
-def _line(name: str, shape: str, dtype: str, meaning: _Meaning) -> dict[str, str]:
+def _line(name: str, shape: str, dtype: str, meaning: Meaning) -> dict[str, str]:
     values = {"name": name, "shape": shape, "dtype": dtype, **vars(meaning)}
     return {key: _cell(value) for key, value in values.items()}
 

@@ -17,14 +17,15 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.atomic import write_bytes
+from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS, SKEL_COLUMNS
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
 from pipeline.rundir import RunDirectory
-from pipeline.shards import REGIONS
 from pipeline.task import check_models, open_plan_source
 from skel_fit.errors import ModelFileError
 from skel_fit.pose_table import POSE_NAMES, LimitsName, limits
+from skel_fit.status import Status
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person, Poser
 from stages.drawing.render import png_bytes
@@ -136,14 +137,11 @@ def report(directory: Path, *, models: Path | None = None, picture: Path | None 
 
 def collect(dataset: Dataset) -> Columns:
     """One pass over the shards."""
+    kept = [*ERROR_COLUMNS, "vertex_error_unlimited", "iterations"]
     names = [
-        "vertex_error_mean", "vertex_error_max", "vertex_error_unlimited", "status",
-        "smpl_gender", "skel_gender", "iterations", "active_limits", "skel_poses",
-        *(f"vertex_error_{region}" for region in REGIONS),
+        *kept, "status", "smpl_gender", "skel_gender", "active_limits", "skel_poses"
     ]  # fmt: skip
     grouped = [name for name in GROUP_COLUMNS if name in dataset and _is_label(dataset, name)]
-    kept = ["vertex_error_mean", "vertex_error_max", "vertex_error_unlimited", "iterations"]
-    kept += [f"vertex_error_{region}" for region in REGIONS]
     parts: dict[str, list[NDArray]] = {name: [] for name in kept}
     coders = {name: _Coder() for name in ("status", "pair", *grouped)}
     hits = np.zeros(len(POSE_NAMES), np.int64)
@@ -171,7 +169,7 @@ def collect(dataset: Dataset) -> Columns:
         error=joined["vertex_error_mean"],
         peak=joined["vertex_error_max"],
         unlimited=joined["vertex_error_unlimited"],
-        regions={region: joined[f"vertex_error_{region}"] for region in REGIONS},
+        regions={region: joined[name] for region, name in REGION_COLUMNS.items()},
         status=status.codes,
         status_names=status.names,
         pair=pair.codes,
@@ -266,9 +264,8 @@ def person(dataset: Dataset, position: int) -> Person:
     """
     row = {
         name: dataset.read(name, position, position + 1)[0]
-        for name in ("skel_poses", "skel_betas", "skel_trans", "smpl_gender", "skel_gender",
-                     "source_row")
-    }  # fmt: skip
+        for name in (*SKEL_COLUMNS, "smpl_gender", "skel_gender", "source_row")
+    }
     number = int(row["source_row"])
     return Person(
         row=number,
@@ -446,7 +443,7 @@ def _context(
     counts = np.bincount(columns.status, minlength=len(columns.status_names))
     statuses = sorted(
         ((name, int(counts[code])) for code, name in enumerate(columns.status_names)),
-        key=lambda item: (item[0].startswith("rejected"), -item[1], item[0]),
+        key=lambda item: (Status(item[0]).is_rejected, -item[1], item[0]),
     )
     angles = angle_statistics(columns, str(plan.fit.get("limits", "none")))
     return {
@@ -463,7 +460,7 @@ def _context(
         "statuses": [(name, number, number / max(rows, 1)) for name, number in statuses],
         "genders": genders(columns),
         "groups": [_group(name, columns) for name in columns.groups],
-        "regions": [_region(region, columns) for region in REGIONS],
+        "regions": [_region(region, columns) for region in REGION_COLUMNS],
         "unlimited": _unlimited(columns),
         "histogram": _error_histogram(columns),
         "percentiles": _percentiles(columns),

@@ -101,9 +101,9 @@ BAD = {
     "non_finite_pose": (0, (5, float("nan"))),
     "non_finite_betas": (1, (2, float("inf"))),
     "non_finite_transl": (2, (1, float("nan"))),
-    "absurd_pose": (0, (7, 1e3)),
-    "absurd_betas": (1, (0, -60.0)),
-    "absurd_transl": (2, (2, 1e6)),
+    "pose_out_of_range": (0, (7, 1e3)),
+    "betas_out_of_range": (1, (0, -60.0)),
+    "transl_out_of_range": (2, (2, 1e6)),
 }
 
 

@@ -17,9 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
 from pipeline.rundir import RunDirectory
-from pipeline.shards import RESULT_COLUMNS, build_shard, read_columns, root_attributes
+from pipeline.shards import build_shard, read_columns, root_attributes
 from pipeline.task import receipt_path, shard_path
 from stages.regressor.config import load_recipe
 from stages.regressor.data import augment, demo_pictures

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import row_checks
 from pipeline.errors import InputError
 from pipeline.readers.base import AnnotationRows, AnnotationSource, FieldSpec
 from pipeline.readers.camerahmr import open_camerahmr
@@ -18,6 +17,7 @@ from pipeline.readers.npz import NpzFile
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
 from pipeline.readers.webdataset import open_webdataset
+from skel_fit.status import MAX_BETA
 
 __all__ = [
     "FORMATS",
@@ -47,7 +47,7 @@ def open_source(
     smpl_gender: str = "neutral",
     skel_gender: str = "male",
     image_root: str = "",
-    max_beta: float = row_checks.MAX_BETA,
+    max_beta: float = MAX_BETA,
     **options: Any,
 ) -> LabelSource:
     """Open a label file (or a folder of them). Reads headers only; rows come with `read`.

@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.readers.tables import Table
 from pipeline.row_checks import Verdicts
+from skel_fit.status import MAX_BETA
 
 NUM_POSES, NUM_BETAS = 72, 10
 UNIT_200PX = 200.0
@@ -68,7 +69,7 @@ class LabelOptions:
     smpl_gender: str = "neutral"
     skel_gender: str = "male"
     image_root: Path | None = None
-    max_beta: float = row_checks.MAX_BETA
+    max_beta: float = MAX_BETA
 
 
 class LabelSource(AnnotationSource):

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.fitters import FitColumns
+from pipeline.columns import REGION_COLUMNS
 from pipeline.plan import ModelRecord
-from pipeline.shards import REGIONS
 
 FAULTS_VARIABLE = "HMR_SKEL_FAULTS"
 
@@ -46,22 +45,22 @@ class TrivialFitter:
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
-    ) -> FitColumns:
+    ) -> dict[str, np.ndarray]:
         n = len(poses)
         mean, largest = self.residuals(genders, (poses, betas, transl), (poses, betas, transl))
-        return FitColumns(
-            poses=(poses[:, :46] * 0.5).astype(np.float32),
-            betas=betas.astype(np.float32),
-            transl=transl.astype(np.float32),
-            vertex_error_mean=mean.astype(np.float32),
-            vertex_error_max=largest.astype(np.float32),
-            vertex_error_unlimited=np.full(n, np.nan, np.float32),
-            region_errors={region: mean.astype(np.float32) for region in REGIONS},
-            active_limits=poses[:, :46] > 1.0,
-            iterations=np.full(n, 7, np.int32),
-            start=np.zeros(n, np.int8),
-            status=np.array(["converged"] * n),
-        )
+        return {
+            "skel_poses": (poses[:, :46] * 0.5).astype(np.float32),
+            "skel_betas": betas.astype(np.float32),
+            "skel_trans": transl.astype(np.float32),
+            "vertex_error_mean": mean.astype(np.float32),
+            "vertex_error_max": largest.astype(np.float32),
+            "vertex_error_unlimited": np.full(n, np.nan, np.float32),
+            **{name: mean.astype(np.float32) for name in REGION_COLUMNS.values()},
+            "active_limits": poses[:, :46] > 1.0,
+            "iterations": np.full(n, 7, np.int32),
+            "start": np.zeros(n, np.int8),
+            "status": np.array(["converged"] * n),
+        }
 
     def residuals(
         self,
@@ -96,7 +95,7 @@ class FaultyFitter(TrivialFitter):
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
-    ) -> FitColumns:
+    ) -> dict[str, np.ndarray]:
         rows = np.round(betas[:, 1] * 1e6).astype(int).tolist()
         with (self._orders / "calls").open("a") as calls:
             calls.write(f"{os.getpid()} {rows[0]}\n")

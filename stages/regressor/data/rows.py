@@ -18,6 +18,7 @@ import torch
 from pipeline import open_dataset
 from pipeline.errors import InputError
 from pipeline.manifest import data_root
+from skel_fit.status import rejected_rows
 from stages.regressor.config import DataConfig
 from stages.regressor.data.images import ImageSource, open_images
 from stages.regressor.network.camera import grown_side
@@ -195,7 +196,7 @@ def _read(
     cam_int = np.asarray(dataset["cam_int"], np.float64)
     poses, betas = dataset["skel_poses"], dataset["skel_betas"]
     female = _texts(dataset["skel_gender"]) == "female"
-    rejected = np.char.startswith(status, "rejected")
+    rejected = rejected_rows(status)
     checks = {
         "rejected by the conversion": rejected,
         "with non-finite labels": ~(

@@ -33,6 +33,7 @@ from pipeline.row_checks import (
     good_cameras,
     image_name,
 )
+from skel_fit.status import rejection_reasons
 from stages.regressor.evaluation.protocols import EvaluationProtocol
 
 ScaleUnit = Literal["px", "200px"]
@@ -274,8 +275,7 @@ def read_shards(
     verdicts = Verdicts.empty(n)
     # What the conversion rejected stays rejected, for the same reason.
     status = _decoded(column("status")[chosen])
-    reason = np.array([s.removeprefix("rejected:") if s.startswith("rejected") else ""
-                       for s in status.tolist()], "<U40")  # fmt: skip
+    reason = rejection_reasons(status)
     scale = numbers("scale").reshape(n, -1)
     points = numbers("gtkps")[:, :44] if "gtkps" in dataset else None
     center, cam_int = numbers("center"), numbers("cam_int")
