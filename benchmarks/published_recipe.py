@@ -1,8 +1,8 @@
 """The published way to fit SKEL to SMPL, for comparison: one autograd L-BFGS over a whole batch.
 
-Written from reference/skel-model.md section 6 (stages, masks and weights of 6.2, objective of 6.3,
-the SKEL-CF variant of 6.5: 30 iterations a step, one shape per frame), on our own SKEL module with
-the shape-dependent part computed once, so an evaluation here is cheaper than the original's.
+Written from docs/reference/fitting.md#published-recipe (stages, masks, weights, objective; of
+#skel-cf-variant: 30 iterations a step, one shape per frame), on our own SKEL module with the
+shape-dependent part computed once, so an evaluation here is cheaper than the original's.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ STEPS_PER_STAGE = 10
 
 @dataclass(frozen=True)
 class PublishedStage:
-    """One stage of 6.2. Masks name SMPL joints (skin weight above 0.5) and SKEL joints."""
+    """One stage (fitting.md#published-stages). Masks name SMPL joints (skin weight above 0.5) and
+    SKEL joints."""
 
     name: str
     moves_translation: bool

@@ -1,6 +1,6 @@
 """Whole files (`skel_fit.atomic`) with messages for users, and JSON in one canonical form.
 
-Source: reference/pipeline.md 2.1 (what kill -9 leaves) and 4.4 step 3.
+Source: docs/reference/pipeline.md#crash (what kill -9 leaves) and #resume.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rows for training, with a PyTorch `DataLoader`: from memory, or streamed in block-shuffled order.
 
-HDF5 row by row is slow for its call cost (reference/pipeline.md 2.4), so whole columns are loaded,
-or, beyond a memory budget, random blocks of 256 rows are mixed sixteen at a time.
+HDF5 row by row is slow for its call cost (docs/reference/pipeline.md#random-rows), so whole
+columns are loaded, or, beyond a memory budget, random blocks of 256 rows are mixed sixteen at a
+time.
 
     loader = DataLoader(Rows(ds, names), batch_size=64, shuffle=True, collate_fn=identity)
     loader = DataLoader(RowStream(ds, names, batch=64), batch_size=None, num_workers=2)
@@ -23,7 +24,7 @@ from pipeline.task import shard_path
 
 MIXED_BLOCKS = 16
 _OPEN_FILES = 8
-"""HDF5 2 caches 8 MB a column of every open file (pipeline.md 2.5): keep few of them."""
+"""HDF5 2 caches 8 MB a column of every open file (pipeline.md#hdf5-handles): keep few of them."""
 
 Batch = dict[str, np.ndarray]
 

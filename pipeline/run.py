@@ -1,6 +1,6 @@
 """Convert a subset: plan, lock, run what is pending, reconcile. Any rerun continues.
 
-Source: reference/pipeline.md 4.4.
+Source: docs/reference/pipeline.md#resume.
 """
 
 from __future__ import annotations

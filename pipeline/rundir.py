@@ -5,7 +5,7 @@
     attempts/shard-00000.json (while a shard is unfinished)   failed/shard-00000.json (quarantined)
 
 Existence is not completion: a shard is done when its receipt parses, names this plan and matches
-the size and SHA-256 of the file. Source: reference/pipeline.md 1.2 and 4.4.
+the size and SHA-256 of the file. Source: docs/reference/pipeline.md#failures, #resume.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 numpy, scipy, torch or chumpy runs while a file is read, and instructions that only import or run
 something are refused. Arrays are made afterwards (`Array.numpy`), from bytes whose number was
 checked. Model files and label files add the names that they need to `ARRAY_NAMES`.
-Source: reference/skel-model.md section 1, pipeline.md 4.2.
+Source: docs/reference/skel-model.md#untrusted, docs/reference/pipeline.md#hostile-input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shape across genders and models, in closed form (reference/fitting.md section 5)."""
+"""Shape across genders and models, in closed form (docs/reference/fitting.md#shape-transfer)."""
 
 import numpy as np
 import smplx

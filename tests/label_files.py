@@ -1,4 +1,5 @@
-"""Label files in the published formats, made from random numbers (datasets.md section 7)."""
+"""Label files in the published formats, made from random numbers
+(docs/reference/label-formats.md)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def write_npz(path: Path, members: dict[str, Any], *, compressed: bool = False) 
 
 
 def hmr_skel(rows: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
-    """What the published converter writes (datasets.md 2.3), after its 3D joints were added."""
+    """What the published converter writes (label-formats.md#hmr-skel), after its 3D joints were
+    added."""
     random = np.random.default_rng(seed + 100)
     members = camerahmr(rows, seed)
     return {
@@ -64,7 +66,7 @@ def hmr_skel(rows: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def person(random: np.random.Generator, *, hsmr: bool = False) -> dict[str, Any]:
-    """One dict of a 4D-Humans (or HSMR) `data.pyd` (datasets.md 3.2, 3.3)."""
+    """One dict of a 4D-Humans (or HSMR) `data.pyd` (label-formats.md#webdataset)."""
     loss = np.empty((), object)
     loss[()] = {"reprojection_loss": np.float32(random.uniform(100, 40_000))}
     result: dict[str, Any] = {
@@ -109,7 +111,7 @@ def write_tar(
 
 
 def amass(frames: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
-    """An AMASS SMPL+H file (datasets.md section 5)."""
+    """An AMASS SMPL+H file (label-formats.md#sequences)."""
     random = np.random.default_rng(seed)
     return {
         "trans": random.normal(size=(frames, 3)),

@@ -28,7 +28,7 @@ from skel_fit import load_smpl
 from skel_fit.default_body import default_body_directory
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
-# evaluation.md 2.1: the 25 OpenPose points among the 45 joints of the smplx package.
+# evaluation.md#keypoints-44: the 25 OpenPose points among the 45 joints of the smplx package.
 OPENPOSE = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32,
             33, 34]  # fmt: skip
 MIRROR_44 = [0, 1, 5, 6, 7, 2, 3, 4, 8, 12, 13, 14, 9, 10, 11, 16, 15, 18, 17, 22, 23, 24, 19, 20,

@@ -1,4 +1,4 @@
-"""Kills, full disks, signals, poison shards: the promises of reference/pipeline.md section 6.
+"""Kills, full disks, signals, poison shards: the promises of docs/reliability.md.
 
 Real processes and real signals. `make chaos` runs the random part longer; docs/reliability.md says
 which test keeps which promise.

@@ -288,7 +288,7 @@ def test_scale_in_another_unit_is_refused(tmp_path: Path, factor: float, what: s
         source.check()
 
 
-# ---- broken files (pipeline.md 4.2) -------------------------------------------------------------
+# ---- broken files (pipeline.md#hostile-input) ---------------------------------------------------
 
 
 def _npy(values: np.ndarray) -> bytes:

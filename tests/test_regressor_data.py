@@ -72,7 +72,7 @@ def test_rows_have_the_labels_own_split_and_cannot_be_written(files: Demo) -> No
 
 
 def test_reading_a_row_twice_gives_equal_labels(files: Demo) -> None:
-    """6.6: the published loader overwrites its 2D labels on the first read."""
+    """regressor.md#d14: the published loader overwrites its 2D labels on the first read."""
     rows = dataset(files)
     before = rows.rows.keypoints.copy()
     first, second = (rows[(3, 5)] for _ in range(2))

@@ -1,7 +1,7 @@
 """This machine: in the driver's own process, or in spawned worker processes.
 
-`multiprocessing.Pool` waits for ever for a worker that was killed (pipeline.md 1.1), so the pool
-here watches pipes and process handles itself.
+`multiprocessing.Pool` waits for ever for a worker that was killed, so the pool here watches pipes
+and process handles itself.
 """
 
 from __future__ import annotations

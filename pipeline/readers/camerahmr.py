@@ -1,7 +1,7 @@
 """CameraHMR training labels, `*-release.npz`.
 
-Source: reference/datasets.md section 1. Keys: imgname, center, scale (box side / 200, rank 1 or
-2), pose_cam (camera frame), shape, trans_cam (zeros when absent), cam_int, gtkps.
+Source: docs/reference/label-formats.md#camerahmr. Keys: imgname, center, scale (box side / 200,
+rank 1 or 2), pose_cam (camera frame), shape, trans_cam (zeros when absent), cam_int, gtkps.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Published HMR-SKEL labels, `*-release_skel.npz` and its three other spellings.
 
-Source: reference/datasets.md section 2. Two flavours: the converter's (skel_poses, skel_betas,
-skel_trans beside the CameraHMR columns) and the repacked HSMR one (orig_poses, orig_betas,
-keypoints_2d, keypoints_3d), which may hold no SMPL pose: its rows are then rejected with
-`no_smpl_pose`, and can be read and audited but not converted.
+Source: docs/reference/label-formats.md#hmr-skel. Two flavours: the converter's (skel_poses,
+skel_betas, skel_trans beside the CameraHMR columns) and the repacked HSMR one (orig_poses,
+orig_betas, keypoints_2d, keypoints_3d), which may hold no SMPL pose: its rows are then rejected
+with `no_smpl_pose`, and can be read and audited but not converted.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from skel_fit.status import MAX_BETA
 
 NUM_POSES, NUM_BETAS = 72, 10
 UNIT_200PX = 200.0
-"""`scale` is box side / 200 in every training label format (datasets.md section 0)."""
+"""`scale` is box side / 200 in every training label format (label-formats.md#scale-unit)."""
 
 _GENDERS = {"m": "male", "male": "male", "f": "female", "female": "female",
             "n": "neutral", "neutral": "neutral"}  # fmt: skip
@@ -161,8 +161,8 @@ class LabelSource(AnnotationSource):
             row_checks.check_names(verdicts, fields[layout.names], self._options.image_root)
 
     def check_unit(self) -> None:
-        """The other half: refuse a file whose `scale` cannot be box side / 200 (datasets.md
-        4.4)."""
+        """The other half: refuse a file whose `scale` cannot be box side / 200
+        (label-formats.md#scale-unit)."""
         layout = self._layout
         if not layout.scale:
             return
@@ -263,7 +263,7 @@ def smpl_poses(parts: list[np.ndarray], verdicts: Verdicts) -> np.ndarray:
     """(n, 72) float64 SMPL axis-angle from the pose columns of a format, joined in order.
 
     Rotation matrices (n, ..., 3, 3) become rotation vectors. SMPL+H (n, 156): the first 66 values
-    stay and the two hand joints are zero (datasets.md section 5); a 63-wide body likewise.
+    stay and the two hand joints are zero (label-formats.md#sequences); a 63-wide body likewise.
     """
     joined = np.concatenate([_axis_angle(as_float64(part), verdicts) for part in parts], axis=1)
     body = joined if joined.shape[1] == NUM_POSES else joined[:, :66]

@@ -1,4 +1,4 @@
-"""Spellings of published label file names (datasets.md section 0 trap 5, 1.1, 2.1)."""
+"""Spellings of published label file names (docs/reference/label-formats.md#names)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def canonical_name(name: str) -> str:
 
 def find_label_file(path: Path) -> Path:
     """`path` if it exists, else the one file beside it (or in the converter's folder of the same
-    stem, datasets.md 2.1) whose name is another spelling.
+    stem, label-formats.md#names) whose name is another spelling.
 
     Raises InputError: none, or several, which are listed.
     """

@@ -1,8 +1,8 @@
 """npz files by row range: memory-mapped where stored, streamed where deflated, never unpickled.
 
-Source: reference/pipeline.md 2.5 (memmap of a stored member at its zip offset) and 4.2 (what
-broken files look like). A stored member is mapped: no worker copies it. A deflated member in C
-order is streamed: each worker keeps one decompressor per member and reads forward, so rows asked
+Source: docs/reference/pipeline.md#npz (memmap of a stored member at its zip offset), #hostile-input
+(what broken files look like). A stored member is mapped: no worker copies it. A deflated member in
+C order is streamed: each worker keeps one decompressor per member and reads forward, so rows asked
 for in rising order cost one pass in total and no memory; going back starts the pass anew. A member
 that is deflated and in Fortran order is decompressed into memory at first use.
 """

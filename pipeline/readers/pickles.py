@@ -2,7 +2,7 @@
 
 Label files are untrusted: `skel_fit.restricted_pickle` reads them as data, with stand-ins for torch
 added here, and arrays are made afterwards, with a limit to the memory that a file may ask for.
-Source: reference/pipeline.md 4.2, datasets.md 3.1 and 5.
+Source: docs/reference/pipeline.md#hostile-input, docs/reference/label-formats.md#webdataset.
 """
 
 from __future__ import annotations

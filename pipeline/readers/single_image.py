@@ -1,7 +1,8 @@
 """Single-image fits: npz files of exactly pred_smpl_parms, verts and pred_cam_t.
 
-Source: reference/datasets.md section 5. `pred_smpl_parms` is a pickled dict of torch tensors (or
-numpy arrays), read without running anything. Its entries become columns under their own names.
+Source: docs/reference/label-formats.md#single-image. `pred_smpl_parms` is a pickled dict of torch
+tensors (or numpy arrays), read without running anything. Its entries become columns under their own
+names.
 """
 
 from __future__ import annotations

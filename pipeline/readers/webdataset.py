@@ -1,8 +1,8 @@
 """4D-Humans and HSMR training tars: `<key>.data.pyd` lists of person dicts beside the images.
 
-Source: reference/datasets.md section 3. One row a person, in the order of the tars' names and of
-their members. `data.pyd` is a pickle and read without running anything. Added columns: `tar`,
-`imgname` (name of the image member), `person` (place in the list). Entries of nested dicts
+Source: docs/reference/label-formats.md#webdataset. One row a person, in the order of the tars'
+names and of their members. `data.pyd` is a pickle and read without running anything. Added columns:
+`tar`, `imgname` (name of the image member), `person` (place in the list). Entries of nested dicts
 (extra_info) become columns with dotted names; where a person lacks an entry that others have, the
 column holds NaN, -1 or an empty text.
 

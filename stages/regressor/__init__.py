@@ -1,4 +1,4 @@
 """The image-to-SKEL regressor: network, losses, data, training, prediction, evaluation.
 
-Source: reference/regressor.md; quoted below as "4.2" and so on.
+Source: docs/reference/regressor.md, quoted below by its anchors.
 """

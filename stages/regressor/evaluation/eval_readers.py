@@ -1,8 +1,8 @@
 """Evaluation label files -> `EvalRows`, whatever they call their columns.
 
-Source: reference/datasets.md section 4. Files of the same name come in several flavours with other
-keys and units, so nothing is guessed from a name: the protocol says format and scale unit, and
-boxes that cannot be right in that unit are refused. Files are untrusted: members with Python
+Source: docs/reference/label-formats.md#traps. Files of the same name come in several flavours with
+other keys and units, so nothing is guessed from a name: the protocol says format and scale unit,
+and boxes that cannot be right in that unit are refused. Files are untrusted: members with Python
 objects are read as data (`pipeline.readers.pickles`), never unpickled.
 """
 
@@ -139,7 +139,8 @@ def read_eval_rows(
 
 
 def read_hmr2(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
-    """4D-Humans' evaluation npz: keypoints of the 44-point layout in two columns (4.1)."""
+    """4D-Humans' evaluation npz: keypoints of the 44-point layout in two columns
+    (label-formats.md#eval-hmr2)."""
     columns = _Columns(path)
     # An absent half is NaN in 3D and unseen (confidence 0) in 2D.
     keypoints_3d = _layout_44(columns, "3d", 4, np.nan)
@@ -171,7 +172,8 @@ def _layout_44(columns: _Columns, kind: str, width: int, absent: float) -> np.nd
 
 
 def read_camerahmr(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
-    """CameraHMR's evaluation npz: SMPL parameters in the camera frame (4.2).
+    """CameraHMR's evaluation npz: SMPL parameters in the camera frame
+    (label-formats.md#eval-camerahmr).
 
     SMPL-X poses (66 values, RICH) are refused: they need another body model.
     """
@@ -219,7 +221,8 @@ _MOYO = {"imgname": "img_paths", "center": "centers", "scale": "scales"}
 
 
 def read_moyo(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
-    """HSMR's MOYO npz: neutral SMPL in a dict (4.3). Sequences are its `names`."""
+    """HSMR's MOYO npz: neutral SMPL in a dict (label-formats.md#eval-moyo). Sequences are its
+    `names`."""
     columns = _Columns(path, spelling=_MOYO)
     n = columns.rows
     smpl = columns.mapping("smpl")

@@ -163,7 +163,7 @@ class MeanPose:
 
     @classmethod
     def published(cls) -> MeanPose:
-        """SKEL-CF's initial values (reference/regressor.md 3.2), male."""
+        """SKEL-CF's initial values (docs/reference/regressor.md#mean-parameters), male."""
         return cls(np.array(POSES), np.array(BETAS), "male", "SKEL-CF's initial values")
 
     @classmethod

@@ -1,6 +1,6 @@
 """Running a protocol: posed truth against posed prediction, one number a row and metric.
 
-Source: reference/evaluation.md sections 1 and 4. Everything is float64 (4.2). Every row that the
+Source: docs/reference/evaluation.md. Everything is float64 (#precision). Every row that the
 protocol has is either evaluated or counted with a reason; none is dropped by a batch boundary.
 """
 

@@ -1,6 +1,6 @@
 """Boxes, crops and cameras: from a detection box to a projection in the full image.
 
-Source: reference/regressor.md section 1, datasets.md 1.5. Pixels are those of the full image.
+Source: docs/reference/regressor.md#crop and below. Pixels are those of the full image.
 Coordinates are continuous: pixel (row i, column j) covers [j, j+1) x [i, i+1), so a principal point
 at (W/2, H/2) is the centre. Camera frame: x right, y down, z forward, metres.
 """
@@ -23,7 +23,7 @@ def grown_side(width: float, height: float, *, enlarge: bool) -> float:
     """Side of the square box of a (width, height) box, pixels.
 
     enlarge: first grow it to width : height = 192 : 256, so that nothing falls into the columns
-    that the network never sees (1.1, section 10 item 11).
+    that the network never sees (regressor.md#d11).
     """
     if not enlarge:
         return max(width, height)
@@ -32,7 +32,7 @@ def grown_side(width: float, height: float, *, enlarge: bool) -> float:
 
 def box_conditioning(box_center: Tensor, box_side: Tensor, cam_int: Tensor) -> Tensor:
     """((cx - px)/f, (cy - py)/f, b/f): box_center (B, 2), box_side (B,), cam_int (B, 3, 3) ->
-    (B, 3). The centre is measured from the principal point (1.2).
+    (B, 3). The centre is measured from the principal point (regressor.md#box-numbers).
     """
     focal = cam_int[:, 0, 0, None]
     return torch.cat(((box_center - cam_int[:, :2, 2]) / focal, box_side[:, None] / focal), 1)
@@ -41,7 +41,9 @@ def box_conditioning(box_center: Tensor, box_side: Tensor, cam_int: Tensor) -> T
 def full_image_translation(
     camera: Tensor, box_center: Tensor, box_side: Tensor, cam_int: Tensor
 ) -> Tensor:
-    """Crop camera (s, tx, ty) -> translation in the camera frame, metres (1.4).
+    """Crop camera (s, tx, ty) -> translation in the camera frame, metres.
+
+    Source: regressor.md#camera.
 
     camera: (..., B, 3); box_center: (B, 2); box_side: (B,); cam_int: (B, 3, 3) -> (..., B, 3).
     """
@@ -52,7 +54,10 @@ def full_image_translation(
 
 
 def crop_translation(camera: Tensor) -> Tensor:
-    """HSMR's camera: (s, tx, ty) -> (tx, ty, 2 * 5000 / (256 s)), metres (1.4): (..., 3)."""
+    """HSMR's camera: (s, tx, ty) -> (tx, ty, 2 * 5000 / (256 s)), metres: (..., 3).
+
+    Source: regressor.md#patch-camera.
+    """
     depth = 2 * HSMR_FOCAL / (HSMR_CROP * camera[..., :1] + _HSMR_EPSILON)
     return torch.cat((camera[..., 1:], depth), -1)
 
@@ -74,7 +79,7 @@ def project_in_crop(points: Tensor) -> Tensor:
 
 
 def to_crop(pixels: Tensor, affine: Tensor, crop_size: int) -> Tensor:
-    """Full-image pixels (..., B, N, 2) -> crop coordinates, [-0.5, 0.5] inside (5.1).
+    """Full-image pixels (..., B, N, 2) -> crop coordinates, [-0.5, 0.5] inside.
 
     affine: (B, 2, 3) full-image pixels -> crop pixels; crop_size: side of the square crop, pixels.
     """

@@ -1,7 +1,7 @@
 """The mean pose, shape and camera that every prediction starts from.
 
-Source: reference/regressor.md 3.2 (46 + 10 + 3 numbers as facts). The camera frame is used, so the
-pelvis tilt is pi: upright, facing the camera.
+Source: docs/reference/regressor.md#mean-parameters (46 + 10 + 3 numbers as facts). The camera frame
+is used, so the pelvis tilt is pi: upright, facing the camera.
 """
 
 from __future__ import annotations

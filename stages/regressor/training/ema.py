@@ -1,4 +1,4 @@
-"""Moving average of a network's weights (reference/regressor.md 6.2)."""
+"""Moving average of a network's weights (docs/reference/regressor.md#ema)."""
 
 from __future__ import annotations
 
