@@ -22,9 +22,9 @@ from skel_fit.model_files import load_skel
 from stages.regressor.config import Recipe, load_recipe
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.data.rows import Place, load_collection
-from stages.regressor.network import camera
 from stages.regressor.network.joints import KeypointBody, keypoint_matrix
-from stages.regressor.network.model import Regressor, View
+from stages.regressor.network.model import Regressor
+from stages.regressor.network.view import View
 from stages.regressor.training.losses import Labels, Loss
 
 WARM = 3
@@ -62,7 +62,7 @@ def time_steps(size: str, batch: int, device: torch.device, compiled: bool, step
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-5)
     called = torch.compile(network) if compiled else network
     image, view, labels = made_up(batch, recipe, device)
-    box = camera.box_conditioning(view.box_center, view.box_side, view.cam_int)
+    box = view.conditioning
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = 0.0

@@ -15,7 +15,7 @@ from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
 from stages.regressor.network.joints import MIRROR, KeypointBody, keypoint_matrix
 from stages.regressor.network.mean_parameters import Parameters
-from stages.regressor.network.model import View, crop_keypoints
+from stages.regressor.network.view import View, crop_keypoints
 from stages.regressor.training.bodies import shape_map
 from stages.regressor.training.losses import Labels, Loss
 
@@ -384,7 +384,7 @@ def test_published_values_of_the_reference() -> None:
 def test_bad_recipes_are_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: tiny\nloss: {keypoint_2d: 1.0}\n")
-    with pytest.raises(InputError, match=r"mine.yaml: loss.keypoint_2d: Extra inputs"):
+    with pytest.raises(InputError, match=r"mine.yaml: unknown key 'loss.keypoint_2d'"):
         load_recipe(file)
     file.write_text("base: tiny\ntrain: {seed: -1}\n")
     with pytest.raises(InputError, match=r"mine.yaml: train.seed: .*greater than or equal to 0"):

@@ -1,6 +1,5 @@
 """Sizes and conventions of the networks (reference/regressor.md 1.3, 2, 4, 8.1, 9)."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,22 +7,34 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
-from stages.regressor.config import load_recipe
-from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
-from stages.regressor.network.heads import (
-    CoarseToFineHead,
-    CoarseToFineOptions,
-    DecoderSize,
-    PooledHead,
-    SingleTokenHead,
+from stages.regressor.config import (
+    BackboneConfig,
+    CoarseToFineConfig,
+    DecoderConfig,
+    ModelConfig,
+    load_recipe,
 )
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.heads import CoarseToFineHead, PooledHead, SingleTokenHead
 from stages.regressor.network.hrnet import HRNet, HumanFOV, load_human_fov
 from stages.regressor.network.mean_parameters import mean_parameters
 from stages.regressor.network.model import Regressor
-from stages.regressor.network.vit import SIZES, DropPath, ViT, ViTSize, load_vitpose, token_grid
+from stages.regressor.network.vit import DropPath, ViT, load_vitpose, token_grid
 
-SMALL = ViTSize(32, 2, 4, 64)
-SMALL_DECODER = DecoderSize(3, 32, 2, 16, 32)
+SMALL = BackboneConfig(
+    width=32, depth=2, heads=4, mlp_width=64, drop_path=0.0, stem="patch", weights=None
+)
+SMALL_DECODER = DecoderConfig(layers=3, width=32, heads=2, head_width=16, mlp_width=32)
+PUBLISHED = load_recipe("published").model
+
+
+def options(**changes: object) -> CoarseToFineConfig:
+    """The published switches with some changed."""
+    return CoarseToFineConfig(**(PUBLISHED.coarse_to_fine.model_dump() | changes))
+
+
+def with_backbone(**changes: object) -> BackboneConfig:
+    return BackboneConfig(**(SMALL.model_dump() | changes))
 
 
 def parameters(network: nn.Module) -> int:
@@ -47,23 +58,19 @@ def box(batch: int = 2) -> torch.Tensor:
 )
 def test_vit_sizes_to_the_unit(name: str, count: int) -> None:
     with torch.device("meta"):
-        assert parameters(ViT(SIZES[name])) == count
-    recipe = load_recipe("default", [f"changes/{name}"])
-    size = SIZES[name]
-    assert recipe.model.backbone.model_dump(exclude={"weights"}) == {
-        "width": size.width, "depth": size.depth, "heads": size.heads,
-        "mlp_width": size.mlp_width, "drop_path": size.drop_path, "stem": size.stem,
-    }  # fmt: skip
+        recipe = load_recipe("default", [f"changes/{name}"])
+        assert parameters(ViT(recipe.model.backbone)) == count
 
 
 def test_stem_of_convolutions_has_the_grid_of_the_patches() -> None:
-    """A token sees its own cell; far ones see it only through the norms."""
-    vit = ViT(replace(SMALL, width=64, stem="convolutions"), 128, 96)
-    image = torch.zeros(1, 3, 128, 96)
+    """A token sees 31 x 31 pixels about the first one of its cell; far ones only the norms."""
+    torch.manual_seed(0)
+    vit = ViT(with_backbone(width=64, stem="convolutions"), 128, 96)
+    image = torch.randn(1, 3, 128, 96)
     stem = vit.patch_embed
     plain = stem(image)
     assert plain.shape == (1, 48, 64) and vit(image).shape == (1, 48, 64)
-    image[:, :, 5 * 16 : 6 * 16, 16 : 2 * 16] = 1.0
+    image[:, :, 5 * 16, 16] += 5.0
     moved = (stem(image) - plain).norm(dim=-1)[0]
     assert int(moved.argmax()) == 5 * 6 + 1
 
@@ -91,9 +98,9 @@ def test_a_checkpoint_of_ours_gives_its_backbone(tmp_path: Path) -> None:
 
 def test_head_sizes_to_the_unit() -> None:
     with torch.device("meta"):
-        head = CoarseToFineHead(1280, DecoderSize(), CoarseToFineOptions())
-        single = SingleTokenHead(1280, DecoderSize(width=1024))
-        looped = CoarseToFineHead(1280, DecoderSize(), CoarseToFineOptions(looped=True))
+        head = CoarseToFineHead(1280, PUBLISHED.decoder, options())
+        single = SingleTokenHead(1280, load_recipe("published-baseline").model.decoder)
+        looped = CoarseToFineHead(1280, PUBLISHED.decoder, options(looped=True))
     assert parameters(head) == 48_502_941
     assert parameters(head.layers[0]) == 7_876_864
     assert [parameters(mlp) for mlp in head.read_out.children()] == [364_944, 330_506, 328_707]
@@ -168,9 +175,11 @@ def test_vitpose_files_load_with_and_without_prefixes(
 def test_vitpose_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vitpose.pth"
     torch.save({"state_dict": ViT(SMALL, 128, 96).state_dict()}, path)
-    with pytest.raises(InputError, match=r"vitpose.pth: not this ViT \(3 blocks.*missing blocks.2"):
-        load_vitpose(ViT(ViTSize(32, 3, 4, 64), 128, 96), path)
-    with pytest.raises(InputError, match=r"pos_embed: expected shape \(1, 193, 32\), found"):
+    with pytest.raises(
+        InputError, match=r"vitpose.pth: not this ViT \(3 blocks.* missing \(blocks.2"
+    ):
+        load_vitpose(ViT(with_backbone(depth=3), 128, 96), path)
+    with pytest.raises(InputError, match=r"pos_embed: expected \(1, 193, 32\), found"):
         load_vitpose(ViT(SMALL), path)
 
 
@@ -238,27 +247,27 @@ def silence(head: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    "switches",
     [
-        CoarseToFineOptions(),
-        CoarseToFineOptions(coarse=False),
-        CoarseToFineOptions(conditioned=False),
-        CoarseToFineOptions(state="single_readout"),
-        CoarseToFineOptions(state="keep"),
-        CoarseToFineOptions(looped=True),
-        CoarseToFineOptions(conditioned_coarse=True, separate_heads=True, zero_init=True),
+        options(),
+        options(coarse=False),
+        options(conditioned=False),
+        options(state="single_readout"),
+        options(state="keep"),
+        options(looped=True),
+        options(conditioned_coarse=True, separate_heads=True, zero_init=True),
     ],
-    ids=lambda options: ",".join(f"{k}={v}" for k, v in vars(options).items() if v)[:60],
+    ids=lambda switches: ",".join(f"{k}={v}" for k, v in vars(switches).items() if v)[:60],
 )
-def test_zeroed_heads_give_the_mean_in_every_variant(options: CoarseToFineOptions) -> None:
-    head = CoarseToFineHead(32, SMALL_DECODER, options)
-    if not options.zero_init:
+def test_zeroed_heads_give_the_mean_in_every_variant(switches: CoarseToFineConfig) -> None:
+    head = CoarseToFineHead(32, SMALL_DECODER, switches)
+    if not switches.zero_init:
         assert not torch.allclose(head(tokens(), box()).final.code[0], mean_parameters().code)
         silence(head)
     found = head(tokens(), box())
-    layers = 1 if options.state == "single_readout" else 3
+    layers = 1 if switches.state == "single_readout" else 3
     assert found.layers.code.shape == (layers, 2, 144)
-    assert (found.coarse is None) == (not options.coarse)
+    assert (found.coarse is None) == (not switches.coarse)
     for part, mean in zip(found.final, mean_parameters(), strict=True):
         assert torch.equal(part, mean.expand(2, -1))
 
@@ -275,7 +284,7 @@ def test_rebuilt_tokens_carry_information_through_the_estimate_only() -> None:
     """4.2: with read-outs silenced, what a layer saw is lost; kept states pass it on."""
     torch.manual_seed(3)
     for state, passes in (("rebuild", False), ("keep", True)):
-        head = CoarseToFineHead(32, SMALL_DECODER, CoarseToFineOptions(state=state))
+        head = CoarseToFineHead(32, SMALL_DECODER, options(state=state))
         silence(head)
         first = head.layers[0]
         seen: list[torch.Tensor] = []
@@ -288,12 +297,12 @@ def test_rebuilt_tokens_carry_information_through_the_estimate_only() -> None:
 
 def test_box_numbers_reach_the_estimate_only_where_conditioned() -> None:
     torch.manual_seed(4)
-    for options, coarse, final in (
-        (CoarseToFineOptions(), False, True),
-        (CoarseToFineOptions(conditioned=False), False, False),
-        (CoarseToFineOptions(conditioned_coarse=True), True, True),
+    for switches, coarse, final in (
+        (options(), False, True),
+        (options(conditioned=False), False, False),
+        (options(conditioned_coarse=True), True, True),
     ):
-        head = CoarseToFineHead(32, SMALL_DECODER, options)
+        head = CoarseToFineHead(32, SMALL_DECODER, switches)
         one, two = head(tokens(), box()), head(tokens(), box() + 1)
         assert torch.equal(one.coarse.camera, two.coarse.camera) != coarse
         assert torch.equal(one.final.camera, two.final.camera) != final
@@ -301,15 +310,16 @@ def test_box_numbers_reach_the_estimate_only_where_conditioned() -> None:
 
 def test_gradients_run_through_the_whole_chain() -> None:
     """4.2: nothing is detached; the last layer's loss reaches the coarse heads and layer 1."""
-    head = CoarseToFineHead(32, SMALL_DECODER, CoarseToFineOptions(separate_heads=True))
+    head = CoarseToFineHead(32, SMALL_DECODER, options(separate_heads=True))
     head(tokens(), box()).final.code.square().sum().backward()
     assert head.coarse_read_out.code[0].weight.grad.abs().max() > 0
     assert head.layers[0].cross_attention.to_q.weight.grad.abs().max() > 0
 
 
 def test_shared_heads_need_equal_widths() -> None:
-    with pytest.raises(ValueError, match="token width 64 must equal the backbone's 32"):
-        CoarseToFineHead(32, DecoderSize(3, 64, 2, 16, 32), CoarseToFineOptions())
+    with pytest.raises(ValueError, match=r"decoder.width 64 must equal backbone.width 1280"):
+        wide = PUBLISHED.decoder.model_dump() | {"width": 64}
+        ModelConfig.model_validate(PUBLISHED.model_dump() | {"decoder": wide})
 
 
 def test_scale_floor_keeps_the_camera_in_front_and_leaves_the_mean() -> None:

@@ -19,7 +19,7 @@ from pipeline.errors import InputError, Locked, PlanMismatch
 from stages.cli import run as command_line
 from stages.regressor.config import EmaConfig, load_recipe
 from stages.regressor.data.loader import CropDataset, batches
-from stages.regressor.data.rows import Place, Rows, load_collection
+from stages.regressor.data.rows import Place, TrainingRows, load_collection
 from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.model import Regressor
@@ -297,11 +297,11 @@ def test_training_lowers_the_loss_and_the_error(files: Demo, tmp_path: Path) -> 
 
     def sixteen_twice(found):  # type: ignore[no-untyped-def]
         some = found.of("train").rows.take(np.arange(16))
-        columns = {f.name: getattr(some, f.name) for f in fields(Rows)}
-        twin = Rows(**{**{k: v.copy() for k, v in columns.items()},
+        columns = {f.name: getattr(some, f.name) for f in fields(TrainingRows)}
+        twin = TrainingRows(**{**{k: v.copy() for k, v in columns.items()},
                        "split": np.full(16, "validation")})  # fmt: skip
         both = [np.concatenate([getattr(some, n), getattr(twin, n)]) for n in columns]
-        return replace(found, rows=Rows(*both))
+        return replace(found, rows=TrainingRows(*both))
 
     quiet = [f"data.augment.{name}=0" for name in
              ("scale", "roll_probability", "flip", "color", "photometric")]  # fmt: skip
@@ -402,10 +402,10 @@ def _killed_when_impatient(run: Trainer) -> bool:
 
 def test_a_loss_that_is_no_number_stops_and_names_the_rows(files: Demo, tmp_path: Path) -> None:
     def poisoned(found):  # type: ignore[no-untyped-def]
-        columns = {f.name: getattr(found.rows, f.name).copy() for f in fields(Rows)}
+        columns = {f.name: getattr(found.rows, f.name).copy() for f in fields(TrainingRows)}
         bad = np.flatnonzero(columns["split"] == "train")[3]
         columns["betas"][bad] = 3e38  # finite, so no check of the labels finds it
-        return replace(found, rows=Rows(**columns))
+        return replace(found, rows=TrainingRows(**columns))
 
     run = trainer(files, tmp_path / "run", edit=poisoned)
     row = int(np.flatnonzero(load_collection(
@@ -423,11 +423,11 @@ def test_a_gradient_that_is_no_number_names_the_row_and_its_dataset(
     bad: list[int] = []
 
     def poisoned(found):  # type: ignore[no-untyped-def]
-        columns = {f.name: getattr(found.rows, f.name).copy() for f in fields(Rows)}
+        columns = {f.name: getattr(found.rows, f.name).copy() for f in fields(TrainingRows)}
         second = (columns["split"] == "train") & (columns["source"] == 1)
         bad.append(int(np.flatnonzero(second)[5]))
         columns["keypoints"][bad[0], :, 2] *= 1e36
-        return replace(found, rows=Rows(**columns))
+        return replace(found, rows=TrainingRows(**columns))
 
     run = trainer(
         files, tmp_path / "run", "train.batch_size=4", "optimiser.accumulate=2", edit=poisoned,

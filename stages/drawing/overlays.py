@@ -11,10 +11,7 @@ from torch import Tensor
 
 from skel_fit.skel import SKEL
 from stages.drawing.render import BONE_COLOR, Camera, Mesh, render_translucent
-from stages.regressor.config import ModelConfig
-from stages.regressor.data.crops import IMAGENET_MEAN, IMAGENET_STD
 from stages.regressor.network.joints import LIMBS
-from stages.regressor.network.model import View, full_camera
 
 SKIN = (0.45, 0.65, 0.90)
 PREDICTED, LABELLED = (255, 120, 30), (60, 220, 90)
@@ -67,31 +64,3 @@ def draw_limbs(
         if seen[a] and seen[b]:
             cv2.line(drawn, whole[a], whole[b], color, thickness, cv2.LINE_AA)
     return drawn
-
-
-def crop_camera(
-    config: ModelConfig, camera: Tensor, view: View, row: int
-) -> tuple[np.ndarray, Tensor]:
-    """Intrinsics (3, 3) of what the network sees of a row, pixels, and the translation (3,).
-
-    camera: (B, 3) crop cameras.
-    """
-    translation, cam_int = (x[row] for x in full_camera(config, camera, view))
-    affine = np.concatenate((view.affine[row].double().cpu().numpy(), [[0.0, 0.0, 1.0]]))
-    seen = affine @ cam_int.double().cpu().numpy()
-    seen[0, 2] -= config.crop_size / 8
-    return seen, translation
-
-
-def seen_picture(image: Tensor) -> np.ndarray:
-    """Normalised network input (3, H, W) -> (H, W, 3) uint8 RGB."""
-    values = image.float().cpu().numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
-    return values.clip(0, 255).round().astype(np.uint8)
-
-
-def crop_pixels(keypoints: Tensor, config: ModelConfig) -> np.ndarray:
-    """Crop coordinates (44, 2 or 3) -> pixels of what the network sees."""
-    points = keypoints.double().cpu().numpy().copy()
-    points[:, :2] = (points[:, :2] + 0.5) * config.crop_size
-    points[:, 0] -= config.crop_size / 8
-    return points

@@ -33,9 +33,11 @@ class Strict(BaseModel):
 
 
 class BackboneConfig(Strict):
-    """The ViT.
+    """The ViT: width C, blocks, heads, hidden width of the MLP.
 
-    stem: `patch` (ViTPose), or `convolutions` for a start without pretrained weights.
+    drop_path: stochastic depth of the last block; the first has none.
+    stem: `patch`, ViTPose's embedding of 16 x 16 pixels, or `convolutions` for a start without
+        pretrained weights.
     weights: ViTPose file, or a checkpoint of ours, to start from; absent for random weights.
     """
 
@@ -49,7 +51,9 @@ class BackboneConfig(Strict):
 
 
 class DecoderConfig(Strict):
-    """Sizes of the decoder (4.1)."""
+    """Sizes of the decoder (4.1): layers T, token width D, attention heads and their width, hidden
+    width of the MLP.
+    """
 
     layers: Count
     width: Count
@@ -59,7 +63,17 @@ class DecoderConfig(Strict):
 
 
 class CoarseToFineConfig(Strict):
-    """Switches of the coarse-to-fine head, see `heads.CoarseToFineOptions`."""
+    """Switches of the coarse-to-fine head (4).
+
+    coarse: predict from the pooled tokens before decoding; False: start from the mean (w/o C2F).
+    conditioned: embeddings see the box numbers; False: w/o Cam.
+    state: `rebuild` tokens from the estimate after each layer; `keep` the hidden state and add the
+        new embedding; `single_readout`: carry tokens, read out once (w/o Refine).
+    looped: one layer's weights used for all layers.
+    conditioned_coarse: the coarse stage sees the box numbers, too.
+    separate_heads: the coarse stage has its own MLPs.
+    zero_init: last linear maps start at zero, so that training starts from the mean.
+    """
 
     coarse: bool
     conditioned: bool
@@ -95,6 +109,21 @@ class ModelConfig(Strict):
     def input_size(self) -> tuple[int, int]:
         """Height and width of the network's input, pixels."""
         return self.crop_size, self.crop_size * 3 // 4
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> ModelConfig:
+        options, backbone = self.coarse_to_fine, self.backbone
+        shared = self.head == "coarse_to_fine" and options.coarse and not options.separate_heads
+        if shared and self.decoder.width != backbone.width:
+            raise ValueError(
+                f"decoder.width {self.decoder.width} must equal backbone.width {backbone.width} "
+                "unless coarse_to_fine.separate_heads is true"
+            )
+        if backbone.width % backbone.heads:
+            raise ValueError("backbone.heads must divide backbone.width")
+        if backbone.stem == "convolutions" and backbone.width % 64:
+            raise ValueError("backbone.width must be a multiple of 64 for that stem")
+        return self
 
 
 class LossConfig(Strict):
@@ -243,21 +272,10 @@ class Recipe(Strict):
     train: TrainConfig
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> Recipe:
-        options, model = self.model.coarse_to_fine, self.model
-        shared = model.head == "coarse_to_fine" and options.coarse and not options.separate_heads
-        if shared and model.decoder.width != model.backbone.width:
-            raise ValueError(
-                f"model.decoder.width {model.decoder.width} must equal model.backbone.width "
-                f"{model.backbone.width} unless model.coarse_to_fine.separate_heads is true"
-            )
-        if model.backbone.width % model.backbone.heads:
-            raise ValueError("model.backbone.heads must divide model.backbone.width")
-        if model.heatmaps != bool(self.loss.heatmaps):
+    def _parts_agree(self) -> Recipe:
+        if self.model.heatmaps != bool(self.loss.heatmaps):
             raise ValueError("model.heatmaps and loss.heatmaps go together: both or neither")
-        if model.backbone.stem == "convolutions" and model.backbone.width % 64:
-            raise ValueError("model.backbone.width must be a multiple of 64 for that stem")
-        if model.camera == "crop" and self.loss.layer_camera:
+        if self.model.camera == "crop" and self.loss.layer_camera:
             raise ValueError("loss.layer_camera needs model.camera: full_image")
         return self
 

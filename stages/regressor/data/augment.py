@@ -140,7 +140,9 @@ def _downscale(picture: Picture, random: np.random.Generator) -> Picture:
 def _jpeg(picture: Picture, random: np.random.Generator) -> Picture:
     quality = int(random.integers(20, 101))
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded
 
 
 def _rain(picture: Picture, random: np.random.Generator) -> Picture:

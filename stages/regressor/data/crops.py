@@ -8,14 +8,30 @@ rolled picture is never made: one affine map goes from the stored pixels to the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
+from torch import Tensor
 
+from stages.regressor.config import Strict
 from stages.regressor.data.images import decode
 
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32) * 255
 IMAGENET_STD = np.array((0.229, 0.224, 0.225), np.float32) * 255
+_BLANK = 128  # grey level of the constant picture of the control
+
+
+class CropRule(Strict):
+    """How the network sees a person.
+
+    grow_to_aspect: enlarge the box to 192:256 before squaring it; corners: sub-pixel affine or
+    whole pixels; conditioning: box side that the network is told, of the crop or of the annotation.
+    """
+
+    grow_to_aspect: bool
+    corners: Literal["subpixel", "integer"] = "subpixel"
+    conditioning: Literal["crop", "annotation"] = "crop"
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,11 @@ class Crop:
     size: int
     flip: bool = False
     roll: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """Columns of the crop that the network sees, in its middle."""
+        return self.size * 3 // 4
 
     @property
     def turn(self) -> np.ndarray:
@@ -67,7 +88,7 @@ def reduction(crop: Crop) -> int:
 
 
 def cut(data: bytes, name: str, crop: Crop) -> np.ndarray:
-    """The part of the crop that the network sees, (size, 3/4 size, 3) uint8 RGB.
+    """The part of the crop that the network sees, (size, width, 3) uint8 RGB.
 
     Outside the picture: black. Large crops are read from a reduced decoding, which averages pixels
     instead of skipping them.
@@ -76,13 +97,18 @@ def cut(data: bytes, name: str, crop: Crop) -> np.ndarray:
     picture = decode(data, name, reduce)
     whole = compose(crop.affine, crop.turn)
     whole[:, :2] *= reduce
-    whole[0, 2] -= crop.size / 8
+    whole[0, 2] -= (crop.size - crop.width) / 2
     # OpenCV counts from pixel centres, our coordinates from pixel corners.
     whole[:, 2] += whole[:, :2].sum(1) * 0.5 - 0.5
     return cv2.warpAffine(
-        np.ascontiguousarray(picture), whole, (crop.size * 3 // 4, crop.size),
+        np.ascontiguousarray(picture), whole, (crop.width, crop.size),
         flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0,
     )  # fmt: skip
+
+
+def blank(crop: Crop) -> np.ndarray:
+    """The constant picture of the control, in place of `cut`."""
+    return np.full((crop.size, crop.width, 3), _BLANK, np.uint8)
 
 
 def normalise(picture: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
@@ -91,3 +117,9 @@ def normalise(picture: np.ndarray, factors: np.ndarray | None = None) -> np.ndar
     if factors is not None:
         values = np.clip(values * factors.astype(np.float32), 0, 255)
     return np.ascontiguousarray(((values - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1))
+
+
+def seen_picture(image: Tensor) -> np.ndarray:
+    """Normalised network input (3, H, W) -> (H, W, 3) uint8 RGB."""
+    values = image.float().cpu().numpy().transpose(1, 2, 0) * IMAGENET_STD + IMAGENET_MEAN
+    return values.clip(0, 255).round().astype(np.uint8)

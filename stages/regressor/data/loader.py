@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.errors import InputError
 from stages.regressor.config import DataConfig
 from stages.regressor.data import augment, crops
-from stages.regressor.data.rows import Collection, Rows
+from stages.regressor.data.rows import Collection, TrainingRows
+from stages.regressor.network.camera import grown_side
 from stages.regressor.network.joints import MIRROR
-from stages.regressor.network.model import View
+from stages.regressor.network.view import View
 
-BLANK = 128  # grey level of the constant picture of the control
 Key = tuple[int, int]  # epoch, row
 
 
@@ -48,6 +48,11 @@ class Batch(NamedTuple):
     row: Tensor
     focal: Tensor
 
+    @property
+    def conditioning(self) -> Tensor:
+        """(B, 3) what the network is told about the box; the loss has the label's camera."""
+        return self.view.conditioning / self.focal[:, None]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
 
@@ -60,7 +65,7 @@ class Batch(NamedTuple):
         )
 
 
-class CropDataset(Dataset):
+class CropDataset(Dataset[dict[str, Any]]):
     """`dataset[(epoch, row)]`: one row as a dict of fresh arrays.
 
     training: augment. crop_size: side of the square crop, pixels.
@@ -70,7 +75,7 @@ class CropDataset(Dataset):
         self, collection: Collection, config: DataConfig, crop_size: int, seed: int,
         *, training: bool,
     ) -> None:  # fmt: skip
-        self.rows: Rows = collection.rows
+        self.rows: TrainingRows = collection.rows
         self.images, self.directories = collection.images, collection.directories
         self.config, self.crop_size = config, crop_size
         self.seed, self.training = seed, training
@@ -118,7 +123,7 @@ class CropDataset(Dataset):
         center, side = self.rows.box_center[k], float(self.rows.box_side[k])
         if change.box is not None:
             center, side = change.box
-            side *= crops_growth(self.config.enlarge_box)
+            side = grown_side(side, side, enlarge=self.config.enlarge_box)
         principal = self.rows.cam_int[k][:2, 2]
         turned = crops.Crop(center, side, principal, self.crop_size, change.flip, change.roll)
         moved = crops.apply(turned.turn, center) + side * np.array(change.shift)
@@ -128,18 +133,13 @@ class CropDataset(Dataset):
 
     def _picture(self, k: int, crop: crops.Crop) -> np.ndarray:
         if self.config.blank_images:
-            return np.full((self.crop_size, self.crop_size * 3 // 4, 3), BLANK, np.uint8)
+            return crops.blank(crop)
         name = str(self.rows.image[k])
         source = self.images[self.rows.source[k]]
         try:
             return crops.cut(source.read(name), name, crop)
         except InputError as error:
             raise InputError(f"{self.label(k)}, pictures in {source.place}: {error}") from error
-
-
-def crops_growth(enlarge: bool) -> float:
-    """How much a square box grows when boxes are enlarged to 3 : 4."""
-    return 4 / 3 if enlarge else 1.0
 
 
 def turned_keypoints(keypoints: np.ndarray, crop: crops.Crop) -> np.ndarray:

@@ -6,7 +6,8 @@ Columns are loaded once into read-only arrays; nothing downstream can change a l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +16,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline import open_dataset
+from pipeline import Dataset, open_dataset
 from pipeline.errors import InputError
-from pipeline.manifest import data_root
 from skel_fit.status import rejected_rows
 from stages.regressor.config import DataConfig
 from stages.regressor.data.images import ImageSource, open_images
+from stages.regressor.data.shards import column, recorded_images, texts
 from stages.regressor.network.camera import grown_side
+from stages.regressor.network.joints import NUM_KEYPOINTS
 
 Split = Literal["train", "validation", "test"]
 _BOX_UNIT = 200.0
-_KEYPOINTS = 44
 _RESULTS = ("skel_poses", "skel_betas", "skel_gender", "vertex_error_mean", "vertex_error_max",
             "status", "source_row")  # fmt: skip
 _NEEDED = ("imgname", "center", "scale", "cam_int", "gtkps")
@@ -34,7 +35,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": 
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """Training rows, one entry each; arrays are read-only.
 
     image: name; source: number of the dataset it comes from; source_row: its row there;
@@ -71,11 +72,17 @@ class Rows:
         # Loader processes map one copy of the labels instead of holding one each.
         return _unshared_rows, self._shared
 
-    def take(self, chosen: np.ndarray) -> Rows:
-        """Some rows (indices or mask), in order."""
-        return Rows(*(getattr(self, item.name)[chosen] for item in fields(self)))
+    @classmethod
+    def joined(cls, parts: Sequence[TrainingRows]) -> TrainingRows:
+        """The rows of all parts, in order."""
+        names = [item.name for item in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def of(self, split: Split) -> Rows:
+    def take(self, chosen: np.ndarray) -> TrainingRows:
+        """Some rows (indices or mask), in order."""
+        return TrainingRows(*(getattr(self, item.name)[chosen] for item in fields(self)))
+
+    def of(self, split: Split) -> TrainingRows:
         """The rows of a split."""
         return self.take(self.split == split)
 
@@ -93,8 +100,10 @@ def _share(array: np.ndarray) -> _Shared:
     return torch.tensor(flat).share_memory_(), array.dtype.str, array.shape
 
 
-def _unshared_rows(*columns: _Shared) -> Rows:
-    return Rows(*(data.numpy().view(dtype).reshape(shape) for data, dtype, shape in columns))
+def _unshared_rows(*columns: _Shared) -> TrainingRows:
+    return TrainingRows(
+        *(data.numpy().view(dtype).reshape(shape) for data, dtype, shape in columns)
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Collection:
     directories: where each dataset is.
     """
 
-    rows: Rows
+    rows: TrainingRows
     images: tuple[ImageSource, ...]
     digests: tuple[str, ...]
     standin: bool
@@ -133,85 +142,99 @@ def load_collection(places: Sequence[Place], config: DataConfig) -> Collection:
     Raises:
         InputError: not a dataset, a column is missing, no usable row, pictures not found.
     """
-    parts: list[Rows] = []
+    datasets = [open_dataset(place.directory) for place in places]
+    standin = _one_kind_of_body(datasets)
+    parts: list[TrainingRows] = []
     sources: list[ImageSource] = []
-    skipped: dict[str, int] = {}
-    digests: list[str] = []
-    standins: list[bool] = []
-    models: Path | None = None
-    for number, place in enumerate(places):
-        dataset = open_dataset(place.directory)
-        images = open_images(place.images or _recorded_images(dataset))
+    skipped: Counter[str] = Counter()
+    for number, (place, dataset) in enumerate(zip(places, datasets, strict=True)):
+        images = open_images(place.images or recorded_images(dataset))
         rows, left_out = _read(dataset, images, number, config)
-        for reason, count in left_out.items():
-            skipped[reason] = skipped.get(reason, 0) + count
+        skipped.update(left_out)
         parts.append(rows)
         sources.append(images)
-        digests.append(str(dataset.attrs["digest"]))
-        standins.append(bool(dataset.attrs["standin"]))
-        if models is None and dataset.attrs["models_directory"]:
-            models = Path(dataset.attrs["models_directory"])
-    if len(set(standins)) > 1:
-        raise InputError(
-            f"{places[0].directory}: datasets of stand-in and licensed body models cannot be "
-            "trained on together; their shapes mean different things"
-        )
-    rows = Rows(*(np.concatenate([getattr(p, item.name) for p in parts]) for item in fields(Rows)))
+    rows = TrainingRows.joined(parts)
     if not len(rows):
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise InputError(
             f"{places[0].directory}: no usable row ({reasons or 'the dataset is empty'}); "
             f"pictures were looked for in {sources[0].place}"
         )
+    folders = (dataset.attrs["models_directory"] for dataset in datasets)
     return Collection(
-        rows, tuple(sources), tuple(digests), standins[0], models, skipped,
-        tuple(place.directory for place in places),
-    )  # fmt: skip
+        rows=rows,
+        images=tuple(sources),
+        digests=tuple(str(dataset.attrs["digest"]) for dataset in datasets),
+        standin=standin,
+        models=next((Path(folder) for folder in folders if folder), None),
+        skipped=dict(skipped),
+        directories=tuple(place.directory for place in places),
+    )
 
 
-def _recorded_images(dataset) -> Path:  # type: ignore[no-untyped-def]
-    recorded = dataset.attrs["data_root"]
-    return (Path(recorded) if recorded else data_root(None)) / dataset.plan.image_root
+def _one_kind_of_body(datasets: Sequence[Dataset]) -> bool:
+    """Whether the labels are of the stand-in body; refuses a mixture."""
+    kinds = {bool(dataset.attrs["standin"]) for dataset in datasets}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{datasets[0].directory}: datasets of stand-in and licensed body models cannot be "
+            "trained on together; their shapes mean different things"
+        )
+    return kinds.pop()
 
 
 def _read(
-    dataset,
-    images: ImageSource,
-    number: int,
-    config: DataConfig,  # type: ignore[no-untyped-def]
-) -> tuple[Rows, dict[str, int]]:
+    dataset: Dataset, images: ImageSource, number: int, config: DataConfig
+) -> tuple[TrainingRows, dict[str, int]]:
     """Usable rows of one dataset and how many were left out by reason."""
-    for name in (*_RESULTS, *_NEEDED):
-        if name not in dataset:
-            raise InputError(
-                f"{dataset.directory}: column '{name}' is missing; training needs shards of "
-                "hmr-skel convert from labels with boxes, intrinsics and 2D keypoints"
-            )
-    names = _texts(dataset["imgname"])
-    status = _texts(dataset["status"])
-    keypoints = _keypoints(dataset)
-    scale = np.asarray(dataset["scale"], np.float64) * _BOX_UNIT
-    size = np.repeat(scale[:, None], 2, 1) if scale.ndim == 1 else scale
-    center = np.asarray(dataset["center"], np.float64)
-    cam_int = np.asarray(dataset["cam_int"], np.float64)
-    poses, betas = dataset["skel_poses"], dataset["skel_betas"]
-    female = _texts(dataset["skel_gender"]) == "female"
-    rejected = rejected_rows(status)
+    values = {
+        name: column(
+            dataset, name, "training needs shards of hmr-skel convert from labels with boxes, "
+            "intrinsics and 2D keypoints",
+        )
+        for name in (*_RESULTS, *_NEEDED)
+    }  # fmt: skip
+    names = values["imgname"]
+    keypoints = _keypoints(dataset, values["gtkps"])
+    size = values["scale"].astype(np.float64).reshape(len(names), -1) * _BOX_UNIT
+    size = np.broadcast_to(size, (len(names), 2))
+    center, cam_int = (values[name].astype(np.float64) for name in ("center", "cam_int"))
+    female = values["skel_gender"] == "female"
+    confident = np.where(keypoints[..., 2:] > 0, keypoints, 0.0)
+    numbers = (values["skel_poses"], values["skel_betas"], center, size, cam_int, confident)
+    other_gender = female != (config.gender == "female")
     checks = {
-        "rejected by the conversion": rejected,
-        "with non-finite labels": ~(
-            _finite(poses) & _finite(betas) & _finite(center) & _finite(size) & _finite(cam_int)
-            & _finite(np.where(keypoints[..., 2:] > 0, keypoints, 0.0))
-        ),
+        "rejected by the conversion": rejected_rows(values["status"]),
+        "with non-finite labels": ~np.logical_and.reduce([_finite(x) for x in numbers]),
         "with a box below 1 pixel": ~(size.max(1) >= 1.0),
         "with a focal length that is not positive": ~(cam_int[:, (0, 1), (0, 1)] > 0).all(1),
         "with a box far outside the picture": _far_outside(center, size, cam_int),
-        "of the other gender": (
-            female != (config.gender == "female")
-            if config.other_gender == "skip"
-            else np.zeros(len(names), bool)
+        "of the other gender": other_gender & (config.other_gender == "skip"),
+    }
+    chosen, left_out = _chosen(names, checks, images)
+    rows = TrainingRows(
+        image=names[chosen],
+        source=np.full(len(chosen), number),
+        source_row=values["source_row"][chosen],
+        box_center=center[chosen],
+        box_side=np.array(
+            [grown_side(w, h, enlarge=config.enlarge_box) for w, h in size[chosen]], np.float64
         ),
-    }  # fmt: skip
+        cam_int=cam_int[chosen],
+        keypoints=keypoints[chosen],
+        poses=values["skel_poses"][chosen].astype(np.float32),
+        betas=values["skel_betas"][chosen].astype(np.float32),
+        female=female[chosen],
+        weight=_weights(values["vertex_error_mean"], values["vertex_error_max"], config)[chosen],
+        split=_splits(dataset, names, config)[chosen],
+    )
+    return rows, left_out
+
+
+def _chosen(
+    names: np.ndarray, checks: Mapping[str, np.ndarray], images: ImageSource
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Indices of the rows that pass and have a picture; the others by their first reason."""
     keep = np.ones(len(names), bool)
     left_out: dict[str, int] = {}
     for reason, bad in checks.items():
@@ -220,34 +243,16 @@ def _read(
     there = np.zeros(len(names), bool)
     there[keep] = images.has(names[keep].tolist())
     left_out["without a picture"] = int((keep & ~there).sum())
-    chosen = np.flatnonzero(there)
-    rows = Rows(
-        image=names[chosen],
-        source=np.full(len(chosen), number),
-        source_row=np.asarray(dataset["source_row"])[chosen],
-        box_center=center[chosen],
-        box_side=np.array(
-            [grown_side(w, h, enlarge=config.enlarge_box) for w, h in size[chosen]], np.float64
-        ),
-        cam_int=cam_int[chosen],
-        keypoints=keypoints[chosen],
-        poses=poses[chosen].astype(np.float32),
-        betas=betas[chosen].astype(np.float32),
-        female=female[chosen],
-        weight=_weights(dataset, config)[chosen],
-        split=_splits(dataset, names, config)[chosen],
-    )
-    return rows, {reason: count for reason, count in left_out.items() if count}
+    return np.flatnonzero(there), {reason: n for reason, n in left_out.items() if n}
 
 
-def _keypoints(dataset) -> np.ndarray:  # type: ignore[no-untyped-def]
-    keypoints = np.asarray(dataset["gtkps"], np.float32)
-    if keypoints.ndim != 3 or keypoints.shape[1] < _KEYPOINTS or keypoints.shape[2] != 3:
+def _keypoints(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    if stored.ndim != 3 or stored.shape[1] < NUM_KEYPOINTS or stored.shape[2] != 3:
         raise InputError(
-            f"{dataset.directory}: column 'gtkps': expected (rows, >={_KEYPOINTS}, 3), found "
-            f"{keypoints.shape}"
+            f"{dataset.directory}: column 'gtkps': expected (rows, >={NUM_KEYPOINTS}, 3), found "
+            f"{stored.shape}"
         )
-    keypoints = keypoints[:, :_KEYPOINTS]
+    keypoints = stored[:, :NUM_KEYPOINTS].astype(np.float32)
     # A point whose confidence is not a number is not visible; it says nothing about other points.
     unknown = ~np.isfinite(keypoints[..., 2])
     return np.where(unknown[..., None], np.float32(0), keypoints) if unknown.any() else keypoints
@@ -261,21 +266,21 @@ def _far_outside(center: np.ndarray, size: np.ndarray, cam_int: np.ndarray) -> n
         return (np.abs(center - middle) >= reach).any(1)
 
 
-def _weights(dataset, config: DataConfig) -> np.ndarray:  # type: ignore[no-untyped-def]
-    weight = np.ones(len(dataset), np.float32)
+def _weights(mean_error: np.ndarray, worst: np.ndarray, config: DataConfig) -> np.ndarray:
+    weight = np.ones(len(worst), np.float32)
     if config.row_weight == "residual":
-        share = np.asarray(dataset["vertex_error_mean"], np.float64) / config.residual_scale
+        share = mean_error.astype(np.float64) / config.residual_scale
         weight = (1 / (1 + np.nan_to_num(share, nan=np.inf) ** 2)).astype(np.float32)
     if config.max_vertex_error:
-        worst = np.asarray(dataset["vertex_error_max"], np.float64)
-        weight = np.where(worst <= config.max_vertex_error, weight, 0).astype(np.float32)
+        kept = worst.astype(np.float64) <= config.max_vertex_error
+        weight = np.where(kept, weight, 0).astype(np.float32)
     return weight
 
 
-def _splits(dataset, names: np.ndarray, config: DataConfig) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _splits(dataset: Dataset, names: np.ndarray, config: DataConfig) -> np.ndarray:
     """The labels' own split, else a share of the pictures by the hash of their name."""
     if "split" in dataset:
-        given = _texts(dataset["split"])
+        given = texts(dataset["split"])
         unknown = sorted(set(given.tolist()) - _SPLITS.keys())
         if unknown:
             raise InputError(
@@ -288,10 +293,6 @@ def _splits(dataset, names: np.ndarray, config: DataConfig) -> np.ndarray:  # ty
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
         held[name] = int.from_bytes(digest[:8], "big") < config.validation * 2.0**64
     return np.array(["validation" if held[n] else "train" for n in names.tolist()], "<U10")
-
-
-def _texts(values: np.ndarray) -> np.ndarray:
-    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

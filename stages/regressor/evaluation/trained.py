@@ -23,12 +23,11 @@ from pipeline.provenance import file_record
 from stages.regressor.config import Recipe
 from stages.regressor.data import crops
 from stages.regressor.data.images import decode
-from stages.regressor.data.loader import BLANK
 from stages.regressor.network import camera, representation
-from stages.regressor.network.checkpoints import load_checkpoint
+from stages.regressor.network.checkpoints import compared, load_checkpoint
 from stages.regressor.network.hrnet import HumanFOV
-from stages.regressor.network.model import Regressor, View, full_camera
-from stages.regressor.network.vit import some
+from stages.regressor.network.model import Regressor
+from stages.regressor.network.view import View, full_camera
 
 #: The focal length of a network that needs none of the picture's.
 CROP_CAMERA = "crop camera of the network (5000 px on a crop of 256)"
@@ -165,8 +164,7 @@ class TrainedNetwork:
         for person in persons:
             crop = _crop(person, rule, self.recipe.model.crop_size)
             if self.recipe.data.blank_images:
-                size = crop.size
-                picture = np.full((size, size * 3 // 4, 3), BLANK, np.uint8)
+                picture = crops.blank(crop)
             else:
                 picture = crops.cut(person.data, person.name, crop)
             images.append(crops.normalise(picture))
@@ -179,8 +177,7 @@ class TrainedNetwork:
 
         view = View(tensor(centers), tensor(sides), tensor([p.cam_int for p in persons]),
                     tensor(affines))  # fmt: skip
-        box = camera.box_conditioning(view.box_center, view.box_side, view.cam_int)
-        final = self.network(tensor(images), box).final
+        final = self.network(tensor(images), view.conditioning).final
         translation, cam_int = full_camera(self.recipe.model, final.camera, view)
         return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
 
@@ -235,15 +232,7 @@ def _recipe(content: Mapping[str, Any], path: Path) -> Recipe:
 def _network(recipe: Recipe, content: Mapping[str, Any], path: Path) -> Regressor:
     network = Regressor(recipe.model)
     tensors = content.get("ema") or content.get("network") or {}
-    wanted = network.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - wanted.keys())
-    shared = wanted.keys() & tensors.keys()
-    shapes = sorted(name for name in shared if wanted[name].shape != tensors[name].shape)
-    if missing or unknown or shapes:
-        raise InputError(
-            f"{path}: the weights are not those of its recipe: missing {some(missing)}; not "
-            f"expected {some(unknown)}; of another shape {some(shapes)}"
-        )
+    if differences := compared(network, tensors):
+        raise InputError(f"{path}: the weights are not those of its recipe: {differences}")
     network.load_state_dict(tensors)
     return network.requires_grad_(False).eval()

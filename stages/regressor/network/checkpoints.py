@@ -7,12 +7,13 @@ their tensors through `load_tensors`.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.atomic import published
 from pipeline.errors import InputError
@@ -75,6 +76,48 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{path}: holds no tensors; expected a state dict")
     return tensors
+
+
+@dataclass(frozen=True)
+class KeyDifferences:
+    """How the entries of a file differ from those of a network. False where they do not."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    shapes: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        """Each kind counted, a few named."""
+        return (
+            f"{len(self.missing)} missing{_some(self.missing)}, {len(self.unexpected)} "
+            f"unexpected{_some(self.unexpected)}, {len(self.shapes)} of another shape"
+            f"{_some(self.shapes)}"
+        )
+
+
+def compared(network: nn.Module, tensors: Mapping[str, Tensor]) -> KeyDifferences:
+    """What a strict load of `tensors` into `network` would stumble over."""
+    wanted = network.state_dict()
+    return KeyDifferences(
+        missing=tuple(sorted(wanted.keys() - tensors.keys())),
+        unexpected=tuple(sorted(tensors.keys() - wanted.keys())),
+        shapes=tuple(
+            f"{name}: expected {tuple(wanted[name].shape)}, found {tuple(tensors[name].shape)}"
+            for name in sorted(wanted.keys() & tensors.keys())
+            if wanted[name].shape != tensors[name].shape
+        ),
+    )
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """A few of the names in brackets, for an error line."""
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f" ({', '.join(names[:most])}{more})"
 
 
 def _load(path: Path) -> Any:

@@ -6,20 +6,20 @@ three conditioning numbers of the box (B, 3) and return `Estimates`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.regressor.config import CoarseToFineConfig, DecoderConfig
 from stages.regressor.network.mean_parameters import Parameters, mean_parameters
+from stages.regressor.network.representation import SIZE
 
 HEAD_HIDDEN = 256
 CONDITIONING = 3
-_SIZES = Parameters(144, 10, 3)
-
-State = Literal["rebuild", "keep", "single_readout"]
+# Numbers of each of `Parameters`.
+_SIZES = {"code": SIZE, "betas": 10, "camera": 3}
 
 
 class Estimates(NamedTuple):
@@ -40,17 +40,6 @@ class Estimates(NamedTuple):
         return Parameters(*(part[-1] for part in self.layers))
 
 
-@dataclass(frozen=True)
-class DecoderSize:
-    """Layers T, token width D, attention heads and their width, hidden width of the MLP."""
-
-    layers: int = 6
-    width: int = 1280
-    heads: int = 8
-    head_width: int = 64
-    mlp_width: int = 1024
-
-
 class CrossAttention(nn.Module):
     """Queries attend to a context: q, k, v without bias, output with bias (4.1).
 
@@ -58,7 +47,7 @@ class CrossAttention(nn.Module):
     themselves, and one projection gives q, k and v.
     """
 
-    def __init__(self, size: DecoderSize, context_width: int | None) -> None:
+    def __init__(self, size: DecoderConfig, context_width: int | None) -> None:
         super().__init__()
         inner = size.heads * size.head_width
         self.heads = size.heads
@@ -84,7 +73,7 @@ class CrossAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm self-attention, cross-attention to the image tokens, MLP."""
 
-    def __init__(self, size: DecoderSize, context_width: int) -> None:
+    def __init__(self, size: DecoderConfig, context_width: int) -> None:
         super().__init__()
         self.self_attention = CrossAttention(size, None)
         self.cross_attention = CrossAttention(size, context_width)
@@ -104,6 +93,10 @@ class DecoderLayer(nn.Module):
 class MeanStart(nn.Module):
     """The mean parameters as buffers."""
 
+    mean_code: Tensor
+    mean_betas: Tensor
+    mean_camera: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name, value in mean_parameters()._asdict().items():
@@ -115,21 +108,20 @@ class MeanStart(nn.Module):
         return Parameters(*(mean.expand(batch, -1) for mean in means))
 
 
-class ReadOut(nn.Module):
+class ReadOut(nn.ModuleDict):
     """Three MLPs: features (B, C) each -> residuals of code, betas and camera (3.3)."""
 
     def __init__(self, width: int, *, zero_init: bool) -> None:
         super().__init__()
-        for name, size in _SIZES._asdict().items():
-            mlp = nn.Sequential(nn.Linear(width, HEAD_HIDDEN), nn.GELU(),
-                                nn.Linear(HEAD_HIDDEN, size))  # fmt: skip
+        for name, size in _SIZES.items():
+            first, last = nn.Linear(width, HEAD_HIDDEN), nn.Linear(HEAD_HIDDEN, size)
+            self[name] = nn.Sequential(first, nn.GELU(), last)
             if zero_init:
-                nn.init.zeros_(mlp[-1].weight)
-                nn.init.zeros_(mlp[-1].bias)
-            self.add_module(name, mlp)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
     def forward(self, code: Tensor, betas: Tensor, camera: Tensor) -> Parameters:
-        return Parameters(self.code(code), self.betas(betas), self.camera(camera))
+        return Parameters(self["code"](code), self["betas"](betas), self["camera"](camera))
 
 
 def _add(a: Parameters, b: Parameters) -> Parameters:
@@ -137,41 +129,13 @@ def _add(a: Parameters, b: Parameters) -> Parameters:
     return Parameters(*(x.float() + y.float() for x, y in zip(a, b, strict=True)))
 
 
-@dataclass(frozen=True)
-class CoarseToFineOptions:
-    """Switches of the coarse-to-fine head. The defaults are the published ones.
-
-    coarse: predict from the pooled tokens before decoding; False: start from the mean (w/o C2F).
-    conditioned: embeddings see the box numbers; False: w/o Cam.
-    state: `rebuild` tokens from the estimate after each layer; `keep` the hidden state and add the
-        new embedding; `single_readout`: carry tokens, read out once (w/o Refine).
-    looped: one layer's weights used for all layers.
-    conditioned_coarse: the coarse stage sees the box numbers, too.
-    separate_heads: the coarse stage has its own MLPs.
-    zero_init: last linear maps start at zero, so that training starts from the mean.
-    """
-
-    coarse: bool = True
-    conditioned: bool = True
-    state: State = "rebuild"
-    looped: bool = False
-    conditioned_coarse: bool = False
-    separate_heads: bool = False
-    zero_init: bool = False
-
-
 class CoarseToFineHead(MeanStart):
     """SKEL-CF: a coarse estimate; three tokens (pose, shape, camera) refine it layer by layer."""
 
-    def __init__(self, context_width: int, size: DecoderSize, options: CoarseToFineOptions) -> None:
+    def __init__(
+        self, context_width: int, size: DecoderConfig, options: CoarseToFineConfig
+    ) -> None:
         super().__init__()
-        shared = options.coarse and not options.separate_heads
-        if shared and size.width != context_width:
-            raise ValueError(
-                f"coarse-to-fine head: token width {size.width} must equal the backbone's "
-                f"{context_width} because coarse and residual heads are shared; set "
-                "separate_heads or change the width"
-            )
         self.options, self.size = options, size
         self.read_out = ReadOut(size.width, zero_init=options.zero_init)
         if options.coarse and options.separate_heads:
@@ -180,7 +144,7 @@ class CoarseToFineHead(MeanStart):
             self.coarse_conditioning = nn.Linear(CONDITIONING, context_width)
         extra = CONDITIONING if options.conditioned else 0
         self.embed = nn.ModuleDict(
-            {name: nn.Linear(n + extra, size.width) for name, n in _SIZES._asdict().items()}
+            {name: nn.Linear(n + extra, size.width) for name, n in _SIZES.items()}
         )
         self.position = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
         count = 1 if options.looped else size.layers
@@ -221,13 +185,13 @@ class CoarseToFineHead(MeanStart):
 class SingleTokenHead(MeanStart):
     """HSMR: one query token, read out once by linear maps; no box numbers (8.1)."""
 
-    def __init__(self, context_width: int, size: DecoderSize) -> None:
+    def __init__(self, context_width: int, size: DecoderConfig) -> None:
         super().__init__()
         self.to_token = nn.Linear(1, size.width)
         self.position = nn.Parameter(torch.randn(1, 1, size.width))
         self.layers = nn.ModuleList(DecoderLayer(size, context_width) for _ in range(size.layers))
         self.read_out = nn.ModuleDict(
-            {name: nn.Linear(size.width, n) for name, n in _SIZES._asdict().items()}
+            {name: nn.Linear(size.width, n) for name, n in _SIZES.items()}
         )
 
     def forward(self, tokens: Tensor, box: Tensor) -> Estimates:

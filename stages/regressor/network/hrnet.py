@@ -9,6 +9,7 @@ agree with it to the unit (67,677,178); `load_human_fov` says which keys do not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from stages.regressor.network.checkpoints import load_tensors
-from stages.regressor.network.vit import some
+from stages.regressor.network.checkpoints import compared, load_tensors
 
 STAGE_WIDTHS: tuple[tuple[int, ...], ...] = ((48, 96), (48, 96, 192), (48, 96, 192, 384))
 STAGE_MODULES = (1, 4, 3)
@@ -107,10 +107,12 @@ class HRModule(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
-        return [
-            F.relu(sum(path(x) for path, x in zip(paths, maps, strict=True)))
-            for paths in self.fuse_layers
-        ]
+        fused = []
+        for paths in self.fuse_layers:
+            assert isinstance(paths, nn.ModuleList)
+            parts = (path(x) for path, x in zip(paths, maps, strict=True))
+            fused.append(F.relu(functools.reduce(torch.add, parts)))
+        return fused
 
 
 class HRNet(nn.Module):
@@ -190,17 +192,10 @@ def load_human_fov(path: Path) -> HumanFOV:
     with torch.device("meta"):
         network = HumanFOV()
     tensors = load_tensors(path)
-    wanted = network.state_dict()
-    missing = sorted(wanted.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - wanted.keys())
-    shapes = sorted(
-        name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape
-    )
-    if missing or unexpected or shapes:
+    if differences := compared(network, tensors):
         raise InputError(
-            f"{path}: keys differ from our HumanFOV: {len(missing)} missing ({some(missing)}), "
-            f"{len(unexpected)} unexpected ({some(unexpected)}), {len(shapes)} of another shape "
-            f"({some(shapes)}); use --focal or label intrinsics instead"
+            f"{path}: keys differ from our HumanFOV: {differences}; use --focal or label "
+            "intrinsics instead"
         )
     network.load_state_dict(tensors, assign=True)
     return network.requires_grad_(False).eval()

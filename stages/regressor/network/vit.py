@@ -13,53 +13,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from stages.regressor.network.checkpoints import load_tensors
+from stages.regressor.config import BackboneConfig
+from stages.regressor.network.checkpoints import compared, load_tensors
 
 PATCH = 16
 PATCH_PADDING = 2
 _POSITION_STD = 0.02
 _PREFIXES = ("module.", "model.", "backbone.")
-Stem = Literal["patch", "convolutions"]
 _NORM_GROUPS = 8
 _DROPPED = ("keypoint_head.", "cls_token", "backbone.cls_token")
 
 
-@dataclass(frozen=True)
-class ViTSize:
-    """Width C, blocks, heads, MLP width, the largest stochastic-depth probability, and the stem.
-
-    stem: `patch`, ViTPose's embedding of 16 x 16 pixels, or `convolutions`.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    mlp_width: int
-    drop_path: float = 0.0
-    stem: Stem = "patch"
-
-
-#: The published sizes; drop-path maxima as in the ViTPose configurations.
-SIZES: dict[str, ViTSize] = {
-    "vit-s": ViTSize(384, 12, 12, 1536, 0.3),
-    "vit-b": ViTSize(768, 12, 12, 3072, 0.3),
-    "vit-l": ViTSize(1024, 24, 16, 4096, 0.5),
-    "vit-h": ViTSize(1280, 32, 16, 5120, 0.55),
-}
-
-
 def token_grid(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of patches for an input of `height` x `width` pixels."""
-    return tuple((side + 2 * PATCH_PADDING - PATCH) // PATCH + 1 for side in (height, width))
+    rows, columns = ((side + 2 * PATCH_PADDING - PATCH) // PATCH + 1 for side in (height, width))
+    return rows, columns
 
 
 class DropPath(nn.Module):
@@ -98,8 +73,6 @@ class ConvolutionStem(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        if width % (8 * _NORM_GROUPS):
-            raise ValueError(f"ViT: stem of convolutions: width {width} is no multiple of 64")
         layers: list[nn.Module] = []
         channels = (3, width // 8, width // 4, width // 2, width)
         for before, after in itertools.pairwise(channels):
@@ -143,7 +116,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP, each behind stochastic depth."""
 
-    def __init__(self, size: ViTSize, drop_path: float) -> None:
+    def __init__(self, size: BackboneConfig, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(size.width, eps=1e-6)
         self.attn = Attention(size.width, size.heads)
@@ -163,10 +136,8 @@ class ViT(nn.Module):
     tokens). Another size at run time interpolates the positions bicubically.
     """
 
-    def __init__(self, size: ViTSize, height: int = 256, width: int = 192) -> None:
+    def __init__(self, size: BackboneConfig, height: int = 256, width: int = 192) -> None:
         super().__init__()
-        if size.width % size.heads:
-            raise ValueError(f"ViT: {size.heads} heads do not divide the width {size.width}")
         self.size = size
         self.grid = token_grid(height, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid), size.width))
@@ -211,21 +182,12 @@ def load_vitpose(vit: ViT, path: Path) -> None:
         InputError: not a tensor file, a missing or unknown key, a wrong shape (another ViT size).
     """
     found = backbone_tensors(load_tensors(path), path)
-    wanted = vit.state_dict()
-    missing = sorted(wanted.keys() - found.keys())
-    unknown = sorted(found.keys() - wanted.keys())
-    if missing or unknown:
+    differences = compared(vit, found)
+    if differences:
         raise InputError(
             f"{path}: not this ViT ({len(vit.blocks)} blocks, width {vit.size.width}): "
-            f"missing {some(missing)}; not expected {some(unknown)}; "
-            "choose the backbone that the file was made for"
+            f"{differences}; choose the backbone and input size that the file was made for"
         )
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            raise InputError(
-                f"{path}: {name}: expected shape {tuple(tensor.shape)}, found "
-                f"{tuple(found[name].shape)}; choose the backbone and input size of the file"
-            )
     vit.load_state_dict(found)
 
 
@@ -248,11 +210,3 @@ def backbone_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Ten
             raise InputError(f"{path}: two entries for {short}; expected one ViT in the file")
         result[short] = tensor
     return result
-
-
-def some(names: list[str], most: int = 4) -> str:
-    """A few of the names, for an error line."""
-    if not names:
-        return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

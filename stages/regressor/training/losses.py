@@ -20,7 +20,7 @@ from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
 from stages.regressor.network.joints import ROOT_KEYPOINT, KeypointBody
 from stages.regressor.network.mean_parameters import Parameters
-from stages.regressor.network.model import View, crop_keypoints
+from stages.regressor.network.view import View, crop_keypoints
 from stages.regressor.network.vit import token_grid
 
 _TINY = 1e-6

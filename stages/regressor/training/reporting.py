@@ -16,9 +16,15 @@ from torch import nn
 
 from stages.drawing import overlays
 from stages.regressor.config import Recipe
+from stages.regressor.data.crops import seen_picture
 from stages.regressor.data.loader import CropDataset, batches
-from stages.regressor.network import camera, representation
-from stages.regressor.network.model import crop_keypoints
+from stages.regressor.network import representation
+from stages.regressor.network.view import (
+    crop_keypoints,
+    full_camera,
+    seen_intrinsics,
+    seen_pixels,
+)
 from stages.regressor.training.bodies import Bodies
 from stages.regressor.training.losses import LossTerms
 from stages.regressor.training.validation import Scores, autocast
@@ -142,25 +148,23 @@ def prediction_sheet(
     training = network.training
     network.eval()
     batch = next(iter(batches(dataset, [[(0, k) for k in rows]], 0))).to(device)
-    box = camera.box_conditioning(batch.view.box_center, batch.view.box_side, batch.view.cam_int)
     with autocast(device, recipe):
-        final = network(batch.image, box).final
+        final = network(batch.image, batch.conditioning).final
     network.train(training)
     angles = representation.decode(final.code)
     points = bodies.own(angles, final.betas, representation.rotations(final.code)).keypoints
     seen = crop_keypoints(recipe.model, points, final.camera, batch.view)
+    limbs = [
+        seen_pixels(recipe.model, found).double().cpu().numpy() for found in (batch.keypoints, seen)
+    ]
+    translation, cam_int = full_camera(recipe.model, final.camera, batch.view)
+    cam_int = seen_intrinsics(recipe.model, cam_int, batch.view).double().cpu().numpy()
+    posed = overlays.pose_bodies(bodies.own.skel, angles, final.betas, translation)
     columns = []
-    for k in range(len(rows)):
-        cam_int, translation = overlays.crop_camera(recipe.model, final.camera, batch.view, k)
-        picture = overlays.seen_picture(batch.image[k])
-        limbs = overlays.draw_limbs(
-            picture, overlays.crop_pixels(batch.keypoints[k], recipe.model), overlays.LABELLED
-        )
-        limbs = overlays.draw_limbs(
-            limbs, overlays.crop_pixels(seen[k], recipe.model), overlays.PREDICTED
-        )
-        body = overlays.pose_bodies(
-            bodies.own.skel, angles[k, None], final.betas[k, None], translation[None]
-        )[0]
-        columns.append(np.concatenate((limbs, overlays.draw_body(picture, body, cam_int))))
+    for k, body in enumerate(posed):
+        picture = seen_picture(batch.image[k])
+        marked = overlays.draw_limbs(picture, limbs[0][k], overlays.LABELLED)
+        marked = overlays.draw_limbs(marked, limbs[1][k], overlays.PREDICTED)
+        drawn = overlays.draw_body(picture, body, cam_int[k])
+        columns.append(np.concatenate((marked, drawn)))
     return np.concatenate(columns, 1)

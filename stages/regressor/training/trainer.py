@@ -29,7 +29,6 @@ from pipeline.provenance import code_version, file_record
 from stages.regressor.config import OptimiserConfig, Recipe
 from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
 from stages.regressor.data.rows import Collection
-from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.vit import load_vitpose
@@ -251,12 +250,8 @@ class Trainer:
 
     def _loss(self, network: nn.Module, batch: Batch) -> LossTerms:
         labels = self.bodies.labels(batch)
-        box = (
-            camera.box_conditioning(batch.view.box_center, batch.view.box_side, batch.view.cam_int)
-            / batch.focal[:, None]
-        )  # what the network is told; the loss has the label's camera
         with autocast(self.process.device, self.recipe):
-            estimates = network(batch.image, box)
+            estimates = network(batch.image, batch.conditioning)
         terms = self.loss(estimates, labels, batch.view)
         bad = ~torch.isfinite(terms.rows)
         if bad.any():

@@ -13,9 +13,10 @@ from torch import nn
 from stages.regressor.config import Recipe
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.evaluation.metrics import aligned_point_error, point_error
-from stages.regressor.network import camera, representation
+from stages.regressor.network import representation
 from stages.regressor.network.joints import ROOT_KEYPOINT
-from stages.regressor.network.model import Regressor, crop_keypoints
+from stages.regressor.network.model import Regressor
+from stages.regressor.network.view import crop_keypoints
 from stages.regressor.training.bodies import Bodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.losses import Labels
@@ -53,11 +54,8 @@ def validate(
     for batch in batches(dataset, keys, workers):
         batch = batch.to(process.device)
         labels = bodies.labels(batch)
-        box = camera.box_conditioning(
-            batch.view.box_center, batch.view.box_side, batch.view.cam_int
-        )
         with autocast(process.device, recipe):
-            estimates = network(batch.image, box)
+            estimates = network(batch.image, batch.conditioning)
         sums += _scores(estimates.final, labels, batch.view, bodies, recipe).cpu()
     totals = process.sum(sums.to(torch.float64)).cpu()
     count = max(float(totals[3]), 1.0)
