@@ -496,7 +496,7 @@ def test_the_command_line_says_what_is_wrong(
     base = ["train", str(files.shards), "--out", str(tmp_path / "run")]
     for words, code, text in (
         ([*base, "--recipe", "nope"], 2, "no recipe 'nope'"),
-        ([*base, "--set", "loss.nope=1"], 5, "loss.nope: Extra inputs"),
+        ([*base, "--set", "loss.nope=1"], 5, "unknown key 'loss.nope'"),
         ([*base, "--images", str(tmp_path / "nope")], 5, "no such folder or tar file"),
         (["train", str(tmp_path), "--out", str(tmp_path / "run")], 5, "not a converted dataset"),
         ([*base, "--device", "warp"], 2, "--device warp: expected cpu or cuda"),
