@@ -142,7 +142,7 @@ def add_protocol(working: Path, content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rot": 1}, "rot: Extra inputs"),
+        ({"rot": 1}, "unknown key 'rot'"),
         ({"source": {"format": "moyo", "files": ["a.npz"], "scale_unit": "m"}}, "scale_unit"),
         ({"source": {"format": "moyo", "files": ["../a.npz"], "scale_unit": "px"}}, "leaves the"),
         ({"joints": {"truth": "h36m_17", "prediction": "smpl_male_24"}}, "different size"),
