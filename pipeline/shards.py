@@ -1,6 +1,6 @@
 """The shard file: one HDF5 dataset a column, rows first, built in memory, same content same bytes.
 
-Layout and reasons: docs/format.md; measurements: reference/pipeline.md 2.1-2.6.
+Layout: docs/format.md; reasons: docs/reference/pipeline.md#crash, #checksums, #compression.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def build_shard(
         attributes: root attributes.
         compression: `gzip` (shuffle + gzip 4) or `none`; fletcher32 either way.
 
-    A full disk makes HDF5 crash at exit (pipeline.md 2.1), so the file lives in memory and is
-    written by us.
+    A full disk makes HDF5 crash at exit (pipeline.md#disk-full), so the file lives in memory and
+    is written by us.
     """
     with h5py.File(
         "shard", "w", driver="core", backing_store=False, libver=("earliest", "v110")

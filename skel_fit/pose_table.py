@@ -1,8 +1,8 @@
 """The 46 SKEL pose parameters as data.
 
-Source: reference/skel-model.md sections 2 (tree, names, axes), 3.8 (correctives), 4 (limits) and
-appendix B (mirror); fitting.md section 3 (start joints). All angles are radians. Everything here is
-a constant of the model, not of a file; `model_files` refuses a file with another tree.
+Source: docs/reference/skel-model.md#joints (tree, names, axes), #correctives, #limits and #mirror;
+docs/reference/fitting.md#start (start joints). All angles are radians. Everything here is a
+constant of the model, not of a file; `model_files` refuses a file with another tree.
 """
 
 import math
@@ -187,7 +187,7 @@ DOFS: tuple[tuple[int, ...], ...] = _dofs_per_joint()
 #: (talus and calcaneus), the later one wins.
 SMPL_JOINT_FOR_SKEL: tuple[int, ...] = tuple(joint.smpl for joint in JOINTS)
 
-#: SMPL joint whose global rotation starts each SKEL bone (fitting.md section 3).
+#: SMPL joint whose global rotation starts each SKEL bone (docs/reference/fitting.md#start).
 START_SMPL_JOINT: tuple[int, ...] = tuple(joint.start for joint in JOINTS)
 
 
@@ -216,7 +216,8 @@ def axes(*, corrected_left_ankle: bool = False) -> np.ndarray:
 #: (46, 3) signed unit axes, flips applied, left ankle as in the published model.
 AXES: np.ndarray = _read_only(axes())
 
-# Left-right mirror (appendix B): mirrored = poses[..., MIRROR_PERMUTATION] * MIRROR_SIGNS.
+# Left-right mirror: mirrored = poses[..., MIRROR_PERMUTATION] * MIRROR_SIGNS
+# (docs/reference/skel-model.md#mirror).
 _NEGATED_BY_MIRROR = (1, 2, 17, 19, 20, 22, 23, 25, 26, 27, 29, 30, 36, 37, 39, 40)
 
 
@@ -244,8 +245,8 @@ class Limit:
 
 LimitsName = Literal["default", "published", "none"]
 
-_HSMR = "HSMR limits (reference/skel-model.md section 4)"
-_BOTH = "SKEL and HSMR limits (reference/skel-model.md section 4)"
+_HSMR = "HSMR limits (docs/reference/skel-model.md#limits)"
+_BOTH = "SKEL and HSMR limits (docs/reference/skel-model.md#limits)"
 _45 = 0.785398
 _PUBLISHED: dict[str, Limit] = {
     "hip_flexion_r": Limit(-_45, 2.356194, _HSMR),
@@ -348,7 +349,9 @@ _RIGHT_OR_MIDDLE: dict[str, Limit] = {
     # The published elevation pair contradicts the model's own mirror rule and excludes rest; the
     # mean pose of the sources (+0.220 right, -0.209 left) shows that the right range is wrong.
     "scapula_elevation_r": Limit(
-        -0.1, 0.4, "mirrored and containing rest: reference/skel-model.md section 4 note (b)"
+        -0.1,
+        0.4,
+        "mirrored and containing rest: docs/reference/skel-model.md#elevation-limits",
     ),
     "scapula_upward_rot_r": Limit(
         -0.523599, 0.698132, f"arm down to overhead, seen from T, 0.43 of the arm's: {_BRAMAN}"

@@ -1,4 +1,4 @@
-"""Sizes and conventions of the networks (reference/regressor.md 1.3, 2, 4, 8.1, 9)."""
+"""Sizes and conventions of the networks (docs/reference/regressor.md)."""
 
 from pathlib import Path
 
@@ -281,7 +281,8 @@ def test_zeroed_baselines_give_the_mean() -> None:
 
 
 def test_rebuilt_tokens_carry_information_through_the_estimate_only() -> None:
-    """4.2: with read-outs silenced, what a layer saw is lost; kept states pass it on."""
+    """regressor.md#update-rule: with read-outs silenced, what a layer saw is lost; kept states pass
+    it on."""
     torch.manual_seed(3)
     for state, passes in (("rebuild", False), ("keep", True)):
         head = CoarseToFineHead(32, SMALL_DECODER, options(state=state))
@@ -309,7 +310,7 @@ def test_box_numbers_reach_the_estimate_only_where_conditioned() -> None:
 
 
 def test_gradients_run_through_the_whole_chain() -> None:
-    """4.2: nothing is detached; the last layer's loss reaches the coarse heads and layer 1."""
+    """regressor.md#update-rule: nothing is detached; the last loss reaches all that came before."""
     head = CoarseToFineHead(32, SMALL_DECODER, options(separate_heads=True))
     head(tokens(), box()).final.code.square().sum().backward()
     assert head.coarse_read_out.code[0].weight.grad.abs().max() > 0

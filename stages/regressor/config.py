@@ -2,7 +2,7 @@
 
 A recipe file may name a `base`: one recipe or a list of them, merged in order, its own keys last.
 Names are looked up in ./configs/regressor, then in the package. The values of `published.yaml`
-come from reference/regressor.md sections 4-6; its sections 10 and 11 are quoted at the switches.
+come from docs/reference/regressor.md; its #defects and #improvements are quoted at the switches.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class BackboneConfig(Strict):
 
 
 class DecoderConfig(Strict):
-    """Sizes of the decoder (4.1): layers T, token width D, attention heads and their width, hidden
-    width of the MLP.
+    """Sizes of the decoder (regressor.md#decoder): layers T, token width D, attention heads and
+    their width, hidden width of the MLP.
     """
 
     layers: Count
@@ -91,7 +91,8 @@ class ModelConfig(Strict):
         centre 3/4 of the columns.
     head: `coarse_to_fine`, `single_token` (HSMR) or `pooled` (plain regression).
     camera: `full_image` perspective with the row's intrinsics, or `crop` (HSMR, f = 5000).
-    scale_floor: lower bound of the camera scale s, smooth; 0: unbounded as published (item 25).
+    scale_floor: lower bound of the camera scale s, smooth; 0: unbounded as published
+        (regressor.md#d25).
     heatmaps: while training, also predict from the image tokens where each keypoint is, as ViTPose
         does; what a backbone without its pretrained weights learns to see with.
     """
@@ -127,19 +128,21 @@ class ModelConfig(Strict):
 
 
 class LossConfig(Strict):
-    """Weights and switches of the loss (5.1).
+    """Weights and switches of the loss (regressor.md#losses).
 
     parameters: L1 (SKEL-CF) or squared (HSMR) on rotations and betas.
     coarse: weight of the full loss on the coarse prediction.
     all_layers: full loss on every layer ("full super.") instead of on the last one.
-    layer_pose: pose-only loss on every layer; `well_defined` (item 2), or `gram_schmidt` and
-        `raw` to reproduce the public revisions; `layer_pose_weight` multiplies it.
-    layer_camera, layer_betas: supervise them at every layer with the label body (section 11, 2).
+    layer_pose: pose-only loss on every layer; `well_defined` (regressor.md#d2), or
+        `gram_schmidt` and `raw` to reproduce the public revisions; `layer_pose_weight` multiplies
+        it.
+    layer_camera, layer_betas: supervise them at every layer with the label body
+        (regressor.md#i2).
     rotations: predicted rotations `from_angles`, or directly `from_code` without the Euler
-        singularity (item 26).
+        singularity (regressor.md#d26).
     limits: table of joint limits, penalised beyond `limits_tolerance` (radians) with weight
-        `limits_weight` (section 11, 7).
-    mask_flipped_ankles: no rotation loss on ankles of flipped rows (item 24).
+        `limits_weight` (regressor.md#i7).
+    mask_flipped_ankles: no rotation loss on ankles of flipped rows (regressor.md#d24).
     heatmaps: cross-entropy of the keypoint heatmaps over the token grid (model.heatmaps).
     """
 
@@ -164,17 +167,21 @@ class LossConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """What is done to a training row (6.5). Jitters are multiplied by a clipped normal deviate.
+    """What is done to a training row (regressor.md#augmentation).
+
+    Jitters are multiplied by a clipped normal deviate.
 
     scale, shift: of the box, as a share of it; roll: degrees about the principal point, with
     `roll_probability`; flip: probability; color: factor range of each channel;
     extreme_crop: probability of cutting to a body part; photometric: probability of each of the
-    two groups of image defects; snow: weight of snow in its group (0.5 as published, item 16).
-    focal: of the focal length that the network is told (item 13), as a share of it. Only the box
-        numbers are made from the jittered one. The 2D loss keeps the label's camera, the only one
-        in which the 2D and the 3D label agree (best fit on the demo, percent of the box: 0.6 with
-        it, 0.7 with 10 % more or less, 0.8 to 1.0 with 20 %); (s, tx, ty) are relative to the box
-        and need no other target. So the network learns to doubt the focal length, not the pose.
+    two groups of image defects; snow: weight of snow in its group (0.5 as published,
+        regressor.md#d16).
+    focal: of the focal length that the network is told (regressor.md#d13), as a share of it. Only
+        the box numbers are made from the jittered one. The 2D loss keeps the label's camera, the
+        only one in which the 2D and the 3D label agree (best fit on the demo, percent of the box:
+        0.6 with it, 0.7 with 10 % more or less, 0.8 to 1.0 with 20 %); (s, tx, ty) are relative to
+        the box and need no other target. So the network learns to doubt the focal length, not the
+        pose.
     """
 
     scale: Share
@@ -192,11 +199,11 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """Rows and crops.
 
-    enlarge_box: grow boxes to 3 : 4 before squaring (item 11).
+    enlarge_box: grow boxes to 3 : 4 before squaring (regressor.md#d11).
     gender: the SKEL that the network predicts; labels of the other gender have their betas
         converted (`transfer`) or their rows left out (`skip`).
     row_weight: `none`, or `residual`: labels count less the worse their fit, w = 1 / (1 + (e/e0)^2)
-        with e0 = residual_scale metres (items 15, section 11, 10).
+        with e0 = residual_scale metres (regressor.md#d15, #i10).
     max_vertex_error: rows whose fit is worse (largest vertex error, metres) supervise 2D only; 0:
         no such rule.
     validation: share of the rows (by picture) held out where the labels have no `split` column.
@@ -215,7 +222,10 @@ class DataConfig(Strict):
 
 
 class EmaConfig(Strict):
-    """Moving average of the weights: m(n) = decay (1 - exp(-n / steps)) (6.2); decay 0: off."""
+    """Moving average of the weights: m(n) = decay (1 - exp(-n / steps)); decay 0: off.
+
+    Source: regressor.md#ema.
+    """
 
     decay: Annotated[float, Field(ge=0, lt=1)]
     steps: Positive

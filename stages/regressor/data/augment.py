@@ -1,8 +1,9 @@
 """Random changes of a training row: box, flip, roll, cuts to body parts, image defects.
 
-Source: reference/regressor.md 6.5. Every draw comes from a generator seeded by (seed, epoch, row),
-so a row looks the same in any worker, order or resumed run. Image defects are written anew on the
-crop (the public recipe applies a library's on the whole picture); kinds and weights are its.
+Source: docs/reference/regressor.md#augmentation. Every draw comes from a generator seeded by (seed,
+epoch, row), so a row looks the same in any worker, order or resumed run. Image defects are written
+anew on the crop (the public recipe applies a library's on the whole picture); kinds and weights are
+its.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def draw(config: AugmentConfig, keypoints: np.ndarray, random: np.random.Generat
 
 
 def focal_factor(config: AugmentConfig, random: np.random.Generator) -> float:
-    """What to multiply the focal length by that the network is told (item 13); positive.
+    """What to multiply the focal length by that the network is told (regressor.md#d13); positive.
 
     To be drawn last of all, so that no other draw of the row depends on it.
     """

@@ -1,8 +1,8 @@
 """From a row and its picture to the network's input, and what augmentation does to the geometry.
 
-Source: reference/regressor.md 1.1 and 6.5. A flip mirrors about the principal point and a roll
-turns about it; both are exact under perspective and leave the intrinsics as they are. The flipped,
-rolled picture is never made: one affine map goes from the stored pixels to the crop.
+Source: docs/reference/regressor.md#crop, #flip, #roll. A flip mirrors about the principal point and
+a roll turns about it; both are exact under perspective and leave the intrinsics as they are. The
+flipped, rolled picture is never made: one affine map goes from the stored pixels to the crop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Converted datasets as training rows: what is read, what is left out and why, which split.
 
-Columns are loaded once into read-only arrays; nothing downstream can change a label (6.6).
+Columns are loaded once into read-only arrays; nothing downstream can change a label
+(docs/reference/regressor.md#d14).
 """
 
 from __future__ import annotations

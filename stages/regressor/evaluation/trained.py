@@ -1,7 +1,7 @@
 """A trained network ready to use: checkpoint in, SKEL bodies of people in full pictures out.
 
 `hmr-skel predict` uses it as it is; `predictors.CheckpointPredictor` runs it under an evaluation
-protocol. Source: reference/regressor.md 1.3 and 7.
+protocol. Source: docs/reference/regressor.md#human-fov, #camera.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ class TrainedNetwork:
 
 
 def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
-    """(3, 3): 5000 px on 256 px of the person's crop, through its middle (1.4, last lines)."""
+    """(3, 3): 5000 px on 256 px of the person's crop, through its middle
+    (regressor.md#patch-camera)."""
     crop = _crop(person, rule, int(camera.HSMR_CROP))
     focal = camera.HSMR_FOCAL * crop.side / camera.HSMR_CROP
     return np.array(camera.intrinsics(focal, *(2 * crop.center)))
@@ -206,7 +207,7 @@ def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
 
 def fov_input(picture: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (3, 256, 256) float32: the longer side scaled to 256, the other one
-    rounded down, centred on white, ImageNet units (1.3).
+    rounded down, centred on white, ImageNet units (regressor.md#human-fov).
     """
     height, width = picture.shape[:2]
     size = tuple(max(side * _FOV_SIDE // max(height, width), 1) for side in (width, height))

@@ -1,7 +1,7 @@
 """Decoder heads: coarse-to-fine (SKEL-CF), single token (HSMR) and the pooled baseline.
 
-Source: reference/regressor.md sections 3.3, 4 and 8.1. All take image tokens (B, N, C) and the
-three conditioning numbers of the box (B, 3) and return `Estimates`.
+Source: docs/reference/regressor.md#coarse, #decoder and #hsmr. All take image tokens (B, N, C) and
+the three conditioning numbers of the box (B, 3) and return `Estimates`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Estimates(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to a context: q, k, v without bias, output with bias (4.1).
+    """Queries attend to a context: q, k, v without bias, output with bias (regressor.md#decoder).
 
     The query is normalised here, the context is not. Without a context the queries attend to
     themselves, and one projection gives q, k and v.
@@ -109,7 +109,8 @@ class MeanStart(nn.Module):
 
 
 class ReadOut(nn.ModuleDict):
-    """Three MLPs: features (B, C) each -> residuals of code, betas and camera (3.3)."""
+    """Three MLPs: features (B, C) each -> residuals of code, betas and camera
+    (regressor.md#coarse)."""
 
     def __init__(self, width: int, *, zero_init: bool) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ class CoarseToFineHead(MeanStart):
 
 
 class SingleTokenHead(MeanStart):
-    """HSMR: one query token, read out once by linear maps; no box numbers (8.1)."""
+    """HSMR: one query token, read out once by linear maps; no box numbers (regressor.md#hsmr)."""
 
     def __init__(self, context_width: int, size: DecoderConfig) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """HumanFOV: an HRNet-W48 that guesses the vertical field of view of an uncropped photograph.
 
-Source: reference/regressor.md 1.3; the HRNet is that of "Deep High-Resolution Representation
-Learning for Visual Recognition" (Wang et al., 2020) with all branches brought to the coarsest one.
+Source: docs/reference/regressor.md#human-fov; the HRNet is that of "Deep High-Resolution
+Representation Learning for Visual Recognition" (Wang et al., 2020) with all branches brought to the
+coarsest one.
 
 UNTESTED on the real file: the key names inside `cam_model_cleaned.ckpt` are not known to us. Sizes
 agree with it to the unit (67,677,178); `load_human_fov` says which keys do not.
@@ -167,7 +168,7 @@ class HumanFOV(nn.Module):
     """Whole image (B, 3, 256, 256), RGB, ImageNet-normalised -> (B, 2).
 
     Component 1 is the vertical field of view of the original picture, radians; component 0 is not
-    used. `fc2` and its dropout are in the checkpoint and not used (1.3).
+    used. `fc2` and its dropout are in the checkpoint and not used.
     """
 
     def __init__(self, features: int = 720, hidden: int = 1024) -> None:

@@ -1,4 +1,4 @@
-"""The regressor: backbone and head (reference/regressor.md sections 2-4)."""
+"""The regressor: backbone and head (docs/reference/regressor.md#vit, #decoder)."""
 
 from __future__ import annotations
 

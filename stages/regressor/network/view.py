@@ -1,7 +1,7 @@
 """Where a crop lies in its picture, and what the network's camera numbers mean there.
 
-Source: reference/regressor.md 1.2, 1.4 and 7. The arithmetic is in `camera.py`; which of the two
-cameras a network has, `full_image` or `crop`, is decided here and nowhere else.
+Source: docs/reference/regressor.md#box-numbers, #camera. The arithmetic is in `camera.py`; which of
+the two cameras a network has, `full_image` or `crop`, is decided here and nowhere else.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ class View(NamedTuple):
 
     @property
     def conditioning(self) -> Tensor:
-        """(B, 3) what the network is told about the box (1.2)."""
+        """(B, 3) what the network is told about the box (regressor.md#box-numbers)."""
         return box_conditioning(self.box_center, self.box_side, self.cam_int)
 
     def translation(self, camera: Tensor) -> Tensor:
-        """Full-image translation, metres, of crop cameras (..., B, 3) (1.4)."""
+        """Full-image translation, metres, of crop cameras (..., B, 3)
+        (regressor.md#camera)."""
         return full_image_translation(camera, self.box_center, self.box_side, self.cam_int)
 
 
@@ -60,7 +61,7 @@ def crop_keypoints(config: ModelConfig, keypoints: Tensor, camera: Tensor, view:
 
 def full_camera(config: ModelConfig, camera: Tensor, view: View) -> tuple[Tensor, Tensor]:
     """Where `crop_keypoints` sees the body, for the full picture: translation (B, 3), metres, and
-    the intrinsics (B, 3, 3), pixels, that it belongs to (1.4, 7).
+    the intrinsics (B, 3, 3), pixels, that it belongs to (regressor.md#camera).
 
     A crop camera looks through the middle of its own crop at 5000 px on 256, whatever the lens of
     the picture; so its intrinsics differ from person to person.

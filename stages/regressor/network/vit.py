@@ -3,7 +3,7 @@
 A stem of convolutions can take the place of the patch embedding: for weights that start random on
 few pictures (Xiao et al. 2021, "Early convolutions help transformers see better").
 
-Source: reference/regressor.md section 2. Pre-norm blocks, LayerNorm eps 1e-6, qkv with bias, exact
+Source: docs/reference/regressor.md#vit. Pre-norm blocks, LayerNorm eps 1e-6, qkv with bias, exact
 GELU, no layer scale; patch embedding with padding 2; the class-token position is added to every
 patch, there is no class token.
 """

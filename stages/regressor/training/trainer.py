@@ -1,7 +1,7 @@
 """The training loop: deterministic, resumable after kill -9, one process or many.
 
-Source: reference/regressor.md section 6. Everything random is a function of (seed, epoch, row) or
-(seed, step), so a checkpoint needs no generator state: what a resumed run does next is what the
+Source: docs/reference/regressor.md#training. Everything random is a function of (seed, epoch, row)
+or (seed, step), so a checkpoint needs no generator state: what a resumed run does next is what the
 uninterrupted run would have done. Without accumulation and stochastic depth, the number of
 processes does not change the batches either.
 """
