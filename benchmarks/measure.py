@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.poses import Frames
-from skel_fit import pose_table
+from skel_fit import anatomy, joint_limits
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.skel import SKEL
@@ -143,15 +143,16 @@ def residuals(
     return Residuals(apart.mean(axis=1), apart.max(axis=1), np.sqrt((apart**2).mean(axis=1)))
 
 
-def violations(poses: Tensor, table: pose_table.LimitsName) -> dict[str, float]:
+def violations(poses: Tensor, table: joint_limits.LimitsName) -> dict[str, float]:
     """How poses (n, 46) leave the limits: angles a row, share of rows, largest excess in rad."""
-    low, high = (torch.as_tensor(side) for side in pose_table.limits(table).T)
-    outside = torch.maximum(low - poses.double(), poses.double() - high)
+    low, high = (torch.as_tensor(side) for side in joint_limits.limits(table).T)
+    periodic = torch.as_tensor(anatomy.PERIODIC.copy())
+    outside = joint_limits.excess(poses.double(), low, high, periodic)
     beyond = outside > LIMIT_SLACK
     return {
         "angles a row": float(beyond.sum(dim=1).double().mean()),
         "share of rows": float(beyond.any(dim=1).double().mean()),
-        "largest": float(outside.clamp(min=0).max()),
+        "largest": float(outside.max()),
     }
 
 

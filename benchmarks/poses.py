@@ -15,7 +15,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from skel_fit import pose_table
+from skel_fit import anatomy, joint_limits
 from skel_fit.fit import fit_skel
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
@@ -105,8 +105,8 @@ def own_wide(skel: SKEL, n: int, seed: int = 3) -> OwnMeshes:
     and 0.15 rad of noise elsewhere."""
     draw = np.random.default_rng(seed)
     poses = draw.normal(0.0, 0.15, (n, 46))
-    low, high = pose_table.limits("published").T
-    for d, name in enumerate(pose_table.POSE_NAMES):
+    low, high = joint_limits.limits("published").T
+    for d, name in enumerate(anatomy.POSE_NAMES):
         if name.startswith(("hip", "knee", "shoulder", "elbow")):
             middle, half = (low[d] + high[d]) / 2, 0.9 * (high[d] - low[d]) / 2
             poses[:, d] = draw.uniform(middle - half, middle + half, n)
@@ -119,7 +119,7 @@ def _meshes(
     name: str, skel: SKEL, poses: np.ndarray, betas: Tensor, trans: Tensor, share: float
 ) -> OwnMeshes:
     """Meshes of the poses, drawn into the given share of the default limits."""
-    low, high = pose_table.limits("default")[3:].T
+    low, high = joint_limits.limits("default")[3:].T
     middle, half = (low + high) / 2, share * (high - low) / 2
     poses = poses.copy()
     poses[:, 3:] = np.clip(poses[:, 3:], middle - half, middle + half)

@@ -33,6 +33,7 @@ from benchmarks.measure import (
 )
 from benchmarks.poses import Frames, OwnMeshes, extreme, own_from_motion, own_wide, real
 from benchmarks.published_recipe import released_root
+from skel_fit.anatomy import SCAPULA_DOFS, SPINE_DOFS
 from skel_fit.default_body import default_body_directory
 from skel_fit.fit import fit_skel, fit_skel_to_vertices
 from skel_fit.model_files import load_smpl
@@ -61,8 +62,7 @@ WRONG_BRANCH = 1.02
 NOISE = 0.003
 """Target noise, m: root mean square length of a vertex's displacement."""
 PRIORS = (0.0, 1e-6, 1e-5, 3e-5, 1e-4)
-_SPINE = list(range(17, 26))
-_SCAPULA = [26, 27, 28, 36, 37, 38]
+_SPINE, _SCAPULA = list(SPINE_DOFS), list(SCAPULA_DOFS)
 
 
 @dataclass(frozen=True)

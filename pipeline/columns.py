@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-REGIONS = ("lower_body", "torso", "arms", "head")
+from skel_fit.anatomy import REGIONS
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
 from pipeline.readers.npz import NpzFile
+from skel_fit.anatomy import SMPL_MIRROR
 from skel_fit.keypoints import KeypointBody
 
 ROWS = 2400
@@ -45,7 +46,6 @@ _MOTION = Path(__file__).with_name("demo_motion.npz")
 _IMAGE_SIZES = ((640, 480), (480, 640), (1280, 720), (1920, 1080), (720, 1280), (1024, 1024))
 _NEAREST = 1.0  # metres from the camera to the first keypoint
 _MARGIN = 0.04  # of the image, free of keypoints
-_MIRROR = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _motion() -> np.ndarray:
 
 def mirror_poses(poses: np.ndarray) -> np.ndarray:
     """(n, 24, 3) rotation vectors seen in a mirror: left and right swapped, x kept."""
-    return poses[:, _MIRROR] * (1.0, -1.0, -1.0)
+    return poses[:, SMPL_MIRROR] * (1.0, -1.0, -1.0)
 
 
 def _poses(
@@ -277,7 +277,7 @@ def _sample(base: np.ndarray, body: KeypointBody, random: np.random.Generator) -
 def _perturb(base: np.ndarray, noise: np.ndarray) -> np.ndarray:
     drawn = base.copy()
     for left, rule in _JOINTS.items():
-        for joint in sorted({left, _MIRROR[left]}):
+        for joint in sorted({left, SMPL_MIRROR[left]}):
             flip = np.array((1.0, -1.0, -1.0)) if joint != left else np.ones(3)
             start = base[:, joint] * flip
             move = _turn_hinge if isinstance(rule, _Hinge) else _turn_ball

@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
     from skel_fit.errors import ModelFileError
     from skel_fit.fit import FitResult, fit_skel, fit_skel_to_vertices
+    from skel_fit.joint_limits import limits
     from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl, model_file
-    from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES, limits
     from skel_fit.recipe import FitConfig, Recipe, Stage
     from skel_fit.root import root_from_smpl, root_to_smpl
     from skel_fit.sequence import SequenceConfig, fit_sequence
@@ -43,10 +44,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "anatomy": ("JOINT_NAMES", "POSE_NAMES"),
     "errors": ("ModelFileError",),
     "fit": ("FitResult", "fit_skel", "fit_skel_to_vertices"),
+    "joint_limits": ("limits",),
     "model_files": ("load_joint_regressor", "load_skel", "load_smpl", "model_file"),
-    "pose_table": ("JOINT_NAMES", "POSE_NAMES", "limits"),
     "recipe": ("FitConfig", "Recipe", "Stage"),
     "root": ("root_from_smpl", "root_to_smpl"),
     "sequence": ("SequenceConfig", "fit_sequence"),

@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skel_fit.pose_table import NUM_POSES
+from skel_fit.anatomy import PERIODIC, REGIONS
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.surfaces import place_surfaces
-from skel_fit.solver.tables import REGIONS
 from skel_fit.status import NON_FINITE_VERTICES, Status, smpl_rejections
 
 SHAPE_ROUNDS = 3
 """Alternations of pose and shape for betas='fit'."""
-_PERIODIC = [d for d in range(3, NUM_POSES) if not (17 <= d <= 28 or 36 <= d <= 38)]
 
 
 @dataclass(frozen=True)
@@ -257,12 +255,11 @@ def _root(
 
 
 def _principal(angles: Tensor, config: FitConfig) -> Tensor:
-    """Body angles (n,43) without whole turns. The spine and the scapulae move their own joint
-    offsets with the angle, so a turn is not neutral there."""
+    """Body angles (n,43) without whole turns, where a turn changes nothing."""
     if config.limits != "none":
         return angles
     wrapped = angles.clone()
-    columns = [d - 3 for d in _PERIODIC]
+    columns = np.flatnonzero(PERIODIC[3:])
     turn = 2.0 * torch.pi
     part = wrapped[:, columns]
     wrapped[:, columns] = part - turn * torch.ceil((part - torch.pi) / turn)

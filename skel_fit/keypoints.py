@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from pipeline.errors import InputError
-from skel_fit.pose_table import SMPL_PARENTS
+from skel_fit.anatomy import SMPL_PARENTS
 
 # What each OpenPose point is: a vertex number, or joint j written as -j - 1.
 _OPENPOSE = (332, -13, -18, -20, -22, -17, -19, -21, -1, -3, -6, -9, -2, -5, -8, 6260, 2800, 4071,

@@ -21,8 +21,8 @@ import torch
 from smplx.utils import Struct
 
 from skel_fit import restricted_pickle
+from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, SMPL_PARENTS
 from skel_fit.errors import ModelFileError
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, SMPL_PARENTS
 from skel_fit.restricted_pickle import Array, PickleError, StandIn, is_stand_in, one_line
 from skel_fit.skel import (
     NUM_BETAS,

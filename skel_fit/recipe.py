@@ -8,17 +8,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from skel_fit.pose_table import POSE_NAMES
+from skel_fit.anatomy import NUM_PARAMETERS, PARAMETER_GROUPS, POSE_NAMES
 from skel_fit.strict_yaml import parse_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
-PARAMETER_GROUPS = {
-    "root": range(0, 3),
-    "lower_body": range(3, 17),
-    "upper_body": range(17, 46),
-    "translation": range(46, 49),
-}
-"""Names for ranges of the 49 parameters: 46 joint angles and the root translation."""
 
 
 class _Frozen(BaseModel):
@@ -74,7 +67,7 @@ class Stage(_Frozen):
 
     def free_parameters(self) -> np.ndarray:
         """(49,) bool."""
-        free = np.zeros(49, bool)
+        free = np.zeros(NUM_PARAMETERS, bool)
         for names, value in ((self.parameters, True), (self.frozen, False)):
             for name in names:
                 if name in PARAMETER_GROUPS:

@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor
 
+from skel_fit.anatomy import DOFS, JOINT_NAMES, PERIODIC, REGIONS
 from skel_fit.fit import FitResult, _solver, fit_skel, status_of
-from skel_fit.pose_table import DOFS, JOINT_NAMES, NUM_POSES
 from skel_fit.recipe import FitConfig
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.coupling import Twists, cross_curvature
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
 from skel_fit.solver.kernels_torch import TorchKernels, _unpacked
-from skel_fit.solver.tables import LANES, REGIONS, Identity
+from skel_fit.solver.tables import LANES, Identity
 from skel_fit.status import Status
 
 NEIGHBOUR_START = len(STARTS)
@@ -33,8 +33,7 @@ NEIGHBOUR_START = len(STARTS)
 _TURN = 2.0 * math.pi
 # Three turns about orthogonal axes, no moving offset: two triples of angles give one rotation.
 _BALLS = tuple(DOFS[JOINT_NAMES.index(n)] for n in ("femur_r", "femur_l", "humerus_r", "humerus_l"))
-# Spine and scapula angles shift their own joint: a whole turn is not neutral there.
-_PERIODIC = np.array([d for d in range(NUM_POSES) if not (17 <= d <= 28 or 36 <= d <= 38)])
+_PERIODIC = np.flatnonzero(PERIODIC)
 _LOCK_COSINE = 1e-5
 _NO_WORSE, _BETTER = 1.001, 0.999  # objective ratios that count as equal, as lower
 _NEARER = 0.1  # rad

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skel_fit import pose_table
-from skel_fit.pose_table import NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
+from skel_fit import anatomy
+from skel_fit.anatomy import NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
 from skel_fit.rotations import sinc, skew
 
 NUM_VERTICES = 6890
@@ -197,7 +197,7 @@ class SKEL(nn.Module):
             "skeleton_weights", "skeleton_weights_rigid",
         ):  # fmt: skip
             self._floats(name, getattr(arrays, name))
-        self._floats("axes", pose_table.axes(corrected_left_ankle=corrected_left_ankle))
+        self._floats("axes", anatomy.axes(corrected_left_ankle=corrected_left_ankle))
         self._ints("faces", arrays.faces)
         self._ints("skeleton_faces", arrays.skeleton_faces)
         self._derive_shape(arrays)
@@ -250,10 +250,10 @@ class SKEL(nn.Module):
         self._ints("_unwalk", np.argsort(walked))
 
         slots = np.full((NUM_JOINTS, 3), NUM_POSES)  # 46 is an angle that is always zero
-        for joint, dofs in enumerate(pose_table.DOFS):
+        for joint, dofs in enumerate(anatomy.DOFS):
             slots[joint, : len(dofs)] = dofs
         self._ints("_dof_slots", slots.reshape(-1))
-        axes = pose_table.axes(corrected_left_ankle=self.corrected_left_ankle)
+        axes = anatomy.axes(corrected_left_ankle=self.corrected_left_ankle)
         axes = np.concatenate((axes, np.zeros((1, 3))))
         cross = np.zeros((NUM_POSES + 1, 3, 3))
         cross[:, [2, 0, 1], [1, 2, 0]] = axes

@@ -22,7 +22,8 @@ from pipeline.atomic import write_bytes
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
 from pipeline.readers import LabelSource, open_source
-from skel_fit.pose_table import POSE_NAMES, limits
+from skel_fit.anatomy import PERIODIC, POSE_NAMES
+from skel_fit.joint_limits import excess, limits
 from stages.convert import aligned
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person, Poser
@@ -165,7 +166,7 @@ class _Tally:
 
     def limits(self, poses: NDArray) -> NDArray[np.int64]:
         """(n,) angles beyond their limits."""
-        beyond = np.maximum(self.table[:, 0] - poses, poses - self.table[:, 1])
+        beyond = excess(poses, self.table[:, 0], self.table[:, 1], PERIODIC)
         outside = beyond > LIMIT_TOLERANCE
         self.violations += outside.sum(axis=0)
         if len(poses):
@@ -224,7 +225,8 @@ def _judge_part(
             smpl = (read.poses[at], read.betas[at], read.transl[at])
             skel = (poses[block], betas[block], None if trans is None else trans[block])
             numbers[:, block] = _compare(poser, str(pair), smpl, skel)
-    return Judgement(rows[good], *numbers, violations=violations)
+    root, moved, mean, largest, centred = numbers
+    return Judgement(rows[good], root, moved, mean, largest, centred, violations)
 
 
 def _compare(

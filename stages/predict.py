@@ -17,7 +17,7 @@ import torch
 from pipeline.atomic import make_directory, write_bytes, write_json
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
-from skel_fit import pose_table
+from skel_fit import anatomy
 from skel_fit.model_files import load_skel
 from skel_fit.skel import SKEL
 from stages.drawing.glb import Part, glb_bytes
@@ -247,7 +247,7 @@ def _write_numbers(
             "focal_length": _focal_source(trained, focal),
             "units": "poses: radians; trans, keypoints_3d: metres, camera frame (x right, y down, "
                      "z forward); box, cam_int, keypoints_2d: pixels",
-            "pose_names": list(pose_table.POSE_NAMES),
+            "pose_names": list(anatomy.POSE_NAMES),
             "keypoint_names": list(NAMES),
             "people": people,
         },

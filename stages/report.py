@@ -23,8 +23,9 @@ from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
 from pipeline.rundir import RunDirectory
 from pipeline.task import check_models, open_plan_source
+from skel_fit.anatomy import POSE_NAMES
 from skel_fit.errors import ModelFileError
-from skel_fit.pose_table import POSE_NAMES, LimitsName, limits
+from skel_fit.joint_limits import LimitsName, limits
 from skel_fit.status import Status
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person, Poser

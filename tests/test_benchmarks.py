@@ -9,7 +9,7 @@ from benchmarks.measure import Pair, residuals, violations
 from benchmarks.poses import extreme, own_wide, real
 from benchmarks.published_recipe import STAGES, PublishedFit, released_root
 from benchmarks.quality import FREE, roots, solve
-from skel_fit import pose_table
+from skel_fit import anatomy
 from skel_fit.fit import fit_skel
 from skel_fit.root import root_from_smpl
 
@@ -41,7 +41,7 @@ def test_own_meshes_come_from_poses_inside_the_limits(pair: Pair):
 
 def test_violations_count_what_is_outside():
     poses = torch.zeros(2, 46)
-    poses[1, pose_table.POSE_NAMES.index("knee_angle_r")] = -0.6
+    poses[1, anatomy.POSE_NAMES.index("knee_angle_r")] = -0.6
     found = violations(poses, "default")
     assert found["angles a row"] == 0.5 and found["share of rows"] == 0.5
     assert found["largest"] == pytest.approx(0.5, abs=1e-6)

@@ -21,6 +21,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
+from skel_fit.anatomy import LANDMARKS, PARENTS, POSE_NAMES, SKEL_MIRROR, SMPL_MIRROR
 from skel_fit.default_body import (
     asset_sha256,
     default_body_arrays,
@@ -28,10 +29,8 @@ from skel_fit.default_body import (
     write_default_body,
 )
 from skel_fit.default_body.expansion import ASSET
-from skel_fit.default_body.tables import LANDMARKS, SKEL_MIRROR, SKEL_PARENTS, SMPL_MIRROR
 from skel_fit.fit import fit_skel
 from skel_fit.model_files import load_skel, load_smpl
-from skel_fit.pose_table import POSE_NAMES
 from skel_fit.recipe import FitConfig
 from stages.cli import app
 from tools.default_body.decimate import decimate
@@ -211,7 +210,7 @@ def test_bone_scales_do_not_blow_up(sex: str, arrays: dict) -> None:
         assert scale.min() > 0.65 and scale.max() < 1.4, (one, other)
     bodies = template + np.einsum("vck,nk->nvc", directions, betas)
     joints = np.einsum("jv,nvc->njc", skel["J_regressor_osim"].toarray(), bodies)
-    length = np.linalg.norm(joints[:, 1:] - joints[:, SKEL_PARENTS[1:]], axis=2)
+    length = np.linalg.norm(joints[:, 1:] - joints[:, PARENTS[1:]], axis=2)
     scale = length / np.linalg.norm(skel["apose_rel_transfo"][1:, :3, 3], axis=1)
     assert scale.min() > 0.55 and scale.max() < 1.5
     rise = abs(joints[:, 11, 1] - joints[:, 0, 1])

@@ -13,9 +13,10 @@ import yaml
 from pipeline import open_dataset
 from pipeline.errors import Incomplete, InputError, OutputError, UsageError
 from pipeline.interop import BLOCK, export_hmr_skel
+from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
+from skel_fit.joint_limits import limits
 from skel_fit.model_files import load_skel
-from skel_fit.pose_table import POSE_NAMES, limits
 from skel_fit.root import root_rotation
 from skel_fit.rotations import matrix_to_axis_angle
 from stages.audit import audit, findings
@@ -251,9 +252,11 @@ def test_audit_measures_what_was_done_to_the_labels(exported, tmp_path):
     columns = members(exported)
     models = default_body_directory()
     skel = load_skel(models, str(columns["skel_gender"][1]), dtype=torch.float64)
-    # Row 0: moved by 30 mm. Row 1: pelvis turned by 20 degrees. Row 2: a knee bent backwards.
+    # Row 0: moved by 30 mm, an elbow a whole turn on, which is no violation. Row 1: pelvis turned
+    # by 20 degrees. Row 2: a knee bent backwards.
     # Row 3: NaN. Row 4: the label of row 5 repeated, with another fit. Row 6: the fit of row 7.
     columns["skel_trans"][0] += np.float32([0.03, 0.0, 0.0])
+    columns["skel_poses"][0, POSE_NAMES.index("elbow_flexion_l")] += np.float32(2 * np.pi)
     turned = root_rotation(skel, torch.as_tensor(columns["skel_poses"][1:2, :3]).double())
     columns["pose_cam"][1, :3] = matrix_to_axis_angle(turned @ about_x(20.0))[0].numpy()
     knee = POSE_NAMES.index("knee_angle_r")

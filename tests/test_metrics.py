@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
-from skel_fit.pose_table import POSE_NAMES
+from skel_fit.anatomy import POSE_NAMES
 from stages.regressor.evaluation import metrics
 
 SEEDS = st.integers(0, 2**32 - 1)

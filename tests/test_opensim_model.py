@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial import cKDTree
 
-from skel_fit import pose_table
+from skel_fit import anatomy, joint_limits
+from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, document, markers, masses, osim_file, paths, subject
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 from skel_fit.skel import SKEL
 
 GENDERS = ("male", "female")
@@ -30,7 +30,7 @@ def shared(skel: SKEL) -> document.Template:
 
 def poses_inside_limits(count: int, seed: int = 0) -> np.ndarray:
     """Uniform inside the `default` limits; the root turns freely, away from its gimbal lock."""
-    limits = pose_table.limits("default").copy()
+    limits = joint_limits.limits("default").copy()
     limits[:3] = [[-np.pi, np.pi], [-1.4, 1.4], [-np.pi, np.pi]]
     return np.random.default_rng(seed).uniform(limits[:, 0], limits[:, 1], (count, 46))
 
@@ -157,7 +157,7 @@ def test_the_file_has_what_the_format_asks_for(skel, shared) -> None:
     assert sorted(model.bodies) == sorted(JOINT_NAMES)
     assert set(model.coordinates) == set(angles.COORDINATES)
     assert len(angles.COORDINATES) == 49
-    limits = pose_table.limits("default")
+    limits = joint_limits.limits("default")
     knee = model.coordinates["knee_angle_r"]
     assert (knee.low, knee.high) == tuple(limits[POSE_NAMES.index("knee_angle_r")])
     assert "ConstantCurvature" not in text and "Ellipsoid" not in text
@@ -352,7 +352,7 @@ def test_a_row_alone_does_not_depend_on_the_others(skel) -> None:
     person = subject.subjects(skel, extreme_betas())[0]
     root = person.root(subject.GROUNDS["camera"])
     poses = poses_inside_limits(20)
-    poses[7, pose_table.POSE_NAMES.index("hip_adduction_r")] = np.pi / 2
+    poses[7, anatomy.POSE_NAMES.index("hip_adduction_r")] = np.pi / 2
     trans = np.zeros((20, 3))
     together = angles.coordinates(poses, trans, root, "opensim", sequence=False)
     for k in range(20):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from skel_fit import pose_table
+from skel_fit import joint_limits
+from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, document, functions, osim_file, subject, tables, transfer
-from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES
 
 TIMES = np.arange(5) / 30
 
@@ -218,7 +218,7 @@ def person():
 def test_our_own_bodies_carried_back_are_our_angles(person) -> None:
     skel, one = person
     ground = subject.GROUNDS["z-up"]
-    limits = pose_table.limits("default").copy()
+    limits = joint_limits.limits("default").copy()
     limits[:3] = [-1, 1]
     poses = np.random.default_rng(4).uniform(limits[:, 0], limits[:, 1], (20, 46))
     trans = np.random.default_rng(5).normal(size=(20, 3))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skel_fit import pose_table
+from skel_fit import anatomy, joint_limits
 from stages.regressor.data import crops
 from stages.regressor.network import camera, representation
 from stages.regressor.network.camera import intrinsics
@@ -19,7 +19,7 @@ ANGLES = st.lists(st.floats(-1, 1), min_size=46, max_size=46)
 
 def within_limits(shares: list[float]) -> torch.Tensor:
     """Angles (1, 46) inside the published limits, the pelvis in its principal range."""
-    low, high = pose_table.limits("published").T.copy()
+    low, high = joint_limits.limits("published").T.copy()
     low[:3], high[:3] = (-3.1, -math.pi / 2, -3.1), (3.1, math.pi / 2, 3.1)
     share = (np.array(shares) + 1) / 2
     return torch.from_numpy(low + (high - low) * share)[None]
@@ -76,7 +76,7 @@ def test_any_numbers_decode_to_finite_angles_of_the_same_rotation(numbers: list[
     grid = code.detach().view(24, 6)
     first, second = grid[:, :3], grid[:, 3:]
     proper = torch.linalg.cross(first, second).norm(dim=1) > 1e-3
-    ball = [j for j in representation.BALL_JOINTS if proper[j]]
+    ball = [j for j in anatomy.BALL_JOINTS if proper[j]]
     again = representation.pose_rotations(angles)
     for j in ball:
         assert (again[0, j] - turns[0, j]).abs().max() < 1e-6
@@ -128,10 +128,10 @@ def test_mirroring_is_an_involution_and_mirrors_every_joint_but_the_ankles(
     flip = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
     wanted = flip @ turns[partner] @ flip
     error = (others - wanted).abs().amax((1, 2))
-    rest = [j for j in range(24) if j not in representation.ANKLE_JOINTS]
+    rest = [j for j in range(24) if j not in anatomy.ANKLE_JOINTS]
     # The stored toe axes are mirrored to 4e-6 only.
     assert error[rest].max() < 1e-5
-    assert error[list(representation.ANKLE_JOINTS)].max() < math.radians(18)
+    assert error[list(anatomy.ANKLE_JOINTS)].max() < math.radians(18)
 
 
 @given(ANGLES, st.floats(-math.pi, math.pi))

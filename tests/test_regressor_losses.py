@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError, UsageError
+from skel_fit import anatomy
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from stages.regressor.config import load_recipe
@@ -177,7 +178,7 @@ def test_the_layer_loss_sees_wrists_and_hinges(body: KeypointBody) -> None:
         recipe = load_recipe("published", [f"loss.layer_pose={kind}"])
         right, labels = truth(body, recipe)
         code = right.code.clone().view(3, 24, 6)
-        code[:, list(representation.HAND_JOINTS), :2] *= 0.1
+        code[:, list(anatomy.HAND_JOINTS), :2] *= 0.1
         wrong = right._replace(code=code.flatten(1))
         loss = Loss(recipe.loss, recipe.model, body)
         value = float(loss(estimates(None, wrong), labels, view()).terms["layer_pose"])

@@ -14,8 +14,9 @@ import pytest
 
 from pipeline import open_dataset
 from pipeline.errors import InputError, OutputError
+from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
-from skel_fit.pose_table import POSE_NAMES, limits
+from skel_fit.joint_limits import limits
 from stages.drawing import charts, pages
 from stages.drawing.pictures import ERROR_COLORS, Poser, error_colors
 from stages.report import (

@@ -10,7 +10,7 @@ from body_models.skel.torch import SKEL as PeerSkel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skel_fit import pose_table
+from skel_fit import anatomy
 from skel_fit.model_files import load_skel
 
 GOLDEN_TOLERANCE = 2e-5
@@ -142,7 +142,7 @@ def test_calcaneus_not_talus_drives_the_foot_correctives(golden_skel64):
 
     def features(name):
         poses = torch.zeros(1, 46, dtype=torch.float64)
-        poses[0, pose_table.POSE_NAMES.index(name)] = 0.5
+        poses[0, anatomy.POSE_NAMES.index(name)] = 0.5
         return golden_skel64.pose_features(golden_skel64.bone_transforms(poses, identity)[2])
 
     for side in "rl":
@@ -155,7 +155,7 @@ def test_left_ankle_is_not_mirrored_unless_asked(golden_models, golden_skel64):
     poses, _, _ = bodies(3, dtype=torch.float64)
     plain, fixed = golden_skel64.joint_rotations(poses), corrected.joint_rotations(poses)
     changed = (plain - fixed).abs().amax((0, 2, 3)) > 1e-3
-    assert changed.nonzero().flatten().tolist() == [pose_table.JOINT_NAMES.index("talus_l")]
+    assert changed.nonzero().flatten().tolist() == [anatomy.JOINT_NAMES.index("talus_l")]
     mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
     same = torch.full((1, 46), 0.4, dtype=torch.float64)
     right, left = corrected.joint_rotations(same)[0, [3, 8]]

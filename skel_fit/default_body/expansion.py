@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import coo_matrix, csc_matrix
 
-from ..pose_table import POSE_NAMES
-from .tables import (
-    SKEL_JOINTS,
-    SKEL_MIRROR,
-    SKEL_PARENTS,
-    SMPL_MIRROR,
-    SMPL_PARENTS,
-)
+from ..anatomy import JOINT_NAMES, PARENTS, POSE_NAMES, SKEL_MIRROR, SMPL_MIRROR, SMPL_PARENTS
 
 ASSET = Path(__file__).with_name("asset.npz")
 STANDIN = (
@@ -136,11 +129,11 @@ def relative_frames(per_joint_rot: np.ndarray, joints: np.ndarray) -> np.ndarray
     """
     out = np.tile(np.eye(4), (24, 1, 1))
     out[0, :3, 3] = joints[0]
-    frame_of = SKEL_PARENTS.copy()
+    frame_of = np.array(PARENTS)
     frame_of[[18, 23]] = 16, 21
     for joint in range(1, 24):
         frame = per_joint_rot[frame_of[joint]]
-        offset = joints[joint] - joints[SKEL_PARENTS[joint]]
+        offset = joints[joint] - joints[PARENTS[joint]]
         if joint == 13:
             spine = joints[12] - joints[11]
             offset = spine / np.linalg.norm(spine) * np.linalg.norm(offset)
@@ -171,8 +164,8 @@ def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
     return {
         "version": "1.1.1",
         "gender": gender,
-        "bone_names": list(SKEL_JOINTS),
-        "joints_name": list(SKEL_JOINTS),
+        "bone_names": list(JOINT_NAMES),
+        "joints_name": list(JOINT_NAMES),
         "pose_params_name": list(POSE_NAMES),
         "skin_template_v": vertices,
         "skin_template_f": asset["faces"].astype(np.int64),
@@ -186,7 +179,7 @@ def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
         "skin_weights": coo_matrix(_weights(asset, "skel_weight", SKEL_MIRROR).astype(float32)),
         "skel_weights": smooth.astype(float32),
         "skel_weights_rigid": coo_matrix((np.ones(len(member), float32), (bones, member)), shape),
-        "osim_kintree_table": np.stack([SKEL_PARENTS, np.arange(24)]).astype(np.int64),
+        "osim_kintree_table": np.stack([PARENTS, np.arange(24)]).astype(np.int64),
         # Kept by official readers, never used (skel-model.md 1.1).
         "parameter_mapping": np.zeros((46, 2), np.int64),
         "tpose_transfo": rest.astype(float32),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .tables import LANDMARKS
+from ..anatomy import LANDMARKS
 
 REGRESSOR_FILES = (
     "SMPL_to_J19.pkl",

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skel_fit import pose_table
-from skel_fit.pose_table import DOFS, JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, POSE_NAMES
+from skel_fit import anatomy, joint_limits
+from skel_fit.anatomy import DOFS, JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, POSE_NAMES
 
 Angles = Literal["opensim", "skel"]
 ANGLES: tuple[Angles, ...] = ("opensim", "skel")
@@ -76,7 +76,7 @@ def joint_axes(angles: Angles, *, corrected_left_ankle: bool = False) -> tuple[J
     """The 24 joints in the convention `angles`."""
     if angles not in ANGLES:
         raise ValueError(f"angles: expected one of {', '.join(ANGLES)}; found {angles!r}")
-    axes = pose_table.axes(corrected_left_ankle=corrected_left_ankle)
+    axes = anatomy.axes(corrected_left_ankle=corrected_left_ankle)
     rows = []
     for joint in range(NUM_JOINTS):
         first_outermost = angles == "opensim" and joint in REORDERED
@@ -234,7 +234,7 @@ def skel_parameters(
     trans = root.trans(values[:, list(TRANSLATION_COLUMNS)])
     if angles == "opensim":
         inner, outer = joint_axes("skel"), joint_axes("opensim")
-        limits = pose_table.limits("default")
+        limits = joint_limits.limits("default")
         for joint in REORDERED:
             rotation = compose(poses[:, list(outer[joint].dofs)], outer[joint].axes)
             if joint == 0:
@@ -284,7 +284,7 @@ def ranges(angles: Angles) -> NDArray[np.float64]:
     reordered joints get whole turns, and a quarter turn to both sides for the middle angle.
     """
     table = np.empty((len(COORDINATES), 2))
-    limits = pose_table.limits("default")
+    limits = joint_limits.limits("default")
     turn, quarter = (-np.pi, np.pi), (-np.pi / 2, np.pi / 2)
     table[list(POSE_COLUMNS)] = np.where(np.isfinite(limits), limits, turn)
     table[list(TRANSLATION_COLUMNS)] = (-50.0, 50.0)

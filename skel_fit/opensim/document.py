@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
+from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 from skel_fit.opensim import masses
 from skel_fit.opensim.angles import (
     COORDINATES,
@@ -30,7 +31,6 @@ from skel_fit.opensim.angles import (
 from skel_fit.opensim.markers import MARKERS_PER_BODY, Markers, markers
 from skel_fit.opensim.paths import Path
 from skel_fit.opensim.subject import Subject
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 from skel_fit.skel import SKEL
 
 DOCUMENT_VERSION = 40500

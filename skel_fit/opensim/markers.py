@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS
+from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS
 
 #: Markers on every body, unless asked otherwise.
 MARKERS_PER_BODY = 3

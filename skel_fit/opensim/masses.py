@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, PARENTS
 from skel_fit.opensim.subject import Subject
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, PARENTS
 
 _TRUNK_LOW, _THORAX, _SHOULDER, _HEAD = 1010.0, 920.0, 1040.0, 1110.0
 _UPPER_ARM, _FOREARM, _HAND = 1070.0, 1130.0, 1160.0

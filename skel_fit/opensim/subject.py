@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skel_fit.anatomy import PARENTS
 from skel_fit.opensim.angles import RootFrame
 from skel_fit.opensim.paths import Path, path
-from skel_fit.pose_table import PARENTS
 from skel_fit.skel import SKEL
 
 #: From the axes of the data to OpenSim's ground (x forward, y up, z right). `camera`: x right,

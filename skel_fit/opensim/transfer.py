@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.opensim.angles import continuous, decompose, within
 from skel_fit.opensim.osim_file import GROUND, ForeignJoint, ForeignModel
 from skel_fit.opensim.subject import GROUNDS, Subject
-from skel_fit.pose_table import JOINT_NAMES
 
 #: Bodies of other models that follow a body of ours with another name.
 TORSO, THORAX, HEAD = "torso", "thorax", "head"

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skel_fit import pose_table
+from skel_fit import anatomy, joint_limits
 from skel_fit.recipe import FitConfig, Stage
 from skel_fit.shape import shape_transfer
 from skel_fit.solver import tables
 from skel_fit.solver.tables import (
     LANES,
     PARAMETERS,
-    REGIONS,
     Identity,
     SearchState,
     StageTables,
@@ -36,8 +35,6 @@ from skel_fit.solver.tables import (
 ROUNDS_IN_BLOCK = 2
 """Rounds of the last stage before unfinished rows are regrouped, and between regroupings."""
 STARTS = ("mapped", "other_branches", "relaxed")
-_SPINE = slice(17, 26)
-_SCAPULA = (26, 27, 28, 36, 37, 38)
 _WORSE = 1e-5
 _SHAPE_STEP = 0.25  # vertices are almost linear in betas: a large step loses no accuracy
 _SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the mesh does not show
@@ -116,7 +113,7 @@ class Solution(NamedTuple):
             energy=torch.full_like(nan, torch.inf),
             error_mean=nan.clone(),
             error_max=nan.clone(),
-            region_errors=nan.repeat(len(REGIONS), 1),
+            region_errors=nan.repeat(len(anatomy.REGIONS), 1),
             iterations=count,
             settled=count.bool(),
             start=count.clone(),
@@ -144,7 +141,7 @@ class Solver:
         self.numpy_dtype = np.dtype(config.dtype)
         self.skinning = tables.sparse_weights(tables.numpy_of(skel.skin_weights), self.numpy_dtype)
         self.region = tables.regions(skel)
-        counts = np.bincount(self.region, minlength=len(REGIONS))
+        counts = np.bincount(self.region, minlength=len(anatomy.REGIONS))
         self.region_counts = torch.as_tensor(counts, device=self.device)[:, None]
         smpl_weights, self.smpl_tree = None, None
         if smpl is not None:
@@ -186,7 +183,7 @@ class Solver:
         return torch.as_tensor(basis, dtype=self.dtype).to(self.device)
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
-        table = pose_table.limits(self.config.limits)
+        table = joint_limits.limits(self.config.limits)
         free = np.full(PARAMETERS - 46, np.inf)
         lower = np.concatenate([table[:, 0], -free])
         upper = np.concatenate([table[:, 1], free])
@@ -198,8 +195,8 @@ class Solver:
 
     def _plans(self, skel: torch.nn.Module, smpl_weights: np.ndarray | None) -> list[StagePlan]:
         prior = np.zeros(PARAMETERS)
-        prior[_SPINE] = self.config.prior_spine
-        prior[list(_SCAPULA)] = self.config.prior_scapula
+        prior[list(anatomy.SPINE_DOFS)] = self.config.prior_spine
+        prior[list(anatomy.SCAPULA_DOFS)] = self.config.prior_scapula
         plans: list[StagePlan] = []
         for stage in self.config.resolved_recipe().stages:
             mask = np.ones(skel.template.shape[0], bool)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.anatomy import REGIONS
 from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl, start_poses
 from skel_fit.solver.numba_minimise import extra_energy, minimise
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
     PARAMETERS,
-    REGIONS,
     Identity,
     SearchState,
     Skeleton,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.anatomy import REGIONS
 from skel_fit.solver.tables import (
     PARAMETERS,
-    REGIONS,
     Identity,
     SearchState,
     Skeleton,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from skel_fit import pose_table
+from skel_fit import anatomy
 
 LANES = 16
 """Rows that the vertex kernels treat side by side; block sizes are padded to a multiple of it."""
@@ -20,8 +20,6 @@ LANES = 16
 PARAMETERS = 49
 """46 joint angles and 3 components of a root translation (frozen unless a recipe frees it)."""
 
-REGIONS = ("lower_body", "torso", "arms", "head")
-_REGION_OF_JOINT = (0,) * 11 + (1, 1, 3) + (1, 2, 2, 2, 2) * 2
 _UNALIGNED = (0, 5, 10, 13, 18, 23)
 
 
@@ -177,7 +175,7 @@ def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
     aligned[list(_UNALIGNED)] = False
     bone_sum[~aligned] = 0
     first, euler, signs = _parameter_tables(axes)
-    feature_source = np.asarray(pose_table.POSE_FEATURE_SOURCES, np.int64)
+    feature_source = np.asarray(anatomy.POSE_FEATURE_SOURCES, np.int64)
     feature_of_joint = np.full(24, -1, np.int64)
     for feature, joint in enumerate(feature_source):
         if joint >= 0:
@@ -195,7 +193,7 @@ def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
         rest_frames=base @ apose.transpose(0, 2, 1),
         feature_source=feature_source,
         feature_of_joint=feature_of_joint,
-        start_source=np.asarray(pose_table.START_SMPL_JOINT, np.int64),
+        start_source=np.asarray(anatomy.START_SMPL_JOINT, np.int64),
         euler=euler,
         euler_sign=signs,
     )
@@ -203,7 +201,7 @@ def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
 
 def _parameter_tables(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """first_parameter (25,), euler (24,3) and euler_sign (24,3) from the joint of each angle."""
-    counts = np.bincount(np.asarray(pose_table.JOINT_OF_DOF), minlength=24)
+    counts = np.bincount(np.asarray(anatomy.JOINT_OF_DOF), minlength=24)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     euler, signs = np.zeros((24, 3), np.int64), np.ones((24, 3))
     for j in range(24):
@@ -314,7 +312,7 @@ def moment_basis(
 
 def regions(skel: torch.nn.Module) -> np.ndarray:
     """(6890,) index into REGIONS of each vertex, by its heaviest bone."""
-    return np.asarray(_REGION_OF_JOINT, np.int64)[numpy_of(skel.skin_weights).argmax(axis=1)]
+    return np.asarray(anatomy.REGION_OF_JOINT, np.int64)[numpy_of(skel.skin_weights).argmax(axis=1)]
 
 
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:

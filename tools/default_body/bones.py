@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.spatial import cKDTree
 
-from skel_fit.default_body.tables import SKEL_MIRROR
+from skel_fit.anatomy import SKEL_MIRROR
 
 from .geometry import rotation_between
 from .makehuman import Rig

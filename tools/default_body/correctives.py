@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags, identity
 from scipy.spatial.transform import Rotation
 
-from skel_fit.default_body.tables import SMPL_MIRROR, SMPL_PARENTS
+from skel_fit.anatomy import SMPL_MIRROR, SMPL_PARENTS
 
 from .topology import FLIP
 

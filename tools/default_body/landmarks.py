@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skel_fit.default_body.tables import LANDMARKS
+from skel_fit.anatomy import LANDMARKS
 
 from .makehuman import Rig
 from .topology import Topology

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from skel_fit.default_body.tables import SMPL_PARENTS
+from skel_fit.anatomy import SMPL_PARENTS
 
 from .geometry import rotation_between
 

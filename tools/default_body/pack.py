@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from skel_fit.anatomy import SMPL_MIRROR
 from skel_fit.default_body.expansion import STEP, half_vertices
-from skel_fit.default_body.tables import SMPL_MIRROR
 
 WEIGHT_UNITS = 65535
 CORRECTIVE_FLOOR = 5e-4  # metres per entry of R - I: smaller blocks are not stored

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from skel_fit.default_body.tables import SKEL_MIRROR, SMPL_MIRROR
+from skel_fit.anatomy import SKEL_MIRROR, SMPL_MIRROR
 
 from .bones import Body, build_skeleton
 from .correctives import fit_correctives

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skel_fit.default_body.tables import SMPL_MIRROR
+from skel_fit.anatomy import SMPL_MIRROR
 
 from .makehuman import BaseMesh, Rig, Targets
 from .smpl_side import PELVIS, smpl_joints

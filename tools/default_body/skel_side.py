@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from skel_fit.default_body.tables import SKEL_MIRROR, SKEL_PARENTS
+from skel_fit.anatomy import PARENTS, SKEL_MIRROR
 
 from .geometry import axis_angle
 from .makehuman import Rig
@@ -95,7 +95,7 @@ def skel_weights(rig: Rig, keep: np.ndarray, mirror: np.ndarray) -> np.ndarray:
 def skel_near(weights: np.ndarray) -> np.ndarray:
     """(6890, 24) vertices that move with the joint or with its parent."""
     part = weights > 0.03
-    return part | part[:, np.maximum(SKEL_PARENTS, 0)]
+    return part | part[:, np.maximum(PARENTS, 0)]
 
 
 def bone_frames(joints: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import nnls
 
-from skel_fit.default_body.tables import SMPL_MIRROR, SMPL_PARENTS
+from skel_fit.anatomy import SMPL_MIRROR, SMPL_PARENTS
 
 from .makehuman import Rig
 

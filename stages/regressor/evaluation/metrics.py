@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit import joint_limits
+from skel_fit.anatomy import POSE_NAMES
+
 MILLIMETRES = 1000.0
 PERCENT = 100.0
 FEWEST_GROUPS = 10  # fewer cannot be resampled meaningfully
@@ -157,11 +160,21 @@ class SmplPart:
 
 
 PART_NAMES = ("left_elbow", "right_elbow", "left_knee", "right_knee")  # order of HSMR Table 4
+
+
+def _skel_part(name: str, *angles: str) -> LimitedPart:
+    """From the published table, whose radians are half degrees with six digits."""
+    places = tuple(POSE_NAMES.index(angle) for angle in angles)
+    rows = np.rad2deg(joint_limits.limits("published")[list(places)])
+    lower, upper = (tuple((np.round(2 * side) / 2).tolist()) for side in rows.T)
+    return LimitedPart(name, places, lower, upper)
+
+
 SKEL_PARTS = (
-    LimitedPart("left_elbow", (42, 43), (0.0, -90.0), (135.0, 90.0)),
-    LimitedPart("right_elbow", (32, 33), (0.0, -67.5), (135.0, 67.5)),
-    LimitedPart("left_knee", (13,), (0.0,), (135.0,)),
-    LimitedPart("right_knee", (6,), (0.0,), (135.0,)),
+    _skel_part("left_elbow", "elbow_flexion_l", "pro_sup_l"),
+    _skel_part("right_elbow", "elbow_flexion_r", "pro_sup_r"),
+    _skel_part("left_knee", "knee_angle_l"),
+    _skel_part("right_knee", "knee_angle_r"),
 )
 _X, _Y, _Z = 0, 1, 2
 SMPL_PARTS = (
@@ -172,11 +185,6 @@ SMPL_PARTS = (
 )
 
 
-def wrap_angle(angle: Tensor) -> Tensor:
-    """The same angle in [-pi, pi)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
-
-
 def limit_excess(
     angles: Tensor, lower: Sequence[float], upper: Sequence[float], tolerance: float
 ) -> Tensor:
@@ -184,10 +192,9 @@ def limit_excess(
 
     lower, upper (A,) and tolerance: degrees.
     """
-    wrapped = wrap_angle(angles)
-    low = torch.deg2rad(wrapped.new_tensor(lower) - tolerance)
-    high = torch.deg2rad(wrapped.new_tensor(upper) + tolerance)
-    return (low - wrapped).clamp(min=0) + (wrapped - high).clamp(min=0)
+    low = torch.deg2rad(angles.new_tensor(lower) - tolerance)
+    high = torch.deg2rad(angles.new_tensor(upper) + tolerance)
+    return joint_limits.excess(angles, low, high)
 
 
 def skel_limit_excess(poses: Tensor, tolerance: float) -> Tensor:

@@ -17,17 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skel_fit import pose_table
-from skel_fit.pose_table import DOFS, JOINTS, MIRROR_PERMUTATION, MIRROR_SIGNS, NUM_JOINTS
+from skel_fit import anatomy
+from skel_fit.anatomy import (
+    BALL_JOINTS,
+    DOFS,
+    HAND_JOINTS,
+    HINGE_JOINTS,
+    MIRROR_PERMUTATION,
+    MIRROR_SIGNS,
+    NUM_JOINTS,
+)
 from skel_fit.rotations import rotation_about_axis
 
-NUM_POSES = 46
 PER_JOINT = 6
 SIZE = NUM_JOINTS * PER_JOINT
-BALL_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 3)
-HINGE_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 1)
-HAND_JOINTS = tuple(j for j, dofs in enumerate(DOFS) if len(dofs) == 2)
-ANKLE_JOINTS = (3, 8)
 _TINY = 1e-12
 
 
@@ -57,7 +60,7 @@ class _Tables:
 
 @functools.lru_cache(maxsize=16)
 def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
-    axes = torch.tensor(pose_table.axes(), dtype=torch.float64)
+    axes = torch.tensor(anatomy.axes(), dtype=torch.float64)
     dofs = torch.tensor([DOFS[j] for j in BALL_JOINTS])
     ball = axes[dofs]
     which = ball.abs().argmax(-1)
@@ -250,7 +253,6 @@ def turn_root(poses: Tensor, turn: Tensor, root_frame: Tensor | None = None) -> 
 
 
 __all__ = [
-    "ANKLE_JOINTS", "BALL_JOINTS", "HAND_JOINTS", "HINGE_JOINTS", "JOINTS", "MEANINGFUL",
-    "NOMINAL_ROOT_FRAME", "NUM_POSES", "SIZE", "decode", "encode", "gram_schmidt", "mirror_poses",
+    "MEANINGFUL", "NOMINAL_ROOT_FRAME", "SIZE", "decode", "encode", "gram_schmidt", "mirror_poses",
     "pose_rotations", "rotations", "turn_root", "unit_pairs",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skel_fit import pose_table
-from skel_fit.pose_table import NUM_JOINTS
+from skel_fit import anatomy, joint_limits
+from skel_fit.anatomy import NUM_JOINTS
 from stages.regressor.config import LossConfig, ModelConfig
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
@@ -61,8 +61,10 @@ class Loss(nn.Module):
     def __init__(self, config: LossConfig, model: ModelConfig, body: KeypointBody) -> None:
         super().__init__()
         self.config, self.model, self.body = config, model, body
-        limits = torch.tensor(pose_table.limits(config.limits), dtype=torch.float32)
+        limits = torch.tensor(joint_limits.limits(config.limits), dtype=torch.float32)
         self.register_buffer("limits", limits, persistent=False)
+        periodic = torch.tensor(anatomy.PERIODIC)
+        self.register_buffer("periodic", periodic, persistent=False)
 
     def forward(self, estimates: Estimates, labels: Labels, view: View) -> LossTerms:
         config = self.config
@@ -137,7 +139,7 @@ class Loss(nn.Module):
         """(B, 24): 0 for the ankles of flipped rows where they are masked, else 1."""
         keep = labels.poses.new_ones(len(labels.poses), NUM_JOINTS)
         if self.config.mask_flipped_ankles:
-            keep[:, list(representation.ANKLE_JOINTS)] -= labels.flipped[:, None].float()
+            keep[:, list(anatomy.ANKLE_JOINTS)] -= labels.flipped[:, None].float()
         return keep
 
     def _distance(self, difference: Tensor) -> Tensor:
@@ -146,11 +148,10 @@ class Loss(nn.Module):
     def _beyond(self, angles: Tensor) -> Tensor:
         """Mean excess over the limits and the dead zone, radians: (B, 46) -> (B,)."""
         low, high = self.limits[_FREE_POSES:].unbind(-1)
-        # Hands are raw numbers; their wrapped value is what the body does.
-        angles = torch.remainder(angles[:, _FREE_POSES:] + torch.pi, 2 * torch.pi) - torch.pi
         tolerance = self.config.limits_tolerance
-        excess = torch.relu(angles - high - tolerance) + torch.relu(low - angles - tolerance)
-        return excess.mean(-1)
+        angles = angles[:, _FREE_POSES:]
+        periodic = self.periodic[_FREE_POSES:]
+        return joint_limits.excess(angles, low - tolerance, high + tolerance, periodic).mean(-1)
 
 
 def _weighted_l1(seen: Tensor, labels: Tensor) -> Tensor:
@@ -199,9 +200,9 @@ def _layer_pose(kind: str, code: Tensor, poses: Tensor, keep: Tensor) -> Tensor:
     if kind == "gram_schmidt":
         error = (representation.gram_schmidt(grid) - representation.gram_schmidt(wanted)).abs()
         return (error * keep[..., None, None]).mean((-1, -2, -3))
-    ball = list(representation.BALL_JOINTS)
-    hinges = list(representation.HINGE_JOINTS)
-    hands = list(representation.HAND_JOINTS)
+    ball = list(anatomy.BALL_JOINTS)
+    hinges = list(anatomy.HINGE_JOINTS)
+    hands = list(anatomy.HAND_JOINTS)
     pairs = representation.unit_pairs(code.flatten(0, 1)).view(layers, batch, -1, 2)
     parts = (
         (representation.gram_schmidt(grid[:, :, ball]).flatten(-2),

@@ -1,22 +1,24 @@
-"""The `default` joint limits: human, symmetric, and wide enough for what people do."""
+"""The tables of joint limits, what lies outside them, and who says so."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from skel_fit import pose_table as table
+from skel_fit import anatomy as table
+from skel_fit import joint_limits
 from skel_fit.default_body import default_body_directory
 from skel_fit.fit import fit_skel
 from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.recipe import FitConfig
+from skel_fit.solver import kernels_torch, numba_kinematics
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
-DEFAULT = table.limits("default")
-PUBLISHED = table.limits("published")
+DEFAULT = joint_limits.limits("default")
+PUBLISHED = joint_limits.limits("published")
 ELEVATION = [table.POSE_NAMES.index(f"scapula_elevation_{side}") for side in "rl"]
 LIMITED = np.arange(3, table.NUM_POSES)
 
@@ -30,7 +32,7 @@ def test_every_body_angle_is_limited_and_every_limit_has_a_source():
     assert np.isinf(DEFAULT[:3]).all()
     assert np.isfinite(DEFAULT[LIMITED]).all()
     assert (DEFAULT[LIMITED, 0] < DEFAULT[LIMITED, 1]).all()
-    rows = table.LIMIT_TABLES["default"]
+    rows = joint_limits.LIMIT_TABLES["default"]
     assert set(rows) == set(table.POSE_NAMES[3:])
     for name, limit in rows.items():
         assert len(limit.source) > 20, f"{name} says no source"
@@ -145,6 +147,97 @@ def test_real_motion_meets_fewer_limits_than_with_the_published_table():
     assert hits["published"] > 0 and hits["default"] <= hits["published"] / 2
     assert error["default"] < error["published"]
     for name, fit in fits.items():
-        table_limits = torch.as_tensor(table.limits(name))
+        bounds = torch.as_tensor(joint_limits.limits(name))
         poses = fit.poses.double()
-        assert ((poses >= table_limits[:, 0]) & (poses <= table_limits[:, 1])).all()
+        assert ((poses >= bounds[:, 0]) & (poses <= bounds[:, 1])).all()
+
+
+def test_published_limits():
+    published = joint_limits.limits("published")
+    assert published.shape == (46, 2) and published.dtype == np.float64
+    limited = np.isfinite(published).all(axis=1)
+    assert limited.sum() == 43 and not limited[:3].any()
+    assert (published[limited, 0] < published[limited, 1]).all()
+    row = dict(zip(table.POSE_NAMES, published.tolist(), strict=True))
+    assert row["scapula_elevation_l"] == [-0.4, -0.1]
+    assert row["pro_sup_r"] == [-1.178097, 1.178097]
+    assert row["pro_sup_l"] == [-1.570796, 1.570796]
+    assert row["shoulder_l_x"] == [-3.070796, 1.570796]
+    assert row["hip_flexion_l"] == [-0.785398, 2.356194]
+
+
+def test_default_limits_contain_rest_and_mirror_the_elevation():
+    default = joint_limits.limits("default")
+    assert (default[:, 0] <= 0).all() and (default[:, 1] >= 0).all()
+    right, left = (table.POSE_NAMES.index(f"scapula_elevation_{side}") for side in "rl")
+    np.testing.assert_array_equal(default[left], -default[right][::-1])
+    assert all(
+        limit.source for rows in joint_limits.LIMIT_TABLES.values() for limit in rows.values()
+    )
+
+
+def test_no_limits_and_unknown_limits():
+    assert np.isinf(joint_limits.limits("none")).all()
+    with pytest.raises(ValueError, match="expected one of published, default, none"):
+        joint_limits.limits("wide")
+
+
+# ---- excess -------------------------------------------------------------------------------------
+
+ANGLES = st.floats(-4 * np.pi, 4 * np.pi)
+
+
+def outside(angle: float, low: float, high: float, turns: bool = True) -> float:
+    found = joint_limits.excess(np.array([angle]), np.array([low]), np.array([high]), turns)
+    return float(found[0])
+
+
+@given(ANGLES, st.floats(-3, 0), st.floats(0, 3))
+def test_excess_is_the_published_rule(angle: float, low: float, high: float):
+    """Wrapped to [-pi, pi), then the distance to the range (evaluation 1.4)."""
+    wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
+    assume(np.pi - abs(wrapped) > 1e-6)
+    expected = max(0.0, low - wrapped) + max(0.0, wrapped - high)
+    assert outside(angle, low, high) == pytest.approx(expected, abs=1e-12)
+
+
+@given(ANGLES, st.sampled_from(["default", "published"]), st.integers(-2, 2))
+def test_a_whole_turn_changes_nothing_but_for_the_bent_spine(angle, name, turns):
+    low, high = joint_limits.limits(name).T
+    angles = np.full(46, angle)
+    here = joint_limits.excess(angles, low, high, table.PERIODIC)
+    there = joint_limits.excess(angles + turns * 2 * np.pi, low, high, table.PERIODIC)
+    wrapped = np.pi - abs((angle + np.pi) % (2 * np.pi) - np.pi)
+    assume(wrapped > 1e-6)
+    np.testing.assert_allclose(there[table.PERIODIC], here[table.PERIODIC], atol=1e-11)
+    raw = np.maximum(np.maximum(low - angle, angle - high), 0)
+    np.testing.assert_array_equal(here[~table.PERIODIC], raw[~table.PERIODIC])
+
+
+def test_a_range_across_the_seam_holds_both_names_of_an_angle():
+    low, high = DEFAULT[table.POSE_NAMES.index("shoulder_r_z")]  # to 180 degrees, rounded up
+    assert high > np.pi
+    for angle in (float(np.float32(np.pi)), -np.pi, np.pi, high, high - 2 * np.pi):
+        assert outside(angle, low, high) == 0
+    assert outside(high + 0.01, low, high) > 0
+
+
+@given(st.lists(ANGLES, min_size=46, max_size=46))
+def test_torch_and_numpy_agree_and_the_gradient_points_out(values):
+    low, high = DEFAULT.T
+    angles = np.array(values)
+    expected = joint_limits.excess(angles, low, high, table.PERIODIC)
+    tensors = [torch.tensor(v) for v in (angles, low, high, table.PERIODIC)]
+    tensors[0].requires_grad_()
+    found = joint_limits.excess(*tensors)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-14)
+    found.sum().backward()
+    assert (tensors[0].grad[expected == 0] == 0).all()
+    assert (tensors[0].grad[expected > 1e-9].abs() == 1).all()
+
+
+@given(st.floats(-7, 7), st.floats(-3, 0), st.floats(0, 3))
+def test_the_solver_counts_the_same_excess(value: float, low: float, high: float):
+    assert numba_kinematics._violation(value, low, high) == outside(value, low, high, False) ** 2
+    tensors = (torch.tensor([[x]], dtype=torch.float64) for x in (value, low, high))
+    assert float(kernels_torch._violation(*tensors)) == outside(value, low, high, False) ** 2

@@ -1,9 +1,10 @@
-"""The pose table against the sources' lists and the model's own symmetry."""
+"""The anatomy against the sources' lists and the model's own symmetry."""
 
 import numpy as np
 import pytest
+import torch
 
-from skel_fit import pose_table as table
+from skel_fit import anatomy as table
 
 
 def test_names_and_tree_are_those_of_the_file(golden_skel_dict):
@@ -74,29 +75,33 @@ def test_corrective_sources():
     )  # fmt: skip
 
 
-def test_published_limits():
-    published = table.limits("published")
-    assert published.shape == (46, 2) and published.dtype == np.float64
-    limited = np.isfinite(published).all(axis=1)
-    assert limited.sum() == 43 and not limited[:3].any()
-    assert (published[limited, 0] < published[limited, 1]).all()
-    row = dict(zip(table.POSE_NAMES, published.tolist(), strict=True))
-    assert row["scapula_elevation_l"] == [-0.4, -0.1]
-    assert row["pro_sup_r"] == [-1.178097, 1.178097]
-    assert row["pro_sup_l"] == [-1.570796, 1.570796]
-    assert row["shoulder_l_x"] == [-3.070796, 1.570796]
-    assert row["hip_flexion_l"] == [-0.785398, 2.356194]
+def test_mirrors_swap_sides_and_keep_the_trees():
+    for mirror, parents in (
+        (table.SKEL_MIRROR, table.PARENTS),
+        (table.SMPL_MIRROR, table.SMPL_PARENTS),
+    ):
+        assert mirror[mirror].tolist() == list(range(24))
+        assert [parents[mirror[j]] for j in range(1, 24)] == mirror[list(parents[1:])].tolist()
+    assert table.SMPL_MIRROR[[0, 1, 4, 7, 16, 20]].tolist() == [0, 2, 5, 8, 17, 21]
+    assert table.SKEL_MIRROR[[0, 1, 5, 13, 14, 18]].tolist() == [0, 6, 10, 13, 19, 23]
 
 
-def test_default_limits_contain_rest_and_mirror_the_elevation():
-    default = table.limits("default")
-    assert (default[:, 0] <= 0).all() and (default[:, 1] >= 0).all()
-    right, left = (table.POSE_NAMES.index(f"scapula_elevation_{side}") for side in "rl")
-    np.testing.assert_array_equal(default[left], -default[right][::-1])
-    assert all(limit.source for rows in table.LIMIT_TABLES.values() for limit in rows.values())
+def test_groups_of_angles_and_joints():
+    assert sorted(d for group in table.PARAMETER_GROUPS.values() for d in group) == list(range(49))
+    assert tuple(range(17, 26)) == table.SPINE_DOFS
+    assert table.SCAPULA_DOFS == (26, 27, 28, 36, 37, 38)
+    assert table.ANKLE_JOINTS == (3, 8) and table.HAND_JOINTS == (18, 23)
+    joints = table.BALL_JOINTS + table.HINGE_JOINTS + table.HAND_JOINTS
+    assert sorted(joints) == list(range(24))
+    regions = [table.REGIONS[k] for k in table.REGION_OF_JOINT]
+    assert dict(zip(table.JOINT_NAMES, regions, strict=True))["head"] == "head"
+    assert regions == [regions[j] for j in table.SKEL_MIRROR]
 
 
-def test_no_limits_and_unknown_limits():
-    assert np.isinf(table.limits("none")).all()
-    with pytest.raises(ValueError, match="expected one of published, default, none"):
-        table.limits("wide")
+def test_periodic_angles_are_those_whose_whole_turn_changes_nothing(golden_skel64):
+    identity = golden_skel64.shape(torch.zeros(2, 10, dtype=torch.float64))
+    for d in range(46):
+        poses = torch.full((2, 46), 0.1, dtype=torch.float64)
+        poses[1, d] += 2 * np.pi
+        moved = golden_skel64.local_translations(poses, identity)
+        assert torch.allclose(moved[0], moved[1], atol=1e-12) == bool(table.PERIODIC[d])
