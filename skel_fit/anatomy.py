@@ -289,8 +289,9 @@ SMPL_MIRROR: np.ndarray = _mirror(SMPL_JOINT_NAMES)
 # Vertices that other programs address by number, on SMPL's and SKEL's common skin. The builder of
 # the stand-in orders its mesh so that the number means the same place (numbers only: no geometry is
 # taken from anywhere).
-#   smplx and the 44-keypoint layout (docs/reference/evaluation.md#keypoints-44): face, finger tips, toes and heels.
-#   SKEL's bone scaling (skel-model.md 3.10): it divides by the distance of the two vertices of a
+#   smplx and the 44 keypoints (docs/reference/evaluation.md#keypoints-44): face, finger tips, toes
+#   and heels.
+#   SKEL's bone scaling: it divides by the distance of the two vertices of a
 #   pair along one axis, so the pair must be well apart along it: 410/384 z and 414/384 y of the
 #   head, 196/3708 x of the head, 6179/6137 y and 5670/5906 x of the right hand, 3027/3495 and
 #   3027/3506 z of the chest.
