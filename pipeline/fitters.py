@@ -25,8 +25,7 @@ from pipeline.provenance import file_record
 if TYPE_CHECKING:
     import torch
 
-    from skel_fit.recipe import FitConfig
-    from skel_fit.sequence import SequenceConfig
+    from skel_fit.recipe import FitRequest
 
 DEFAULT_FITTER = "pipeline.fitters:SkelFit"
 _RESIDUAL_ROWS = 64
@@ -35,7 +34,7 @@ _RESIDUAL_ROWS = 64
 class Fitter(Protocol):
     """Fits rows that share their pair of body models. A row's result may not depend on others.
 
-    Where the plan's fit has `sequence`, rows are consecutive frames of one body instead.
+    Where the request has a `sequence`, rows are consecutive frames of one body instead.
     """
 
     def fit(
@@ -64,15 +63,12 @@ class FitterFactory(Protocol):
 
     needs_models: bool
 
-    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated options with every default filled in, as JSON values."""
-
     def models(
         self, directory: Path | None, pairs: Iterable[tuple[str, str]]
     ) -> tuple[ModelRecord, ...]:
         """Identity of the model files that these (smpl, skel) gender pairs need."""
 
-    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> Fitter:
+    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
         """A fitter; loads models when they are first needed."""
 
 
@@ -123,19 +119,6 @@ class SkelFit:
 
     needs_models: bool = True
 
-    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
-        from pydantic import ValidationError
-
-        try:
-            config, sequence = _configs(fit)
-            found = config.model_dump(mode="json")
-            return found if sequence is None else found | {"sequence": sequence.model_dump()}
-        except ValidationError as error:
-            problems = "; ".join(
-                f"fit.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            )
-            raise InputError(f"manifest: {problems}") from None
-
     def models(
         self, directory: Path | None, pairs: Iterable[tuple[str, str]]
     ) -> tuple[ModelRecord, ...]:
@@ -150,42 +133,17 @@ class SkelFit:
             records.append(ModelRecord(kind, gender, **record.to_json(), standin=standin))
         return tuple(records)
 
-    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> Fitter:
+    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
         if directory is None:
             raise UsageError("the SKEL fit needs a models folder")
-        return _SkelFitter(directory, device, *_configs(fit))
-
-
-def _configs(fit: Mapping[str, Any]) -> tuple[FitConfig, SequenceConfig | None]:
-    """The options of a frame's fit, and of its sequence where `sequence` is given.
-
-    Raises:
-        ValidationError: unknown or wrong options.
-        InputError: options of a fit that has no meaning for a sequence.
-    """
-    from skel_fit.recipe import FitConfig
-
-    options = dict(fit)
-    sequence = options.pop("sequence", None)
-    config = FitConfig.model_validate(options)
-    if "sequence" not in fit:
-        return config, None
-    from skel_fit.sequence import SequenceOptions, check_config
-
-    try:
-        check_config(config)
-    except ValueError as error:
-        raise InputError(f"manifest: fit: {error}") from None
-    return config, SequenceOptions.model_validate({"sequence": sequence}).sequence
+        return _SkelFitter(directory, device, request)
 
 
 @dataclass
 class _SkelFitter:
     directory: Path
     device: str
-    config: FitConfig
-    sequence: SequenceConfig | None = None
-    """How neighbouring frames are fitted together; None: rows are independent."""
+    request: FitRequest
     _loaded: dict[tuple[str, str, str], Any] = field(default_factory=dict)
 
     def fit(
@@ -198,13 +156,14 @@ class _SkelFitter:
         from skel_fit.fit import fit_skel
         from skel_fit.sequence import fit_sequence
 
-        smpl, skel = self._pair(genders, self.config.dtype)
+        config, sequence = self.request.frame, self.request.sequence
+        smpl, skel = self._pair(genders, config.dtype)
         rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
         with _one_blas_thread():
-            if self.sequence is None:
-                result = fit_skel(skel, smpl, *rows, self.config)
+            if sequence is None:
+                result = fit_skel(skel, smpl, *rows, config)
             else:
-                result = fit_sequence(skel, smpl, *rows, self.config, self.sequence)
+                result = fit_sequence(skel, smpl, *rows, config, sequence)
 
         found = {
             "skel_poses": result.poses,

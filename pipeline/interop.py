@@ -23,6 +23,7 @@ from pipeline.atomic import published
 from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
+from pipeline.paths import stays_inside
 from skel_fit.status import rejected_rows
 
 KEYPOINTS = "keypoints3d"
@@ -91,7 +92,7 @@ def export_hmr_skel(
         else:
             with_keypoints = False
     for name in written:
-        if "\0" in name or name.startswith("/") or ".." in name.split("/"):
+        if not stays_inside(name):
             raise InputError(f"{dataset.directory}: column {name!r} cannot be a member of an npz")
     rows = int(kept.sum())
     columns = (*written, *SKEL_COLUMNS, *([KEYPOINTS] if with_keypoints else []))

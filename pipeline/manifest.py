@@ -7,19 +7,15 @@ committed and shared.
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.configuration import Catalogue, read_mapping, validated
 from pipeline.errors import InputError
+from pipeline.paths import InsideFolder, InsidePath, check_inside
+from skel_fit.recipe import FitRequest
 
 MANIFESTS = Catalogue("manifest", Path("manifests"), "manifests")
 DATA_ROOT_VARIABLE = "HMR_SKEL_DATA"
@@ -30,17 +26,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _inside(value: str) -> str:
-    """A relative path without `..`: it cannot leave the root it is joined to."""
-    path = PurePosixPath(value)
-    if not value or path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value:
-        raise ValueError("expected a path relative to the data root, without '..'")
-    return value
-
-
-_InsidePath = Annotated[str, AfterValidator(_inside)]
-
-
 class Source(_Strict):
     """The label file of a subset.
 
@@ -49,8 +34,8 @@ class Source(_Strict):
     is there and was made with others is refused. `options` go to the reader of that format.
     """
 
-    path: _InsidePath
-    spellings: tuple[_InsidePath, ...] = ()
+    path: InsidePath
+    spellings: tuple[InsidePath, ...] = ()
     format: str | None = None
     generator: Literal["demo"] | None = None
     rows: int | None = Field(default=None, ge=60, le=1_000_000, strict=True)
@@ -94,12 +79,12 @@ class Manifest(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
     source: Source
-    image_root: Annotated[str, AfterValidator(lambda value: value and _inside(value))] = ""
+    image_root: InsideFolder = ""
     genders: Genders = Genders()
     models: Literal["licensed", "default-body"] = "licensed"
     shard_rows: int = Field(default=8192, ge=1, le=1_000_000)
     compression: Literal["gzip", "none"] = "gzip"
-    fit: dict[str, Any] = Field(default_factory=dict)
+    fit: FitRequest = FitRequest()
     ray: Resources = Resources()
 
 
@@ -129,8 +114,7 @@ def find_source(manifest: Manifest, root: Path) -> Path:
     for name in names:
         path = root / name
         if path.exists():
-            if not path.resolve().is_relative_to(root.resolve()):
-                raise InputError(f"{path}: leads out of the data root {root}; copy the file there")
+            check_inside(path, root)
             return path
     also = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
     made = manifest.source.generator is not None

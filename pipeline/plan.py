@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import pretty_json, read_json
+from pipeline.configuration import validated
 from pipeline.errors import InputError, PlanMismatch
 from pipeline.provenance import FileRecord, sha256_json
+from skel_fit.recipe import FitRequest
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +72,15 @@ class Plan:
     @cached_property
     def plan_id(self) -> str:
         return sha256_json(self.to_json())
+
+    @cached_property
+    def request(self) -> FitRequest:
+        """The fit, typed.
+
+        Raises:
+            InputError: options that this version does not know.
+        """
+        return validated(FitRequest, self.fit, f"plan of '{self.name}', fit")
 
     @property
     def shards(self) -> int:

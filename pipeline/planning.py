@@ -71,7 +71,6 @@ def _plan(
 ) -> Planned:
     from pipeline.readers import open_source
 
-    fit = factory.check_config(manifest.fit)
     source = open_source(
         find_source(manifest, root),
         format=manifest.source.format,
@@ -81,7 +80,7 @@ def _plan(
         image_root=manifest.image_root,
         **manifest.source.options,
     )
-    if "sequence" in fit:
+    if manifest.fit.sequence is not None:
         check_sequences(source)
     location = locate(source, root)
     source.check()
@@ -102,7 +101,7 @@ def _plan(
         models_kind=manifest.models,
         models=factory.models(models, _gender_pairs(manifest, source)),
         fitter=fitter,
-        fit=fit,
+        fit=manifest.fit.to_json(),
         code=code_version("shard"),
         software=software(),
     )

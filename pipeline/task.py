@@ -107,7 +107,7 @@ class ShardWorker:
         self._source = open_job_source(job)
         factory = resolve_fitter(job.plan.fitter)
         check_models(job.plan, job.models)
-        self._fitter = factory.open(job.models, job.device, job.plan.fit)
+        self._fitter = factory.open(job.models, job.device, job.plan.request)
 
     def run(self, shard: int, attempt: int) -> Receipt:
         """Convert one shard and publish file, then receipt.
@@ -121,7 +121,7 @@ class ShardWorker:
         check_unchanged(self.job.source)
         start, stop = plan.rows_of(shard)
         first, last = start, stop
-        if "sequence" in plan.fit:  # fit whole sequences, keep the shard's own rows
+        if plan.request.sequence is not None:  # fit whole sequences, keep the shard's own rows
             first, last = whole_sequences(self._source, start, stop)
         rows = self._source.read(first, last)
         _check_rows(rows, first, last)
@@ -202,7 +202,8 @@ def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str,
     for pair in np.unique(pairs[accepted]):
         chosen = np.flatnonzero(accepted & (pairs == pair))
         smpl_gender, skel_gender = str(pair).split(":")
-        together = runs(plan.name, rows, chosen) if "sequence" in plan.fit else [chosen]
+        sequence = plan.request.sequence
+        together = [chosen] if sequence is None else runs(plan.name, rows, chosen)
         for some in together:
             result = fitter.fit(
                 (smpl_gender, skel_gender), rows.poses[some], rows.betas[some], rows.transl[some]

@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import InputError, OutputError, PlanMismatch, UsageError
+from pipeline.paths import is_inside
 from pipeline.plan import Plan
 from pipeline.rundir import RunDirectory, ShardState
 from pipeline.task import receipt_path, shard_path
@@ -152,7 +153,7 @@ def fetch(url: str, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for remote in filesystem.find(root):
         local = directory / remote.removeprefix(root).lstrip("/")
-        if not local.resolve().is_relative_to(directory.resolve()):
+        if not is_inside(local, directory):
             raise InputError(f"{url}: object name {remote!r} leads out of the folder")
         local.parent.mkdir(parents=True, exist_ok=True)
         filesystem.get_file(remote, str(local))

@@ -270,7 +270,7 @@ def _open_fitter(run: RunDirectory, plan: Plan, models: Path | None, device: str
             models = Path(noted)
         directory = models_directory(plan.models_kind, models)
         check_models(plan, directory)
-    return factory.open(directory, device, plan.fit)
+    return factory.open(directory, device, plan.request)
 
 
 def _named(problems: Sequence[str], shard: int) -> bool:

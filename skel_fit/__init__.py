@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from skel_fit.fit import FitResult, fit_skel, fit_skel_to_vertices
     from skel_fit.joint_limits import limits
     from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl, model_file
-    from skel_fit.recipe import FitConfig, Recipe, Stage
+    from skel_fit.recipe import FitConfig, Recipe, SequenceConfig, Stage
     from skel_fit.root import root_from_smpl, root_to_smpl
-    from skel_fit.sequence import SequenceConfig, fit_sequence
+    from skel_fit.sequence import fit_sequence
     from skel_fit.shape import shape_transfer
     from skel_fit.skel import SKEL, SkelIdentity, SkelOutput
 
@@ -49,9 +49,9 @@ _HOMES = {
     "fit": ("FitResult", "fit_skel", "fit_skel_to_vertices"),
     "joint_limits": ("limits",),
     "model_files": ("load_joint_regressor", "load_skel", "load_smpl", "model_file"),
-    "recipe": ("FitConfig", "Recipe", "Stage"),
+    "recipe": ("FitConfig", "Recipe", "SequenceConfig", "Stage"),
     "root": ("root_from_smpl", "root_to_smpl"),
-    "sequence": ("SequenceConfig", "fit_sequence"),
+    "sequence": ("fit_sequence",),
     "shape": ("shape_transfer",),
     "skel": ("SKEL", "SkelIdentity", "SkelOutput"),
 }

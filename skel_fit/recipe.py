@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -127,6 +127,59 @@ class FitConfig(_Frozen):
         if isinstance(self.recipe, Recipe):
             return self.recipe
         return load_recipe(RECIPES / f"{self.recipe}.yaml")
+
+
+class SequenceConfig(_Frozen):
+    """Options of a sequence. They change results, and are hashed into provenance."""
+
+    smoothing: float = Field(0.0, ge=0.0, le=1e4)
+    """Weight of the squared error of the vertices' displacement from frame to frame, beside the
+    squared error of their position. It draws the skin to the target's velocity, not to rest."""
+    jump: float = Field(0.5, gt=0.0)
+    """A joint angle that changes by more between two frames (rad) makes the solver look whether the
+    neighbour's branch fits as well."""
+    rounds: int = Field(30, ge=1, le=1000)
+    """At most so many Gauss-Newton steps of the smoothing."""
+
+
+def check_sequence(config: FitConfig) -> None:
+    """Raises ValueError for a fit whose frames cannot be those of one moving body."""
+    if config.resolved_recipe().root_is_free:
+        raise ValueError(
+            f"recipe {config.recipe!r} frees the root; a sequence needs a recipe that freezes it, "
+            "as 'hierarchical' and 'full' do"
+        )
+    if config.betas == "fit":
+        raise ValueError("betas='fit' gives every frame a shape of its own; a sequence needs one")
+
+
+class FitRequest(FitConfig):
+    """What a subset asks for: frames on their own, or with `sequence` those of moving bodies."""
+
+    sequence: SequenceConfig | None = None
+
+    @field_validator("sequence", mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("expected options such as {smoothing: 1.0}, or {} for their defaults")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FitRequest:
+        if self.sequence is not None:
+            check_sequence(self)
+        return self
+
+    @property
+    def frame(self) -> FitConfig:
+        """The options of each frame's fit."""
+        return FitConfig.model_validate(self.model_dump(exclude={"sequence"}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option with its value; `sequence` only where it is asked for."""
+        left_out = {"sequence"} if self.sequence is None else None
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
 from torch import Tensor
 
 from skel_fit.anatomy import DOFS, JOINT_NAMES, PERIODIC, REGIONS
 from skel_fit.fit import FitResult, _solver, fit_skel, status_of
-from skel_fit.recipe import FitConfig
+from skel_fit.recipe import FitConfig, SequenceConfig, check_sequence
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.coupling import Twists, cross_curvature
 from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
@@ -42,21 +41,6 @@ _TRIES = 8
 _ACTIVE_SET_PASSES = 5
 
 
-class SequenceConfig(BaseModel):
-    """Options of a sequence. They change results, and are hashed into provenance."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    smoothing: float = Field(0.0, ge=0.0, le=1e4)
-    """Weight of the squared error of the vertices' displacement from frame to frame, beside the
-    squared error of their position. It draws the skin to the target's velocity, not to rest."""
-    jump: float = Field(0.5, gt=0.0)
-    """A joint angle that changes by more between two frames (rad) makes the solver look whether the
-    neighbour's branch fits as well."""
-    rounds: int = Field(30, ge=1, le=1000)
-    """At most so many Gauss-Newton steps of the smoothing."""
-
-
 def fit_sequence(
     skel: torch.nn.Module,
     smpl: torch.nn.Module,
@@ -77,7 +61,7 @@ def fit_sequence(
     root or fits a shape to every frame.
     """
     config, smoothing = config or FitConfig(), smoothing or SequenceConfig()
-    check_config(config)
+    check_sequence(config)
     betas = _one_shape(betas, poses.shape[0])
     result = fit_skel(skel, smpl, poses, betas, transl, config)
     result = replace(
@@ -99,25 +83,6 @@ def fit_sequence(
         )
         _fit_run(problem, result, part, smoothing)
     return result
-
-
-class SequenceOptions(BaseModel):
-    """What a manifest writes beside the options of a fit: `sequence: {smoothing: 1.0}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sequence: SequenceConfig
-
-
-def check_config(config: FitConfig) -> None:
-    """Raises ValueError for a fit whose frames cannot be those of one moving body."""
-    if config.resolved_recipe().root_is_free:
-        raise ValueError(
-            f"recipe {config.recipe!r} frees the root; a sequence needs a recipe that freezes it, "
-            "as 'hierarchical' and 'full' do"
-        )
-    if config.betas == "fit":
-        raise ValueError("betas='fit' gives every frame a shape of its own; a sequence needs one")
 
 
 def _one_shape(betas: Tensor, count: int) -> Tensor:
@@ -644,10 +609,8 @@ __all__ = [
     "NEIGHBOUR_START",
     "Model",
     "SequenceConfig",
-    "SequenceOptions",
     "SequenceProblem",
     "View",
-    "check_config",
     "fit_sequence",
     "smooth",
     "solve_block_tridiagonal",

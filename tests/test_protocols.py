@@ -144,7 +144,7 @@ def add_protocol(working: Path, content: dict) -> None:
     [
         ({"rot": 1}, "unknown key 'rot'"),
         ({"source": {"format": "moyo", "files": ["a.npz"], "scale_unit": "m"}}, "scale_unit"),
-        ({"source": {"format": "moyo", "files": ["../a.npz"], "scale_unit": "px"}}, "leaves the"),
+        ({"source": {"format": "moyo", "files": ["../a.npz"], "scale_unit": "px"}}, "relative"),
         ({"joints": {"truth": "h36m_17", "prediction": "smpl_male_24"}}, "different size"),
         ({"joints": {"truth": "labels_44", "prediction": "keypoints_44"}}, "labels_44 goes with"),
         ({"joints": {"truth": "h36m_17", "prediction": "h36m_17", "pick": [17]}}, "beyond the 17"),
@@ -171,7 +171,7 @@ def test_wrong_protocols_are_refused_in_one_line(tmp_path, change, message):
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(UsageError, match=r"no protocol '3dpw'; there are .*3dpw-chmr, .*moyo"):
+    with pytest.raises(UsageError, match=r"no protocol '3dpw'; known: .*3dpw-chmr, .*moyo"):
         load_protocol("3dpw")
 
 

@@ -387,9 +387,9 @@ def test_convert_an_amass_folder(tmp_path: Path, pair, capsys: pytest.CaptureFix
 
 def test_rows_that_are_no_sequence_are_refused_in_one_line(tmp_path: Path):
     write_amass(tmp_path / "amass" / "a_poses.npz", range(4), 1, betas=shapes(4).numpy())
-    with pytest.raises(InputError, match=r"fit\.sequence\.smooth: Extra inputs"):
+    with pytest.raises(InputError, match=r"unknown key .fit\.sequence\.smooth."):
         convert_amass(tmp_path, "wrong", fit={"sequence": {"smooth": 1.0}})
-    with pytest.raises(InputError, match="fit: recipe 'released' frees the root"):
+    with pytest.raises(InputError, match=r"fit: .*recipe 'released' frees the root"):
         convert_amass(tmp_path, "wrong", fit={"sequence": {}, "recipe": "released"})
     with np.load(tmp_path / "amass" / "a_poses.npz") as file:
         np.savez(

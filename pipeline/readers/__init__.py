@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.paths import check_inside
 from pipeline.readers.base import AnnotationRows, AnnotationSource, FieldSpec
 from pipeline.readers.camerahmr import open_camerahmr
 from pipeline.readers.detect import FORMATS, detect_format
@@ -76,7 +77,8 @@ def open_source(
         _check_choice(path, "format", format, FORMATS)
     source = _open(path, format or detect_format(path), labels, options)
     if root is not None:
-        _check_inside(source, root)
+        for file in source.files:
+            check_inside(file, root)
     return source
 
 
@@ -101,12 +103,3 @@ def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]
 def _check_choice(path: Path, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{path}: {name} {value!r}, expected {', '.join(choices)}")
-
-
-def _check_inside(source: LabelSource, root: Path) -> None:
-    for file in source.files:
-        if not file.resolve().is_relative_to(root.resolve()):
-            raise InputError(
-                f"{file}: leads out of the data root {root}; copy the file there or give another "
-                "--data-root"
-            )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.paths import stays_inside
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import NO_ROWS, first_of, listed, split_names
 from pipeline.readers.reloaded import ReloadedTable, as_array, read_content, rows_and_constants
@@ -62,7 +63,7 @@ def folder_table(path: Path, pattern: str, load: Any) -> Table:
 
 def label_files(folder: Path, pattern: str = "**/*") -> list[Path]:
     """Files of a folder that may hold sequences, sorted by name."""
-    if pattern.startswith("/") or ".." in pattern.split("/"):
+    if not stays_inside(pattern):
         raise InputError(f"{folder}: pattern '{pattern}' leads out of the folder")
     found = [file for file in folder.glob(pattern) if file.suffix in SUFFIXES and file.is_file()]
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.columns import REGION_COLUMNS
 from pipeline.plan import ModelRecord
+from skel_fit.recipe import FitRequest
 
 FAULTS_VARIABLE = "HMR_SKEL_FAULTS"
 
@@ -26,15 +26,12 @@ class TrivialFit:
 
     needs_models = False
 
-    def check_config(self, fit: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(fit)
-
     def models(
         self, directory: Path | None, pairs: Iterable[tuple[str, str]]
     ) -> tuple[ModelRecord, ...]:
         return ()
 
-    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> TrivialFitter:
+    def open(self, directory: Path | None, device: str, request: FitRequest) -> TrivialFitter:
         return TrivialFitter()
 
 
@@ -81,7 +78,7 @@ class FaultyFit(TrivialFit):
     `betas[:, 1] * 1e6`. Every call appends `pid first-row` to the file `calls`.
     """
 
-    def open(self, directory: Path | None, device: str, fit: Mapping[str, Any]) -> TrivialFitter:
+    def open(self, directory: Path | None, device: str, request: FitRequest) -> TrivialFitter:
         return FaultyFitter(Path(os.environ[FAULTS_VARIABLE]))
 
 

@@ -20,6 +20,7 @@ import torch
 
 from pipeline.atomic import make_directory, read_json, write_bytes, write_json
 from pipeline.errors import InputError
+from pipeline.paths import stays_inside
 from pipeline.provenance import file_record
 from skel_fit.model_files import load_smpl
 from stages.drawing.render import Camera, Light, Mesh, render
@@ -60,8 +61,7 @@ def render_demo(
     columns = _columns(job.labels)
     names = columns["imgname"].tolist()
     for name in names:
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts:
+        if not stays_inside(name):
             raise InputError(f"{job.labels}: image name {name!r} leads out of the data root")
     record_path = job.root / Path(names[0]).parts[0] / _RECORD
     record = {"labels_sha256": file_record(job.labels).sha256, "version": VERSION,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.paths import Root, stays_inside
 
 _REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
             8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
@@ -46,14 +47,14 @@ class FolderImages:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._real_root = self.root.resolve()
+        self._inside = Root(root)
         self.place = str(root)
 
     def has(self, names: Sequence[str]) -> np.ndarray:
         folders: dict[str, set[str]] = {}
         found = np.zeros(len(names), bool)
         for k, name in enumerate(names):
-            if not _is_inside(name):
+            if not stays_inside(name):
                 continue
             parent, _, base = name.rpartition("/")
             if parent not in folders:
@@ -69,7 +70,7 @@ class FolderImages:
 
     def read(self, name: str, first: int | None = None) -> bytes:
         path = self.root / name
-        if not _is_inside(name) or not path.resolve().is_relative_to(self._real_root):
+        if not self._inside.holds(name):
             raise InputError(f"{self.place}: image name {name!r} leads out of the folder")
         try:
             with path.open("rb") as stream:
@@ -209,8 +210,3 @@ def decode(data: bytes, name: str, reduce: int = 1) -> np.ndarray:
         )  # fmt: skip
         picture = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
     return picture[..., ::-1]
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name

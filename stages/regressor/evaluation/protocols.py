@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.configuration import Catalogue, read_mapping, validated
 from pipeline.errors import InputError
+from pipeline.paths import InsideFolder, InsidePath
 from stages.regressor.data.images import ImageSource
 from stages.regressor.evaluation.metrics import PART_NAMES
 
@@ -59,8 +60,8 @@ class Source(_Strict):
     """
 
     format: Literal["hmr2", "camerahmr", "moyo", "shards"]
-    files: tuple[str, ...] = ()
-    images: str = ""
+    files: tuple[InsidePath, ...] = ()
+    images: InsideFolder = ""
     scale_unit: Literal["px", "200px"]
     split: str | None = None
     rows: int | None = None
@@ -69,9 +70,6 @@ class Source(_Strict):
     def _named(self) -> Source:
         if (self.format == "shards") == bool(self.files):
             raise ValueError("files: expected for every format but shards")
-        for name in (*self.files, self.images):
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"'{name}' leaves the data root")
         return self
 
 
