@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -50,9 +49,10 @@ class Column:
 _NAN = "NaN in rejected rows"
 
 
-def _real(shape: tuple[int, ...], content: str, *meaning: str, **options: Any) -> Column:
-    meant = Meaning(content, *meaning, *("",) * (3 - len(meaning)), _NAN)
-    return Column("<f4", shape, meant, rejected=np.nan, **options)
+def _real(
+    shape: tuple[int, ...], content: str, unit: str = "", frame: str = "", range: str = ""
+) -> Column:
+    return Column("<f4", shape, Meaning(content, unit, frame, range, _NAN), rejected=np.nan)
 
 
 def _error(content: str) -> Column:

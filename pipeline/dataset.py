@@ -123,11 +123,6 @@ class Dataset:
         self.attrs = MappingProxyType(state["attrs"])
 
     @property
-    def shard_numbers(self) -> tuple[int, ...]:
-        """The shards that are there, in order."""
-        return self._shards
-
-    @property
     def shard_rows(self) -> tuple[int, ...]:
         """Rows of each shard that is there, in order."""
         return tuple(last - first for first, last in itertools.pairwise(self._starts))

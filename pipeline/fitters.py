@@ -25,6 +25,7 @@ from pipeline.provenance import file_record
 if TYPE_CHECKING:
     import torch
 
+    from skel_fit.model_files import Kind
     from skel_fit.recipe import FitRequest
 
 DEFAULT_FITTER = "pipeline.fitters:SkelFit"
@@ -125,7 +126,8 @@ class SkelFit:
         if directory is None:
             raise UsageError("the SKEL fit needs a models folder")
         pairs = tuple(pairs)
-        wanted = {("smpl", smpl) for smpl, _ in pairs} | {("skel", skel) for _, skel in pairs}
+        wanted: set[tuple[Kind, str]] = {("smpl", smpl) for smpl, _ in pairs}
+        wanted |= {("skel", skel) for _, skel in pairs}
         records = []
         for kind, gender in sorted(wanted):
             record = file_record(_model_file(directory, kind, gender))
@@ -214,7 +216,7 @@ class _SkelFitter:
     def _pair(self, genders: tuple[str, str], dtype: str) -> tuple[Any, Any]:
         return self._model("smpl", genders[0], dtype), self._model("skel", genders[1], dtype)
 
-    def _model(self, kind: str, gender: str, dtype: str) -> Any:
+    def _model(self, kind: Kind, gender: str, dtype: str) -> Any:
         key = (kind, gender, dtype)
         if key not in self._loaded:
             self._loaded[key] = _load(self.directory, kind, gender, dtype).to(self.device)
@@ -237,7 +239,7 @@ def _one_blas_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _load(directory: Path, kind: str, gender: str, dtype: str = "float32") -> Any:
+def _load(directory: Path, kind: Kind, gender: str, dtype: str = "float32") -> Any:
     import torch
 
     from skel_fit.errors import ModelFileError
@@ -251,7 +253,7 @@ def _load(directory: Path, kind: str, gender: str, dtype: str = "float32") -> An
         raise InputError(str(error)) from error
 
 
-def _model_file(directory: Path, kind: str, gender: str) -> Path:
+def _model_file(directory: Path, kind: Kind, gender: str) -> Path:
     from skel_fit.errors import ModelFileError
     from skel_fit.model_files import model_file
 

@@ -84,7 +84,7 @@ class Manifest(_Strict):
     models: Literal["licensed", "default-body"] = "licensed"
     shard_rows: int = Field(default=8192, ge=1, le=1_000_000)
     compression: Literal["gzip", "none"] = "gzip"
-    fit: FitRequest = FitRequest()
+    fit: FitRequest = FitRequest.model_validate({})
     ray: Resources = Resources()
 
 

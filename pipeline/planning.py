@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def _plan(
 ) -> Planned:
     from pipeline.readers import open_source
 
+    options: dict[str, Any] = dict(manifest.source.options)
     source = open_source(
         find_source(manifest, root),
         format=manifest.source.format,
@@ -78,7 +80,7 @@ def _plan(
         smpl_gender=manifest.genders.smpl,
         skel_gender=manifest.genders.skel,
         image_root=manifest.image_root,
-        **manifest.source.options,
+        **options,
     )
     if manifest.fit.sequence is not None:
         check_sequences(source)
@@ -92,7 +94,7 @@ def _plan(
         shard_rows=manifest.shard_rows,
         compression=manifest.compression,
         source_format=source.format,
-        source_options=dict(manifest.source.options),
+        source_options=options,
         source_files=files,
         smpl_gender=manifest.genders.smpl,
         skel_gender=manifest.genders.skel,

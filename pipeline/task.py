@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.atomic import write_bytes, write_json
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import Fitter, resolve_fitter
+from pipeline.fitters import Fitter, models_directory, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
@@ -47,15 +47,6 @@ class Job:
     device: str = "cpu"
     threads: int = 0
     """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
-
-
-@dataclass(frozen=True)
-class ShardSpec:
-    """One shard of a job, at its n-th attempt."""
-
-    job: Job
-    shard: int
-    attempt: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class ShardWorker:
         _check_device(job.device)
         self.job = job
         _check_software(job.plan)
-        self._source = open_job_source(job)
+        self._source = open_plan_source(job.plan, job.source.path, job.source.data_root)
         factory = resolve_fitter(job.plan.fitter)
         check_models(job.plan, job.models)
         self._fitter = factory.open(job.models, job.device, job.plan.request)
@@ -148,16 +139,6 @@ class ShardWorker:
         )
         write_json(receipt_path(self.job.directory, shard), receipt.to_json())
         return receipt
-
-
-def run_shard(spec: ShardSpec) -> Receipt:
-    """Convert one shard in a fresh worker; executors keep a `ShardWorker` between shards."""
-    return ShardWorker(spec.job).run(spec.shard, spec.attempt)
-
-
-def open_job_source(job: Job) -> AnnotationSource:
-    """Open the label file of a job as its plan says."""
-    return open_plan_source(job.plan, job.source.path, job.source.data_root)
 
 
 def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSource:
@@ -292,6 +273,19 @@ def check_models(plan: Plan, directory: Path | None) -> None:
                 f"(SHA-256 {model.sha256[:12]}...); give --models DIR with that file, "
                 "on a cluster on every node"
             )
+
+
+def conversion_models(plan: Plan, noted: str | None, given: Path | None) -> Path:
+    """Folder with the models of a plan: `given`, else where the conversion had them, else default.
+
+    Raises:
+        InputError: absent, or not the files of the plan.
+    """
+    if given is None and noted and Path(noted).is_dir():
+        given = Path(noted)
+    directory = models_directory(plan.models_kind, given)
+    check_models(plan, directory)
+    return directory
 
 
 def _stat(path: Path) -> tuple[str, int, int]:

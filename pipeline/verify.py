@@ -14,13 +14,13 @@ import numpy as np
 from pipeline.atomic import read_json
 from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.errors import InputError
-from pipeline.fitters import Fitter, models_directory, resolve_fitter
+from pipeline.fitters import Fitter, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.rundir import RunDirectory, ShardState
 from pipeline.shards import open_shard, read_column, root_attributes
-from pipeline.task import check_models, open_plan_source, shard_path
+from pipeline.task import conversion_models, open_plan_source, shard_path
 from skel_fit.status import rejected_rows
 
 SAMPLE_ROWS = 256
@@ -265,11 +265,7 @@ def _open_fitter(run: RunDirectory, plan: Plan, models: Path | None, device: str
     factory = resolve_fitter(plan.fitter)
     directory = None
     if factory.needs_models:
-        noted = run.places().get("models")
-        if models is None and noted and Path(noted).is_dir():
-            models = Path(noted)
-        directory = models_directory(plan.models_kind, models)
-        check_models(plan, directory)
+        directory = conversion_models(plan, run.places().get("models"), models)
     return factory.open(directory, device, plan.request)
 
 

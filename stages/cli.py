@@ -148,9 +148,12 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     format: Annotated[str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads.")] = "hmr-skel-npz",
     keypoints3d: Annotated[
-        str, typer.Option(help="add (where the labels have none), replace or none.")
-    ] = "add",
-    rejected: Annotated[str, typer.Option(help="Rows without a fit: drop or keep.")] = "drop",
+        str | None,
+        typer.Option(help="add (where the labels have none), replace or none. [default: add]"),
+    ] = None,
+    rejected: Annotated[
+        str | None, typer.Option(help="Rows without a fit: drop or keep. [default: drop]")
+    ] = None,
     max_error: Annotated[
         float | None, typer.Option(help="Leave out rows with a mean error above this, mm.")
     ] = None,

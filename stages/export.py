@@ -1,4 +1,4 @@
-"""`hmr-skel export`: a converted dataset as a label file for other people's training code."""
+"""`hmr-skel export`: a converted dataset as a file for other programs."""
 
 from __future__ import annotations
 
@@ -8,68 +8,74 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UsageError
-from pipeline.fitters import models_directory
-from pipeline.interop import Exported, describe, export_hmr_skel
-from pipeline.task import check_models
+from pipeline.exporters.base import Exported, Exporter, ExportOptions
+from pipeline.exporters.hmr_skel import HmrSkelNpz
+from pipeline.task import conversion_models
 from stages.convert import aligned
 
-FORMATS = ("hmr-skel-npz",)
+
+def exporters() -> dict[str, Exporter[Any]]:
+    """Every format by the name that `--format` has for it."""
+    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints),)
+    return {exporter.name: exporter for exporter in found}
 
 
 def export(
     directory: Path,
     out: Path,
     *,
-    format: str = "hmr-skel-npz",
+    format: str = HmrSkelNpz.name,
     models: Path | None = None,
-    keypoints3d: str = "add",
-    rejected: str = "drop",
-    max_error: float | None = None,
     as_json: bool = False,
+    **options: Any,
 ) -> Exported:
-    """Write the label file and print what is in it.
+    """Write the file and print what is in it.
 
     Args:
         directory: output of a complete conversion.
         out: the file to write.
-        format: `hmr-skel-npz`.
-        models: folder with body models, for the keypoints; by default where the conversion had
-            them.
-        keypoints3d: `add` makes them where the labels have none, `replace` always, `none` never.
-        rejected: `drop` or `keep` rows that could not be fitted.
-        max_error: millimetres; leave out rows with a larger mean vertex error.
+        format: a key of `exporters()`.
+        models: folder with body models, for formats that need bodies; by default where the
+            conversion had them.
         as_json: print one JSON object.
+        options: those of the format; None counts as not given.
 
     Raises:
+        UsageError: no such format, or an option that it does not have.
         Incomplete: the conversion is not complete.
         InputError: no dataset, or models missing.
         OutputError: the file cannot be written.
     """
-    if format not in FORMATS:
-        raise UsageError(f"--format {format}: expected {', '.join(FORMATS)}")
-    for name, value, choices in (
-        ("--keypoints3d", keypoints3d, ("add", "replace", "none")),
-        ("--rejected", rejected, ("drop", "keep")),
-    ):
-        if value not in choices:
-            raise UsageError(f"{name} {value}: expected {', '.join(choices)}")
-    if max_error is not None and not max_error > 0:
-        raise UsageError(f"--max-error {max_error}: expected millimetres above 0")
-    dataset = open_dataset(directory)
-    wanted = keypoints3d != "none"
-    exported = export_hmr_skel(
-        dataset,
-        out,
-        keypoints=_SkelKeypoints(dataset, models) if wanted else None,
-        existing_keypoints="replace" if keypoints3d == "replace" else "keep",
-        rejected="keep" if rejected == "keep" else "drop",
-        max_error=None if max_error is None else max_error / 1000,
-    )
-    print(json.dumps(describe(exported), sort_keys=True) if as_json else _table(exported))
+    known = exporters()
+    if format not in known:
+        raise UsageError(f"--format {format}: expected {', '.join(known)}")
+    chosen = _options(known[format], options)
+    exported = known[format].write(open_dataset(directory), out, chosen, models)
+    print(json.dumps(exported.to_json(), sort_keys=True) if as_json else _table(exported))
     return exported
+
+
+def _options(exporter: Exporter[Any], given: dict[str, Any]) -> ExportOptions:
+    """The options of a format from those of the command line."""
+    told = {name: value for name, value in given.items() if value is not None}
+    try:
+        return exporter.options.model_validate(told)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        if name not in exporter.options.model_fields:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: format {exporter.name} has no such option"
+            ) from None
+        raise UsageError(
+            f"--{name.replace('_', '-')} {problem['input']}: {problem['msg']}".replace(
+                "Input should be", "expected"
+            )
+        ) from None
 
 
 class _SkelKeypoints:
@@ -80,10 +86,7 @@ class _SkelKeypoints:
 
     def __init__(self, dataset: Dataset, models: Path | None) -> None:
         noted = dataset.attrs["models_directory"]
-        if models is None and noted and Path(noted).is_dir():
-            models = Path(noted)
-        self._models = models_directory(dataset.plan.models_kind, models)
-        check_models(dataset.plan, self._models)
+        self._models = conversion_models(dataset.plan, noted, models)
         self._bodies: dict[str, Any] = {}
 
     def __call__(self, poses: NDArray, betas: NDArray, genders: NDArray) -> NDArray:
@@ -118,6 +121,6 @@ def _table(exported: Exported) -> str:
         ("left out", left),
         ("columns", ", ".join(exported.columns)),
     ]
-    if exported.missing:
-        lines.append(("attention", f"SKEL-CF's training needs {', '.join(exported.missing)} too"))
+    if exported.attention:
+        lines.append(("attention", exported.attention))
     return aligned(lines)

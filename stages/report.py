@@ -20,9 +20,8 @@ from pipeline.atomic import write_bytes
 from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS, SKEL_COLUMNS
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import models_directory
 from pipeline.rundir import RunDirectory
-from pipeline.task import check_models, open_plan_source
+from pipeline.task import conversion_models, open_plan_source
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.errors import ModelFileError
 from skel_fit.joint_limits import LimitsName, limits
@@ -384,14 +383,10 @@ def _poser(dataset: Dataset, given: Path | None) -> tuple[Poser | None, str]:
     plan = dataset.plan
     if not plan.models:
         return None, f"fitter '{plan.fitter}' uses no body models"
-    noted = dataset.attrs["models_directory"]
-    if given is None and noted and Path(noted).is_dir():
-        given = Path(noted)
     try:
-        directory = models_directory(plan.models_kind, given)
-        check_models(plan, directory)
+        directory = conversion_models(plan, dataset.attrs["models_directory"], given)
     except (InputError, ModelFileError) as error:
-        if given is not None and str(given) != noted:
+        if given is not None:
             raise
         return None, str(error)
     return Poser(directory), ""

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import open_dataset
 from pipeline.errors import Incomplete, InputError, OutputError, UsageError
-from pipeline.interop import BLOCK, export_hmr_skel
+from pipeline.exporters.hmr_skel import BLOCK, HmrSkelOptions, export_hmr_skel
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.joint_limits import limits
@@ -77,7 +77,7 @@ def members(path: Path) -> dict[str, np.ndarray]:
 
 def test_original_columns_are_untouched_and_skel_columns_are_the_dataset(plain, labels, tmp_path):
     path = tmp_path / "a_skel.npz"
-    found = export_hmr_skel(open_dataset(plain), path, rejected="keep")
+    found = export_hmr_skel(open_dataset(plain), path, HmrSkelOptions(rejected="keep"))
     written = members(path)
     for name, values in labels.items():
         assert written[name].dtype == values.dtype, name
@@ -94,7 +94,7 @@ def test_original_columns_are_untouched_and_skel_columns_are_the_dataset(plain, 
 
 def test_rows_without_a_fit_are_left_out_and_counted(plain, labels, tmp_path):
     path = tmp_path / "a_skel.npz"
-    found = export_hmr_skel(open_dataset(plain), path)
+    found = export_hmr_skel(open_dataset(plain), path, HmrSkelOptions())
     kept = np.setdiff1d(np.arange(ROWS), BAD_ROWS)
     np.testing.assert_array_equal(members(path)["imgname"], labels["imgname"][kept])
     assert found.left_out == {"rejected:non_finite_pose": 2}
@@ -106,7 +106,7 @@ def test_rows_beyond_a_bound_are_left_out(plain, labels, tmp_path):
     error[list(BAD_ROWS)] = np.inf
     bound = float(np.median(error))
     path = tmp_path / "a_skel.npz"
-    found = export_hmr_skel(open_dataset(plain), path, max_error=bound)
+    found = export_hmr_skel(open_dataset(plain), path, HmrSkelOptions(max_error=bound * 1000))
     np.testing.assert_array_equal(members(path)["pose_cam"], labels["pose_cam"][error <= bound])
     assert found.rows + sum(found.left_out.values()) == ROWS
 
@@ -114,10 +114,10 @@ def test_rows_beyond_a_bound_are_left_out(plain, labels, tmp_path):
 @pytest.mark.parametrize("rejected", ["drop", "keep"])
 def test_export_import_export_is_identical(plain, tmp_path, rejected):
     first, second = tmp_path / "one_skel.npz", tmp_path / "two_skel.npz"
-    export_hmr_skel(open_dataset(plain), first, rejected=rejected)
+    export_hmr_skel(open_dataset(plain), first, HmrSkelOptions(rejected=rejected))
     again = convert_labels(tmp_path, first.name, TRIVIAL, shard_rows=7)
     assert open_dataset(again).plan.source_format == "hmr-skel"
-    export_hmr_skel(open_dataset(again), second, rejected=rejected)
+    export_hmr_skel(open_dataset(again), second, HmrSkelOptions(rejected=rejected))
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -184,7 +184,7 @@ def test_no_row_depends_on_its_block(plain, tmp_path):
         return np.repeat(poses[:, None, :3], 44, axis=1)
 
     path = tmp_path / "a_skel.npz"
-    export_hmr_skel(open_dataset(plain), path, keypoints=keypoints, rejected="keep")
+    export_hmr_skel(open_dataset(plain), path, HmrSkelOptions(rejected="keep"), keypoints)
     assert set(sizes) == {(BLOCK, BLOCK, BLOCK)}
     written = members(path)
     good = np.setdiff1d(np.arange(ROWS), BAD_ROWS)
@@ -202,18 +202,19 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(plain, tmp_path):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        export_hmr_skel(open_dataset(plain), path, keypoints=broken)
+        export_hmr_skel(open_dataset(plain), path, HmrSkelOptions(), broken)
     assert [p.name for p in tmp_path.iterdir()] == ["a_skel.npz"]
     assert path.read_bytes() == b"old"
     with pytest.raises(OutputError, match="absent"):
-        export_hmr_skel(open_dataset(plain), tmp_path / "absent" / "a_skel.npz")
+        export_hmr_skel(open_dataset(plain), tmp_path / "absent" / "a_skel.npz", HmrSkelOptions())
 
 
 def test_bad_choices_are_usage_errors(plain, tmp_path):
     for change in (
-        {"format": "csv"}, {"keypoints3d": "some"}, {"rejected": "hide"}, {"max_error": 0.0}
+        {"format": "csv"}, {"keypoints3d": "some"}, {"rejected": "hide"}, {"max_error": 0.0},
+        {"colour": "red"},
     ):  # fmt: skip
-        with pytest.raises(UsageError, match="expected"):
+        with pytest.raises(UsageError, match=r"expected|no such option"):
             export(plain, tmp_path / "a.npz", **change)
 
 

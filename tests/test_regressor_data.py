@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import open_dataset
 from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
 from pipeline.rundir import RunDirectory
@@ -87,6 +88,22 @@ def test_reading_a_row_twice_gives_equal_labels(files: Demo) -> None:
     other = rows[(4, 5)]  # another epoch looks different, and means the same person
     assert not np.array_equal(other["image"], second["image"])
     assert np.array_equal(other["poses"], second["poses"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_what_the_shards_hold(files: Demo, workers: int) -> None:
+    """Promise P23: an epoch has each row once, bit for bit as `open_dataset` gives it."""
+    rows = dataset(files, training=False)
+    stored = open_dataset(files.shards)
+    seen = []
+    for batch in batches(rows, Order(ROWS, 6, seed=1).epoch(0), workers):
+        index = rows.rows.source_row[batch.row]
+        seen += index.tolist()
+        for name, values in (("skel_poses", batch.poses), ("skel_betas", batch.betas)):
+            assert values.numpy().tobytes() == stored[name][index].tobytes(), name
+        cameras = stored["cam_int"][index].astype(np.float32)
+        assert batch.view.cam_int.numpy().tobytes() == cameras.tobytes()
+    assert sorted(seen) == list(range(ROWS)) and seen != sorted(seen)
 
 
 def test_workers_do_not_change_a_row(files: Demo) -> None:

@@ -1,4 +1,4 @@
-"""What the driver loop needs from an executor."""
+"""What the driver loop needs from an executor, and what a worker does wherever it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import PipelineError
-from pipeline.task import Receipt
+from pipeline.task import Job, Receipt, ShardWorker
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,32 @@ class Executor(Protocol):
         """Stop all workers now; unfinished shards are abandoned. Safe to call twice."""
 
 
-def raised(shard: int, error: BaseException) -> Raised:
+class Body:
+    """A worker wherever it runs: exceptions become values, so a lost answer is a lost process."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: ShardWorker | None = None
+
+    def prepare(self) -> Raised | None:
+        """Open source and models; None: ready."""
+        try:
+            self._worker = ShardWorker(self._job)
+        except Exception as error:
+            return _raised(-1, error)
+        return None
+
+    def run(self, shard: int, attempt: int) -> Finished | Raised:
+        """Convert a shard; prepares itself first where nobody did."""
+        try:
+            if self._worker is None:
+                self._worker = ShardWorker(self._job)
+            return Finished(self._worker.run(shard, attempt))
+        except Exception as error:
+            return _raised(shard, error)
+
+
+def _raised(shard: int, error: Exception) -> Raised:
     """Describe an exception of a task so that it can cross a process boundary."""
     return Raised(
         shard=shard,

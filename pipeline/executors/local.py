@@ -1,7 +1,7 @@
-"""This machine: in the driver's own process, or in spawned worker processes.
+"""Executors on this machine: in this process, or in spawned worker processes.
 
-`multiprocessing.Pool` waits for ever for a worker that was killed, so the pool here watches pipes
-and process handles itself.
+`multiprocessing.Pool` waits for ever for a worker that was killed (pipeline.md 1.1), so pipes and
+process handles are watched here.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from pipeline.errors import PipelineError
-from pipeline.executors.base import Died, Finished, Outcome, Raised, raised
-from pipeline.task import Job, ShardWorker
+from pipeline.executors.base import Body, Outcome
+from pipeline.executors.pool import Answer, Lost, Pool, Worker
+from pipeline.task import Job
 
-_MAX_FAILED_STARTS = 3
 _PR_SET_PDEATHSIG = 1
+# Body models may come over a slow network; a worker that dies meanwhile is noticed at once.
+_START_TIMEOUT = 900.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -32,8 +33,7 @@ class InProcess:
     isolated = False
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._worker: ShardWorker | None = None
+        self._body = Body(job)
         self._submitted: tuple[int, int] | None = None
 
     def free(self) -> int:
@@ -45,127 +45,77 @@ class InProcess:
     def wait(self, timeout: float) -> list[Outcome]:
         if self._submitted is None:
             return []
-        if self._worker is None:
-            self._worker = ShardWorker(self._job)
         (shard, attempt), self._submitted = self._submitted, None
-        try:
-            return [Finished(self._worker.run(shard, attempt))]
-        except Exception as error:
-            return [raised(shard, error)]
+        return [self._body.run(shard, attempt)]
 
     def close(self) -> None:
-        self._worker = None
+        self._submitted = None
 
 
-@dataclass
-class _Worker:
+@dataclass(frozen=True)
+class _Process:
     process: BaseProcess
     pipe: Connection
-    ready: bool = False
-    shard: int | None = None
 
 
-class SpawnPool:
-    """`workers` spawned processes; one that dies is replaced, its shard is reported as died."""
-
-    isolated = True
+class SpawnPool(Pool[_Process]):
+    """Spawned processes of this machine."""
 
     def __init__(self, job: Job, workers: int) -> None:
+        super().__init__(workers, start_timeout=_START_TIMEOUT)
         self._job = job
         self._context = multiprocessing.get_context("spawn")
-        self._size = workers
-        self._workers: list[_Worker] = []
-        self._failed_starts = 0
-        self._refill()
+        self.fill()
 
-    def free(self) -> int:
-        return sum(worker.ready and worker.shard is None for worker in self._workers)
+    def start(self) -> _Process:
+        here, there = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(self._job, there, os.getpid()), daemon=True
+        )
+        with _threads(self._job.threads):
+            process.start()
+        there.close()
+        return _Process(process, here)
 
-    def submit(self, shard: int, attempt: int) -> None:
-        worker = next(w for w in self._workers if w.ready and w.shard is None)
-        worker.shard = shard
-        # A worker that died just now is noticed by wait().
+    def send(self, handle: _Process, shard: int, attempt: int) -> None:
         with contextlib.suppress(OSError):
-            worker.pipe.send((shard, attempt))
+            handle.pipe.send((shard, attempt))
 
-    def wait(self, timeout: float) -> list[Outcome]:
+    def answers(
+        self, workers: Sequence[Worker[_Process]], timeout: float
+    ) -> Iterator[tuple[Worker[_Process], Answer]]:
         # Only the pipe is watched: it reports the answer first and the end of the process after.
-        ready = wait([worker.pipe for worker in self._workers], timeout)
-        outcomes: list[Outcome] = []
-        for worker in [w for w in self._workers if w.pipe in ready]:
-            try:
-                message = worker.pipe.recv()
-            except (EOFError, OSError):
-                outcomes += self._bury(worker)
-            else:
-                outcomes += self._answered(worker, message)
-        self._refill()
-        return outcomes
+        ready = wait([worker.handle.pipe for worker in workers], timeout)
+        for worker in workers:
+            if worker.handle.pipe in ready:
+                try:
+                    yield worker, worker.handle.pipe.recv()
+                except (EOFError, OSError):
+                    worker.handle.process.join()
+                    yield worker, Lost(_describe_exit(worker.handle.process.exitcode))
 
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-        self._workers = []
-
-    def _answered(self, worker: _Worker, message: object) -> list[Outcome]:
-        if message == "ready":
-            worker.ready = True
-            self._failed_starts = 0
-            return []
-        if isinstance(message, Raised) and not worker.ready:
-            raise message.fatal or PipelineError(
-                f"a worker cannot start: {message.kind}: {message.message}"
-            )
-        worker.shard = None
-        assert isinstance(message, Finished | Raised)
-        return [message]
-
-    def _bury(self, worker: _Worker) -> list[Outcome]:
-        worker.process.join()
-        worker.pipe.close()
-        self._workers.remove(worker)
-        reason = _describe_exit(worker.process.exitcode)
-        if not worker.ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                raise PipelineError(f"workers die while starting: {reason}")
-        return [] if worker.shard is None else [Died(worker.shard, reason)]
-
-    def _refill(self) -> None:
-        while len(self._workers) < self._size:
-            here, there = self._context.Pipe()
-            process = self._context.Process(
-                target=_serve, args=(self._job, there, os.getpid()), daemon=True
-            )
-            with _threads(self._job.threads):
-                process.start()
-            there.close()
-            self._workers.append(_Worker(process, here))
+    def stop(self, handles: Sequence[_Process]) -> None:
+        for handle in handles:
+            handle.process.kill()
+        for handle in handles:
+            handle.process.join()
+            handle.pipe.close()
 
 
 def _serve(job: Job, pipe: Connection, driver: int) -> None:
-    """Body of a worker process."""
+    """What a worker process does."""
     _die_with(driver)
     # Ctrl-C reaches the whole group; the driver decides what happens to the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        worker = ShardWorker(job)
-    except Exception as error:
-        pipe.send(raised(-1, error))
-        return
-    pipe.send("ready")
-    while True:
+    body = Body(job)
+    failed = body.prepare()
+    pipe.send(failed)
+    while failed is None:
         try:
             shard, attempt = pipe.recv()
         except EOFError:
             return
-        try:
-            pipe.send(Finished(worker.run(shard, attempt)))
-        except Exception as error:
-            pipe.send(raised(shard, error))
+        pipe.send(body.run(shard, attempt))
 
 
 def _die_with(driver: int) -> None:

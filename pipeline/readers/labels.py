@@ -99,10 +99,6 @@ class LabelSource(AnnotationSource):
             np.arange(start, stop), *body, *genders, fields=fields, reasons=verdicts.reasons
         )
 
-    def read_fields(self, start: int, stop: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Only the named original columns of the rows start to stop."""
-        return self._table.read(start, stop, names)
-
     def check(self) -> None:
         self.check_bytes()
         self.check_unit()
@@ -212,22 +208,22 @@ class LabelSource(AnnotationSource):
             (layout.has_pose, lambda s: int(np.prod(s)) == 1, "(rows)"),
             (layout.has_betas, lambda s: int(np.prod(s)) == 1, "(rows)"),
         )  # fmt: skip
-        for name, fits, expected in rules:
-            if name:
-                self._numeric(name, flag=name in (layout.has_pose, layout.has_betas))
-                if not fits(self.fields[name].shape):
-                    raise self._wrong(name, f"shape {expected}")
+        for column, fits, expected in rules:
+            if column:
+                self._numeric(column, flag=column in (layout.has_pose, layout.has_betas))
+                if not fits(self.fields[column].shape):
+                    raise self._wrong(column, f"shape {expected}")
         if layout.names and (
             self.fields[layout.names].dtype.kind not in "SU" or self.fields[layout.names].shape
         ):
             raise self._wrong(layout.names, "file names, one text a row")
-        for option, column in (("smpl_gender", "gender"), ("skel_gender", "skel_gender")):
+        for option, name in (("smpl_gender", "gender"), ("skel_gender", "skel_gender")):
             if getattr(self._options, option) != "column":
                 continue
-            found = column if column in self.fields else "gender"
+            found = name if name in self.fields else "gender"
             if found not in self.fields:
                 raise InputError(
-                    f"{self.path}: member '{column}' is missing; the manifest takes "
+                    f"{self.path}: member '{name}' is missing; the manifest takes "
                     f"the gender from it, write male or female there instead"
                 )
             spec = self.fields[found]

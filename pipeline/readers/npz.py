@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +103,7 @@ class NpzFile:
     def check(self) -> None:
         """Read every member once against its CRC-32; memory stays at 1 MB."""
         for name, member in self.members.items():
-            self._guard(name, lambda member=member: self._check_crc(member))
+            self._guard(name, partial(self._check_crc, member))
 
     def error(self, name: str, problem: str) -> InputError:
         where = f"{self.path}: member '{name}'" if name else f"{self.path}"
@@ -122,7 +123,7 @@ class NpzFile:
                     raise self.error(info.filename, "not an array (.npy), expected a npz file")
                 if name in members:
                     raise self.error(name, "stored twice; write the file again")
-                opened = self._guard(name, lambda i=info, n=name: _member(archive, raw, i, n, size))
+                opened = self._guard(name, partial(_member, archive, raw, info, name, size))
                 members[name] = opened
         return members
 
