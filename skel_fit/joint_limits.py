@@ -4,9 +4,9 @@ Source of the published table: docs/reference/skel-model.md#limits. All angles a
 
 An angle is judged by the joint's position, so whole turns are taken off first: to [-pi, pi], as the
 published evaluation does (docs/reference/evaluation.md#limit-rates), and an angle whose range
-reaches across that seam is inside where any of its representatives is. Only bending and extension of the spine
-are judged as they are, because they also slide their joint along an arc: for them a whole turn is
-another position (`anatomy.PERIODIC`).
+reaches across that seam is inside where any of its representatives is. Only bending and extension
+of the spine are judged as they are, because they also slide their joint along an arc: for them a
+whole turn is another position (`anatomy.PERIODIC`).
 """
 
 import math
