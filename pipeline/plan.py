@@ -1,7 +1,7 @@
 """The frozen, hashed work list. Everything that can change a byte of the result is in it.
 
 `plan_id` is the SHA-256 of the plan's canonical JSON. A run directory belongs to one plan for ever.
-Source: reference/pipeline.md 4.4 step 1.
+Source: docs/reference/pipeline.md#resume.
 """
 
 from __future__ import annotations

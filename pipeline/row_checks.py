@@ -1,8 +1,9 @@
 """Why a row is rejected. A row's verdict depends on that row (and the image root) alone.
 
-Thresholds: boxes below 1 px stop the published training code (datasets.md 1.4); 4 image diagonals
-is the unit mix-up rule of datasets.md 4.4. SMPL parameters are judged by `skel_fit.status`, as a
-fit judges them (filters upstream stop at |beta| 3, datasets.md 3.2, which `hmr-skel lint` reports).
+Thresholds: boxes below 1 px stop the published training code
+(docs/reference/label-formats.md#camerahmr); 4 image diagonals is the unit mix-up rule
+(#scale-unit). SMPL parameters are judged by `skel_fit.status`, as a fit judges them (filters
+upstream stop at |beta| 3, #filters, which `hmr-skel lint` reports).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Executors on this machine: in this process, or in spawned worker processes.
 
-`multiprocessing.Pool` waits for ever for a worker that was killed (pipeline.md 1.1), so pipes and
+`multiprocessing.Pool` waits for ever for a worker that was killed, so pipes and
 process handles are watched here.
 """
 

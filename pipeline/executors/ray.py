@@ -1,7 +1,7 @@
 """Ray actors: one shard a call, at most one call in flight each, receipts only.
 
 Ray's own retries are off, because they hide how often a shard killed its process; we count. Facts
-behind every choice: reference/pipeline.md 3. `ray` is imported by this module only.
+behind every choice: docs/reference/pipeline.md#ray. `ray` is imported by this module only.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Label files for other people's code: the HMR-SKEL npz that SKEL-CF's training reads.
 
-Source: reference/datasets.md 2.3 and 2.4. The file holds every original column under its own name
-and with its own bytes, then `skel_poses`, `skel_betas`, `skel_trans` and, where the labels have
-none, `keypoints3d`. It is written column by column, so memory does not grow with the rows, and
-holds no time: the same dataset gives the same bytes.
+Source: docs/reference/label-formats.md#hmr-skel and #hmr-skel-training. The file holds every
+original column under its own name and with its own bytes, then `skel_poses`, `skel_betas`,
+`skel_trans` and, where the labels have none, `keypoints3d`. It is written column by column, so
+memory does not grow with the rows, and holds no time: the same dataset gives the same bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pose sequences: AMASS SMPL+H npz, pickled or npz dictionaries; one file or a folder of them.
 
-Source: reference/datasets.md section 5 and 2.2 step 1. Added columns: `sequence` (name of the
-file without suffix, below the folder) and `frame`. Fields that a file has once (gender, betas of
+Source: docs/reference/label-formats.md#sequences. Added columns: `sequence` (name of the file
+without suffix, below the folder) and `frame`. Fields that a file has once (gender, betas of
 shape (16,), frame rate) are repeated in every row.
 """
 

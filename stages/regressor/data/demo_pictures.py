@@ -1,6 +1,6 @@
 """Pictures for the demo rows: the default body in their poses, dressed, lit, before a background.
 
-Source: reference/default-body.md section 7. Rendered by `stages/drawing/render.py` from the
+Source: docs/reference/default-body.md#pictures. Rendered by `stages/drawing/render.py` from the
 label file itself, so that labels and pixels agree; deterministic: a picture depends on its row, the
 label file's body parameters and `VERSION`. Files are cached under the data root, not committed.
 """
