@@ -9,6 +9,8 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +75,47 @@ def published(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
                 written = os.fstat(stream.fileno()).st_size if size is None else size
     except OSError as error:
         raise output_error(error, path, written) from error
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, mark: str) -> Iterator[Path]:
+    """A new folder that gets the name `path` when the block ends well: complete and durable.
+
+    mark: a file that such a folder has; an older folder is replaced only if it has it, too.
+
+    Raises:
+        OutputError: something else has that name, disk full and the like; nothing is left behind.
+    """
+    path = path.absolute()  # a relative path may be `.`, which has no name
+    if path.exists() and not (path / mark).is_file() and not _is_empty(path):
+        raise OutputError(f"{path}: exists and is no export (no {mark}); choose another folder")
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    temporary = path.with_name(f".{path.name}.{unique}")
+    old = path.with_name(f".{path.name}.old.{unique}")
+    try:
+        make_directory(path.parent)
+        temporary.mkdir()
+        yield temporary
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                with (Path(folder) / name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+            sync_directory(Path(folder))
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise output_error(error, path, 0) from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def write_json(path: Path, value: Any) -> None:
