@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
 from pipeline.exporters.opensim import read_mot, read_osim
+from skel_fit.anatomy import POSE_NAMES
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, document, osim_file, tables, transfer
 from skel_fit.opensim.subject import GROUNDS, subjects
-from skel_fit.pose_table import POSE_NAMES
 
 #: Bodies of ours that no gait model tells apart from its torso; their joints stay at rest.
 _STILL = ("scapula_r", "scapula_l")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from skel_fit import pose_table
+from skel_fit import joint_limits
+from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, document, osim_file, subject, tables, transfer
-from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES
 from tests.test_opensim_model import poses_inside_limits
 
 opensim = pytest.importorskip("opensim", reason="needs OpenSim: pip install 'hmr-skel[biomech]'")
@@ -87,7 +87,7 @@ def test_opensim_moves_the_bodies_as_we_do(case: Case) -> None:
 
 def _sequence(frames: int, reach: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """A slow motion from rest to somewhere inside the limits."""
-    limits = pose_table.limits("default").copy()
+    limits = joint_limits.limits("default").copy()
     limits[:3] = [-0.5, 0.5]
     goal = np.random.default_rng(8).uniform(limits[:, 0], limits[:, 1])
     share = np.linspace(0, reach, frames)[:, None]

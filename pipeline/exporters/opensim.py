@@ -1,6 +1,6 @@
 """The format `opensim`: models, motions, markers and tables in one folder.
 
-One model for each person: each row of an image data set, each sequence otherwise (more where shape or
+One model for each person: each row of an image data set, else each sequence (more where shape or
 gender change within one). `index.json` says what belongs together; the folder appears complete or
 not at all.
 """
@@ -25,11 +25,11 @@ from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.plan import Plan
 from pipeline.sequences import COLUMN as SEQUENCE
 from pipeline.task import conversion_models
+from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles as coordinate_angles
 from skel_fit.opensim import document, osim_file, tables, transfer
 from skel_fit.opensim.subject import GROUNDS, Subject, body_frames, skin_points, subjects
-from skel_fit.pose_table import JOINT_NAMES
 from skel_fit.skel import SKEL
 
 INDEX = "index.json"
