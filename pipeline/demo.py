@@ -1,8 +1,8 @@
 """The demo subset: committed real motion as a CameraHMR label file, `demo-release.npz`.
 
 Source: CMU motion capture 01_01 (`demo_motion.npz`, see NOTICE; mapped to SMPL rotations as in
-reference/default-body.md section 4). Keys and conventions: reference/datasets.md 1.2 and 7; the 44
-keypoints: reference/evaluation.md 2.1. Keypoints are exact projections, without noise.
+docs/reference/default-body.md#motion). Keys: docs/reference/label-formats.md#camerahmr; the 44
+keypoints: docs/reference/evaluation.md#keypoints-44, exact projections without noise.
 
 Rows are real frames, the same mirrored, and poses sampled around them; `pose_source` says which.
 The motion is cut into segments, each wholly in train, validation or test, with frames left out

@@ -1,8 +1,8 @@
 """Restricted reader of the official SKEL and SMPL files, and of joint regressors.
 
-Source: reference/skel-model.md section 1. A model file is untrusted: pickles are read as data
-(`restricted_pickle`), with stand-ins for scipy and chumpy too; arrays are made afterwards from
-checked bytes. Zip (npz) files are read member by member, without pickles.
+Source: docs/reference/skel-model.md#skel-files, #smpl-files. A model file is untrusted: pickles are
+read as data (`restricted_pickle`), with stand-ins for scipy and chumpy too; arrays are made
+afterwards from checked bytes. Zip (npz) files are read member by member, without pickles.
 """
 
 import math

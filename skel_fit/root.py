@@ -1,4 +1,4 @@
-"""SMPL root <-> SKEL root, in closed form (reference/skel-model.md 7.2, 7.3, 7.5; fitting.md 2).
+"""SMPL root <-> SKEL root, in closed form (docs/reference/skel-model.md#root).
 
 SMPL turns the body by an axis-angle vector about its own pelvis joint; SKEL by three Euler angles
 about fixed axes of the pelvis bone, about another point. Both directions are computed in float64

@@ -193,7 +193,8 @@ def test_skeleton_lies_inside_the_skin(sex: str, arrays: dict) -> None:
 
 @pytest.mark.parametrize("sex", SEXES)
 def test_bone_scales_do_not_blow_up(sex: str, arrays: dict) -> None:
-    """SKEL divides by distances between numbered vertices and by bone lengths (3.10)."""
+    """SKEL divides by distances between numbered vertices and by bone lengths
+    (skel-model.md#bone-scales)."""
     skel = arrays["skel", sex]
     template, directions = skel["skin_template_v"].astype(float), skel["shapedirs"].astype(float)
     betas = np.random.default_rng(0).normal(size=(500, 10)).clip(-3, 3)
@@ -320,7 +321,7 @@ def test_regressors_have_official_names_and_mean_the_same_points(folder: Path) -
     for matrix, rows in ((extra, 19), (human36, 17), (smpl, 24), (mixed, 24)):
         assert matrix.shape == (rows, 6890) and matrix.min() >= 0
         np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-9)
-    # Mirror permutation of the 19 (evaluation.md 2.1).
+    # Mirror permutation of the 19 (evaluation.md#keypoints-44-mirror).
     swap = [5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, *range(12, 19)]
     np.testing.assert_allclose(extra[:, mirror], extra[swap], atol=1e-9)
     found = extra @ template
@@ -330,7 +331,7 @@ def test_regressors_have_official_names_and_mean_the_same_points(folder: Path) -
     assert 1e-3 < miss.max() < 0.05
     assert found[13, 1] == pytest.approx(template[:, 1].max(), abs=0.02)  # head top
     assert found[14, 1] < found[16, 1] < found[15, 1] < found[17, 1] < found[18, 1] < found[13, 1]
-    order14 = [6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10]  # evaluation.md 2.3
+    order14 = [6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10]  # evaluation.md#h36m
     np.testing.assert_allclose((human36 @ template)[order14][:12], found[:12], atol=1e-9)
     male = default_body_arrays("skel", "male")
     skin = male["skin_template_v"].astype(float)

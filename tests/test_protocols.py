@@ -674,7 +674,7 @@ def test_a_wrong_focal_is_refused_without_a_checkpoint(tmp_path, capsys):
 
 
 def test_published_focal_rules():
-    """Evaluation reference 4.3 and 4.4."""
+    """evaluation.md#colour-order and evaluation.md#focal."""
     bgr = {name for name in PUBLISHED if load_protocol(name).fov_channels == "bgr"}
     assert bgr == {"moyo", "moyo-hard", "coco", "h36m-p2"}
     patch = {name for name in PUBLISHED if load_protocol(name).focal == "patch"}

@@ -1,4 +1,4 @@
-"""Pose representation, cameras, crops, mirror and roll (reference/regressor.md 1, 3, 6.5, 9)."""
+"""Pose representation, cameras, crops, mirror and roll (docs/reference/regressor.md)."""
 
 import math
 
@@ -101,7 +101,7 @@ def test_gimbal_lock_keeps_the_rotation_and_finite_gradients(lock: float, away: 
 
 
 def test_rotations_have_bounded_gradients_where_the_angles_have_not() -> None:
-    """Item 26: next to the singularity dq/dd explodes (3.1: 1116 at 1.5699), dR/dd does not."""
+    """regressor.md#d26: at the singularity dq/dd explodes (1116 at 1.5699), dR/dd does not."""
     poses = torch.zeros(1, 46, dtype=torch.float64)
     poses[0, 1] = 1.5699
     code = representation.encode(poses)
@@ -113,7 +113,7 @@ def test_rotations_have_bounded_gradients_where_the_angles_have_not() -> None:
     assert largest(lambda d: representation.rotations(d)[:, 0]) < 3
 
 
-# ---- mirror and roll (6.5) ----------------------------------------------------------------------
+# ---- mirror and roll ----------------------------------------------------------------------------
 
 
 @given(ANGLES)
@@ -176,7 +176,8 @@ def test_the_camera_vector_of_the_reference() -> None:
 def test_the_origin_lands_where_the_crop_camera_says(
     s: float, tx: float, ty: float, side: float, cx: float, cy: float, focal: float
 ) -> None:
-    """1.4: a point at the origin projects to (s tx / 2, s ty / 2) of the crop, exactly."""
+    """regressor.md#camera: a point at the origin projects to (s tx / 2, s ty / 2) of the crop,
+    exactly."""
     double = torch.float64
     cam_int = torch.tensor([intrinsics(focal, 1920, 1080)], dtype=double)
     center = torch.tensor([[cx, cy]], dtype=double)
@@ -202,7 +203,7 @@ def test_crop_camera_of_the_baseline() -> None:
 
 
 def test_boxes_grow_to_what_the_network_sees() -> None:
-    """1.1, datasets.md 1.5: ratio 192 : 256, then squared."""
+    """label-formats.md#crop: ratio 192 : 256, then squared."""
     assert camera.grown_side(100, 300, enlarge=True) == 300
     assert camera.grown_side(300, 300, enlarge=True) == pytest.approx(400)
     assert camera.grown_side(300, 300, enlarge=False) == 300
@@ -241,7 +242,8 @@ def test_pixels_go_where_the_keypoints_go(flip: bool, roll: float, side: float) 
     found = np.array([(x * cut).sum(), (y * cut).sum()]) / cut.sum()
     wanted = crops.apply(crops.compose(crop.affine, crop.turn), place)[0] - (16, 0)
     assert np.abs(found - wanted).max() < 0.25
-    # The conventions of 6.5: a flip mirrors x about the principal point, a roll keeps distances.
+    # The conventions of regressor.md#roll: a flip mirrors x about the principal point, a roll keeps
+    # distances.
     moved = crops.apply(crop.turn, place)[0]
     offset = (place[0] - principal) * ((-1 if flip else 1), 1)
     angle = math.atan2(*(moved - principal)[::-1]) - math.atan2(*offset[::-1])
@@ -249,7 +251,8 @@ def test_pixels_go_where_the_keypoints_go(flip: bool, roll: float, side: float) 
 
 
 def test_a_rolled_and_flipped_view_is_the_view_of_the_rolled_and_flipped_body() -> None:
-    """6.5: exact under full perspective, far off the axis, with unchanged intrinsics."""
+    """regressor.md#roll: exact under full perspective, far off the axis, with unchanged
+    intrinsics."""
     random = np.random.default_rng(0)
     cam_int = np.array(intrinsics(900.0, 1200, 800))
     points = random.normal(size=(44, 3)) * 0.4 + (1.2, -0.5, 4.0)

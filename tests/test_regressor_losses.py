@@ -1,4 +1,4 @@
-"""Keypoint body, loss terms on hand-made batches, recipes (reference/regressor.md 4.4, 5)."""
+"""Keypoint body, loss terms on hand-made batches, recipes (docs/reference/regressor.md)."""
 
 import math
 from pathlib import Path
@@ -107,7 +107,8 @@ def test_keypoint_gradients_agree_with_the_skin(models: Path, body: KeypointBody
 
 
 def test_mirrored_poses_give_mirrored_keypoints(body: KeypointBody) -> None:
-    """6.5: with small ankle angles, to the asymmetry of the body (the stand-in mirrors to 1 mm)."""
+    """regressor.md#flip: with small ankle angles, to the asymmetry of the body (the stand-in
+    mirrors to 1 mm)."""
     poses = 0.3 * torch.randn(4, 46, generator=torch.Generator().manual_seed(4))
     poses[:, [7, 14]] = 0
     betas = torch.zeros(4, 10)
@@ -154,7 +155,8 @@ def test_the_truth_has_no_loss(name: str, body: KeypointBody) -> None:
 
 
 def test_the_published_layer_loss_has_the_floor_that_ours_has_not(body: KeypointBody) -> None:
-    """5.3: any non-zero unused output costs at least 28/216 a layer; ours ignores it."""
+    """regressor.md#layer-loss: any non-zero unused output costs at least 28/216 a layer; ours
+    ignores it."""
     found = {}
     for kind in ("gram_schmidt", "well_defined", "raw"):
         recipe = load_recipe("published", [f"loss.layer_pose={kind}", "loss.layer_pose_weight=1.0"])
@@ -173,7 +175,7 @@ def test_the_published_layer_loss_has_the_floor_that_ours_has_not(body: Keypoint
 
 
 def test_the_layer_loss_sees_wrists_and_hinges(body: KeypointBody) -> None:
-    """The published form only sees the direction of the two wrist angles (5.3); ours all of it."""
+    """The published form only sees the direction of the two wrist angles; ours all of it."""
     for kind, blind in (("gram_schmidt", True), ("well_defined", False)):
         recipe = load_recipe("published", [f"loss.layer_pose={kind}"])
         right, labels = truth(body, recipe)
@@ -186,7 +188,7 @@ def test_the_layer_loss_sees_wrists_and_hinges(body: KeypointBody) -> None:
 
 
 def test_rotation_terms_by_hand(body: KeypointBody) -> None:
-    """5.1: sums of nine absolute (or squared) matrix differences, pelvis apart."""
+    """regressor.md#losses: sums of nine absolute (or squared) matrix differences, pelvis apart."""
     angle = math.radians(10)
     recipe = load_recipe("published", ["loss.layer_pose=none"])
     right, labels = truth(body, recipe)
@@ -260,7 +262,7 @@ def test_labels_without_confidence_may_hold_anything(body: KeypointBody) -> None
 
 
 def test_every_layer_camera_is_supervised_by_default(body: KeypointBody) -> None:
-    """Section 11, 2: published, only the last camera has a gradient; ours, all do."""
+    """regressor.md#i2: published, only the last camera has a gradient; ours, all do."""
     for name, reached in (("published", [False, True]), ("default", [True, True])):
         recipe = load_recipe(name)
         right, labels = truth(body, recipe)
@@ -286,7 +288,7 @@ def test_full_supervision_puts_the_whole_loss_on_every_layer(body: KeypointBody)
 
 
 def test_limits_have_a_dead_zone(body: KeypointBody) -> None:
-    """Section 11, 7: the straight knee (its limit is 0) costs nothing; 0.3 rad beyond does."""
+    """regressor.md#i7: the straight knee (its limit is 0) costs nothing; 0.3 rad beyond does."""
     recipe = load_recipe("default", ["loss.limits=published", "loss.limits_weight=1"])
     right, labels = truth(body, recipe)
     loss = Loss(recipe.loss, recipe.model, body)

@@ -60,7 +60,7 @@ def checkpoint(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crop_camera(files: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ablation without the full-image camera (table 4.4)."""
+    """The ablation without the full-image camera (regressor.md#ablations)."""
     out = tmp_path_factory.mktemp("predict") / "crop-camera"
     return trained_in_a_moment(files, out, "changes/without-camera")
 
@@ -173,7 +173,7 @@ def test_a_prediction_does_not_depend_on_its_batch(files: Demo, checkpoint: Path
 
 
 def test_crop_rules(files: Demo, checkpoint: Path) -> None:
-    """1.1, item 11: growing, whole pixels and the side that is told all reach the network."""
+    """regressor.md#d11: growing, whole pixels and the side told all reach the network."""
     trained = TrainedNetwork(checkpoint)
     assert trained.rule() == CropRule(enlarge=True)
     rules = (
@@ -201,14 +201,14 @@ def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             assert image.shape == (1, 3, 256, 256)
-            return torch.tensor([[9.9, 0.7]])  # component 1 counts (1.3)
+            return torch.tensor([[9.9, 0.7]])  # component 1 counts
 
     guessed = TrainedNetwork(checkpoint, focal=Constant()).intrinsics(data, "x")
     assert guessed[0, 0] == pytest.approx(height / (2 * np.tan(0.35)))
 
 
 def test_field_of_view_input_is_the_whole_picture_on_white_in_rgb() -> None:
-    """1.3: longer side 256, shorter int(), centred on white, RGB order."""
+    """regressor.md#human-fov: longer side 256, shorter int(), centred on white, RGB order."""
     picture = np.zeros((300, 451, 3), np.uint8)
     picture[..., 0] = 255  # red
     values = fov_input(picture)

@@ -351,7 +351,7 @@ def test_the_baseline_row_has_the_sizes_of_what_it_is_compared_with() -> None:
 
 
 def test_moving_average_follows_its_formula() -> None:
-    """6.2: m(n) = 0.9995 (1 - exp(-n / tau)), buffers too, integers copied."""
+    """regressor.md#ema: m(n) = 0.9995 (1 - exp(-n / tau)), buffers too, integers copied."""
     network = torch.nn.BatchNorm1d(2)
     ema = Ema(network, EmaConfig(decay=0.9995, steps=6000))
     assert ema.momentum(1) == pytest.approx(1.67e-4, rel=3e-3)

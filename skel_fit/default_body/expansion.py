@@ -122,7 +122,7 @@ def relative_frames(per_joint_rot: np.ndarray, joints: np.ndarray) -> np.ndarray
 
     per_joint_rot: (24, 3, 3) bone space -> body frame; joints: (24, 3) rest joints, metres.
     Rotation part: the bone frame seen from its parent's. Three places follow from SKEL's forward
-    pass (skel-model.md 3.4, 3.5) instead of from the tree:
+    pass (skel-model.md#bone-orientation) instead of from the tree:
     - hands turn about axes of the *ulna* frame (wrist flexion and deviation fall on the right axes
       although the radius is shown pronated), and their offset is read in that frame as well;
     - the head's offset must point along lumbar -> thorax, the segment SKEL aligns the thorax with.
@@ -180,7 +180,7 @@ def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
         "skel_weights": smooth.astype(float32),
         "skel_weights_rigid": coo_matrix((np.ones(len(member), float32), (bones, member)), shape),
         "osim_kintree_table": np.stack([PARENTS, np.arange(24)]).astype(np.int64),
-        # Kept by official readers, never used (skel-model.md 1.1).
+        # Kept by official readers, never used (skel-model.md#skel-files).
         "parameter_mapping": np.zeros((46, 2), np.int64),
         "tpose_transfo": rest.astype(float32),
         "apose_transfo": rest.astype(float32),
@@ -192,10 +192,10 @@ def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
 def default_body_arrays(kind: str, gender: str, asset: Path = ASSET) -> dict[str, Any]:
     """One stand-in model as the dict of the official pickle.
 
-    kind 'smpl' (gender neutral, male, female; schema skel-model.md 1.2) or 'skel' (male, female;
-    schema 1.1). Metres, T pose, +x to the subject's left, +y up, +z forward. The key `standin`
-    tells readers what it is. asset: another file than the committed one, as `build/` makes them.
-    Raises ValueError for any other kind or gender.
+    kind 'smpl' (gender neutral, male, female; schema skel-model.md#smpl-files) or 'skel' (male,
+    female; schema #skel-files). Metres, T pose, +x to the subject's left, +y up, +z forward. The
+    key `standin` tells readers what it is. asset: another file than the committed one, as `build/`
+    makes them. Raises ValueError for any other kind or gender.
     """
     if kind not in GENDERS:
         raise ValueError(f"kind {kind!r}: expected 'smpl' or 'skel'")

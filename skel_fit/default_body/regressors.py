@@ -1,4 +1,6 @@
-"""Stand-in joint regressors under the official names and shapes (evaluation.md 2.1-2.4).
+"""Stand-in joint regressors under the official names and shapes.
+
+Source: docs/reference/evaluation.md#keypoints-44, #skel-keypoints and #h36m.
 
 The official files are learned and gated. These rows are put together from the stand-in's own joints
 and surface patches, so they mean the same body points, are not negative, sum to 1 and mirror.
@@ -43,7 +45,8 @@ _J19 = (
     "right elbow", "right shoulder", "left shoulder", "left elbow", "left wrist",
     "neck", "head_top", "pelvis", "thorax", "spine", "jaw", "head",
 )  # fmt: skip
-# Rows 1-3 are the left leg, as the published list of 14 joints names them (evaluation.md 2.3).
+# Rows 1-3 are the left leg, as the published list of 14 joints names them
+# (docs/reference/evaluation.md#h36m).
 _H36M = (
     "pelvis", "left hip", "left knee", "left ankle", "right hip", "right knee", "right ankle",
     "spine", "thorax", "jaw", "head_top", "left shoulder", "left elbow", "left wrist",

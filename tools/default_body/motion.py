@@ -1,7 +1,7 @@
 """CMU trial 01_01 (ASF skeleton, AMC frames) as SMPL pose parameters.
 
 Global bone rotations are mapped first and parent-relative ones taken afterwards, so that the two
-skeletons need not have the same chain (reference default-body.md, section 4).
+skeletons need not have the same chain (docs/reference/default-body.md#motion).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Every number that the evaluation prints, once.
 
-Source: reference/evaluation.md section 1. Points are metres, angles radians; errors come out in
-millimetres, rates in percent. Batched, device-agnostic, and row by row: the result of a row does
-not depend on the rows beside it. Callers pass float64 (evaluation.md 4.2).
+Source: docs/reference/evaluation.md#point-errors and below. Points are metres, angles radians;
+errors come out in millimetres, rates in percent. Batched, device-agnostic, and row by row: the
+result of a row does not depend on the rows beside it. Callers pass float64
+(evaluation.md#precision).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def fit_similarity(source: Tensor, target: Tensor) -> Similarity:
 def aligned_point_error(predicted: Tensor, target: Tensor) -> Tensor:
     """(B,) mean distance of (B, N, 3) points after `fit_similarity`, millimetres: the PA- errors.
 
-    Joints and vertices each get their own alignment (evaluation.md 1.1).
+    Joints and vertices each get their own alignment (evaluation.md#point-errors).
     """
     return point_error(fit_similarity(predicted, target)(predicted), target)
 
@@ -104,7 +105,7 @@ def box_distance(predicted: Tensor, target: Tensor, box_side: Tensor) -> Tensor:
     """(B, K) distance of (B, K, 2) pixels in units of the larger side of the annotated box.
 
     box_side: (B,) max(w, h) of the annotated box, pixels, before any growth to an aspect ratio
-    (evaluation.md 1.3: the evaluators multiply the growth back out).
+    (evaluation.md#pck: the evaluators multiply the growth back out).
     """
     return torch.linalg.vector_norm(predicted - target, dim=-1) / box_side[:, None]
 
@@ -200,7 +201,8 @@ def limit_excess(
 def skel_limit_excess(poses: Tensor, tolerance: float) -> Tensor:
     """(B, 4) largest excess of each of `PART_NAMES`, radians, for SKEL poses (B, 46), radians.
 
-    tolerance: degrees. A row violates a part where this is positive (evaluation.md 1.4).
+    tolerance: degrees. A row violates a part where this is positive
+    (evaluation.md#limit-rates).
     """
     if poses.ndim != 2 or poses.shape[1] != 46:
         raise ValueError(f"poses must be (B, 46), got {tuple(poses.shape)}")

@@ -2,8 +2,9 @@
 
 A protocol says which label file, which body stands for the truth, which joints come out of which
 regressor, what is subtracted and aligned, and what others published under it. Adding a dataset is
-adding a file. Source of the shipped ones: reference/evaluation.md sections 1-4, datasets.md
-section 4. This module also states what a predictor has to be (`Predictor`, `Batch`).
+adding a file. Source of the shipped ones: docs/reference/evaluation.md#roots,
+docs/reference/label-formats.md#eval-hmr2 and below. This module also states what a predictor has to
+be (`Predictor`, `Batch`).
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ class EvaluationProtocol(_Strict):
     """Focal length of the published runs, which `--focal protocol` takes: from the field-of-view
     network, 5000 on the 256-pixel patch, or the labels."""
     fov_channels: Literal["rgb", "bgr"] = "rgb"
-    """Order in which the published runs gave the picture to that network (4.3)."""
+    """Order in which the published runs gave the picture to that network
+    (evaluation.md#colour-order)."""
     published: tuple[Published, ...] = ()
 
     @field_validator("name")
@@ -289,7 +291,8 @@ class Batch:
             the predictor uses none.
         center, box: (B, 2) box centre and annotated (w, h), before any growth.
         cam_int: (B, 3, 3) intrinsics of the labels, NaN where there are none. A predictor that
-            brings its own focal length ignores them, as the published ones do (4.4).
+            brings its own focal length ignores them, as the published ones do
+            (evaluation.md#focal).
         crop: the protocol's crop rule.
     """
 

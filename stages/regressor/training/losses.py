@@ -1,6 +1,6 @@
 """The training loss, row by row.
 
-Source: reference/regressor.md section 5 (as coded) with the switches of sections 10 and 11. Sums
+Source: docs/reference/regressor.md#losses, with the switches of #defects and #improvements. Sums
 over keypoints and coordinates, means over rows; all geometry in float32. The body model is run once
 for all supervised predictions together, reduced to its keypoints (`joints.KeypointBody`).
 """
