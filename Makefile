@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 SUBSET ?= demo
 OUT ?= outputs/$(SUBSET)
+# Extras to install besides dev, separated by commas, e.g. make setup EXTRAS=biomech.
+EXTRAS ?=
 # Further options for hmr-skel, e.g. ARGS="--workers 2 --models /path/to/models".
 ARGS ?=
 
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos
+.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +27,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-setup: $(STAMP)  ## make the virtual environment .venv (the other targets do it when needed)
+setup: $(STAMP)  ## make the virtual environment .venv, with EXTRAS (the other targets make it when needed)
+	$(if $(EXTRAS),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,$(EXTRAS)]')
+
+# Rajagopal 2015 and the Pose2Sim models, which tests of the OpenSim exchange read where they are.
+OSIM_MODELS ?= build/osim-models
+
+osim-models: $(STAMP)  ## unpack freely licensed OpenSim models of others into OSIM_MODELS (downloads 130 MB)
+	$(BIN)/python -m tools.osim_models $(OSIM_MODELS)
 
 convert: $(STAMP)  ## convert SUBSET (default demo) to SKEL shards in OUT; rerun to resume
 	$(BIN)/hmr-skel convert $(SUBSET) --out $(OUT) $(ARGS)

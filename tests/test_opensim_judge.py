@@ -1,7 +1,7 @@
 """OpenSim itself as the judge of our files. Needs the extra `biomech`; skipped where it is missing.
 
 The models of other people are taken from the folder that `HMR_SKEL_OSIM_MODELS` names
-(`make biomech-models` fills it), and skipped without it.
+(`make osim-models` fills it), and skipped without it.
 """
 
 import os
@@ -189,7 +189,7 @@ FOREIGN = {
 def foreign(request: pytest.FixtureRequest) -> Path:
     folder = os.environ.get("HMR_SKEL_OSIM_MODELS")
     if not folder:
-        pytest.skip("set HMR_SKEL_OSIM_MODELS to the folder that `make biomech-models` fills")
+        pytest.skip("set HMR_SKEL_OSIM_MODELS to the folder that `make osim-models` fills")
     return Path(folder) / request.param
 
 

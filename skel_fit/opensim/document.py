@@ -282,8 +282,9 @@ def _rotations(row: JointAxes) -> str:
 
 def _independent(axes: Sequence[NDArray]) -> NDArray[np.float64]:
     """The coordinate axis that lies least in the space of `axes` (one or two)."""
-    basis = np.linalg.qr(np.stack(axes, 1))[0]
-    return np.eye(3)[int(np.square(basis).sum(1).argmin())]
+    if len(axes) == 1:
+        return np.eye(3)[int(np.abs(axes[0]).argmin())]
+    return np.eye(3)[int(np.abs(np.cross(*axes)).argmax())]
 
 
 def _translations(joint: int, path: Path | None, along: NDArray) -> str:

@@ -241,20 +241,23 @@ def _moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Volume (24,), first (24, 3) and second (24, 3, 3) moments of closed triangle meshes.
 
-    Sums over the tetrahedra that the triangles (m, 3, 3) span with the origin.
+    Sums over the tetrahedra that the triangles (m, 3, 3) span with the origin; owners: (m,).
     """
-    six = np.einsum("ma,ma->m", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
-    total = corners.sum(1)
-    outer = total[:, :, None] * total[:, None, :]
-    outer += np.einsum("mka,mkb->mab", corners, corners)
-
-    def gather(values: NDArray) -> NDArray:
-        flat = values.reshape(len(owners), -1)
-        columns = [np.bincount(owners, column, NUM_JOINTS) for column in flat.T]
-        return np.stack(columns, -1).reshape(NUM_JOINTS, *values.shape[1:])
-
-    return (
-        gather(six / 6),
-        gather(six[:, None] * total / 24),
-        gather(six[:, None, None] * outer / 120),
+    order = np.argsort(owners, kind="stable")
+    x, y, z = np.ascontiguousarray(corners[order].transpose(2, 1, 0))  # each (3, m)
+    six = (
+        x[0] * (y[1] * z[2] - z[1] * y[2])
+        + y[0] * (z[1] * x[2] - x[1] * z[2])
+        + z[0] * (x[1] * y[2] - y[1] * x[2])
     )
+    totals = [part.sum(0) for part in (x, y, z)]
+    rows = [six / 6, *(six * total / 24 for total in totals)]
+    pairs = [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]
+    parts = (x, y, z)
+    for a, b in pairs:
+        rows.append(six / 120 * (totals[a] * totals[b] + (parts[a] * parts[b]).sum(0)))
+    found = np.stack([np.bincount(owners[order], row, NUM_JOINTS) for row in rows], 1)
+    second = np.empty((NUM_JOINTS, 3, 3))
+    for k, (a, b) in enumerate(pairs):
+        second[:, a, b] = second[:, b, a] = found[:, 4 + k]
+    return found[:, 0].copy(), found[:, 1:4].copy(), second
