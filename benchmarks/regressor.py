@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from skel_fit.default_body import default_body_directory
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from stages.regressor.config import Recipe, load_recipe
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.data.rows import Place, load_collection
-from stages.regressor.network.joints import KeypointBody, keypoint_matrix
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.view import View
 from stages.regressor.training.losses import Labels, Loss

@@ -26,7 +26,7 @@ from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
 from pipeline.readers.npz import NpzFile
 from skel_fit.anatomy import SMPL_MIRROR
-from skel_fit.keypoints import KeypointBody
+from skel_fit.keypoints import SmplKeypoints
 
 ROWS = 2400
 SEED = 20240
@@ -111,7 +111,7 @@ def write_demo(
     gtkps), gender and skel_gender (body of the label, body wanted), pose_source (real, mirrored,
     sampled), segment, split, frame (of the motion, 30 fps), image_size (width, height).
 
-    Raises InputError: a model file is missing. OutputError: `path` cannot be written.
+    Raises ModelFileError: a model file is missing or broken. OutputError: `path` cannot be written.
     """
     path = Path(path)
     write_bytes(path, npz_bytes(demo_columns(models_dir, rows=rows, seed=seed)))
@@ -132,9 +132,10 @@ def check_demo(path: str | Path, *, rows: int = ROWS, seed: int = SEED) -> None:
     except InputError as error:
         raise InputError(f"{error}; or remove the file: it is made anew") from error
     expected = _choose_rows(rows, np.random.default_rng(seed))
-    if all(np.array_equal(found.get(name), expected[name]) for name in _DRAWN_FIRST):
+    complete = len(found) == len(_DRAWN_FIRST)
+    if complete and all(np.array_equal(found[name], expected[name]) for name in _DRAWN_FIRST):
         return
-    if len(found) < len(_DRAWN_FIRST):
+    if not complete:
         reason = "no generated labels"
     elif (count := found["frame"].size) != rows:
         reason = f"{count} rows"
@@ -155,7 +156,7 @@ def demo_columns(
     """The columns of `write_demo` in memory, (rows, ...) each."""
     if rows < 60:
         raise InputError(f"demo: {rows} rows asked for, expected at least 60")
-    bodies = {gender: KeypointBody.load(Path(models_dir), gender) for gender in _label_genders()}
+    bodies = {gender: SmplKeypoints.load(Path(models_dir), gender) for gender in _label_genders()}
     random = np.random.default_rng(seed)
     columns = _choose_rows(rows, random)
     world = _poses(columns, bodies["neutral"], random)
@@ -242,7 +243,7 @@ def mirror_poses(poses: np.ndarray) -> np.ndarray:
 
 
 def _poses(
-    columns: dict[str, np.ndarray], body: KeypointBody, random: np.random.Generator
+    columns: dict[str, np.ndarray], body: SmplKeypoints, random: np.random.Generator
 ) -> np.ndarray:
     """(rows, 24, 3) rotation vectors, world frame (y up)."""
     poses = _motion()[columns["frame"]]
@@ -256,7 +257,7 @@ def _poses(
     return poses
 
 
-def _sample(base: np.ndarray, body: KeypointBody, random: np.random.Generator) -> np.ndarray:
+def _sample(base: np.ndarray, body: SmplKeypoints, random: np.random.Generator) -> np.ndarray:
     """Poses around `base` (n, 24, 3): inside the ranges of motion, limbs outside the body.
 
     What collides is drawn again with less spread; after the last try it stays as the base pose.
@@ -280,8 +281,11 @@ def _perturb(base: np.ndarray, noise: np.ndarray) -> np.ndarray:
         for joint in sorted({left, SMPL_MIRROR[left]}):
             flip = np.array((1.0, -1.0, -1.0)) if joint != left else np.ones(3)
             start = base[:, joint] * flip
-            move = _turn_hinge if isinstance(rule, _Hinge) else _turn_ball
-            drawn[:, joint] = move(start, noise[:, joint], rule) * flip
+            if isinstance(rule, _Hinge):
+                moved = _turn_hinge(start, noise[:, joint], rule)
+            else:
+                moved = _turn_ball(start, noise[:, joint], rule)
+            drawn[:, joint] = moved * flip
     return drawn
 
 
@@ -301,7 +305,7 @@ def _turn_hinge(start: np.ndarray, noise: np.ndarray, rule: _Hinge) -> np.ndarra
     return axis * np.clip(wanted, np.minimum(rule.low, angle), np.maximum(rule.high, angle))
 
 
-def _distances(body: KeypointBody, poses: np.ndarray) -> np.ndarray:
+def _distances(body: SmplKeypoints, poses: np.ndarray) -> np.ndarray:
     """(n, clearances) metres from point to segment, mean body."""
     joints = body.joints(poses, np.zeros((len(poses), 10)))
     result = []
@@ -390,7 +394,7 @@ def _project(
     columns["scale"] = (1.2 * (high - low).max(1) / 200).round(6)
 
 
-def _keypoints(bodies: dict[str, KeypointBody], columns: dict[str, np.ndarray]) -> np.ndarray:
+def _keypoints(bodies: dict[str, SmplKeypoints], columns: dict[str, np.ndarray]) -> np.ndarray:
     """(rows, 44, 3) metres, before translation, each row with its own body."""
     result = np.empty((len(columns["gender"]), 44, 3))
     poses = columns["pose_cam"].reshape(-1, 24, 3)

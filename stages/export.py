@@ -104,8 +104,9 @@ class _SkelKeypoints:
     def _body(self, gender: str) -> Any:
         import torch
 
+        from skel_fit.keypoint_body import KeypointBody
+        from skel_fit.keypoints import keypoint_matrix
         from skel_fit.model_files import load_skel
-        from stages.regressor.network.joints import KeypointBody, keypoint_matrix
 
         if gender not in self._bodies:
             skel = load_skel(self._models, gender, dtype=torch.float64)

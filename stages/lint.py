@@ -233,13 +233,13 @@ def _look_at_keypoints(source: LabelSource, fields: dict[str, np.ndarray]) -> _L
     place, confidence = points[:, :, :2], points[:, :, 2]
     seen = confidence > 0
     count = seen.sum(1)
-    yield "confidence_out_of_range", ((confidence < 0) | (confidence > 1.001)).any(1)
+    yield "confidence_out_of_range", np.any((confidence < 0) | (confidence > 1.001), axis=1)
     yield "few_keypoints", count <= 4
     inside_unit = (np.abs(place) <= 1.5).all(2)
     yield "keypoints_normalised", (count > 4) & (inside_unit | ~seen).all(1)
     if layout.cam_int:
         size = 2 * as_float64(fields[layout.cam_int])[:, :2, 2]
-        outside = ((place < -1) | (place > size[:, None] + 1)).any(2)
+        outside = np.any((place < -1) | (place > size[:, None] + 1), axis=2)
         yield "keypoints_outside_image", (outside & seen).any(1)
     if layout.center and layout.scale:
         half = box_sides(fields[layout.scale])[:, None, None] / 2
@@ -327,14 +327,14 @@ def _look_at_projection(source: LabelSource, directory: Path | None) -> tuple[in
     complete = (layout.transl, layout.cam_int, layout.keypoints, layout.scale)
     if directory is None or not all(complete):
         return 0, np.empty(0, int)
-    from skel_fit.keypoints import KeypointBody
+    from skel_fit.keypoints import SmplKeypoints
 
     chosen = [source.read(row, row + 1) for row in range(0, source.rows, _step(source.rows))]
     chosen = [rows for rows in chosen if not rows.reasons[0]]
     compared, off = 0, []
     for gender in sorted({str(rows.smpl_gender[0]) for rows in chosen}):
         group = [rows for rows in chosen if rows.smpl_gender[0] == gender]
-        points = KeypointBody.load(directory, gender).keypoints(
+        points = SmplKeypoints.load(directory, gender).keypoints(
             np.concatenate([rows.poses for rows in group]).reshape(-1, 24, 3),
             np.concatenate([rows.betas for rows in group]),
         )
@@ -368,19 +368,22 @@ def _models(given: Path | None) -> Path | None:
     import os
 
     from pipeline.manifest import MODELS_VARIABLE
-    from skel_fit.keypoints import EXTRA_REGRESSOR
+    from skel_fit.errors import ModelFileError
+    from skel_fit.keypoints import EXTRA_FILES, find_regressor
 
     path = Path(given or os.environ.get(MODELS_VARIABLE) or _MODELS)
-    if (path / EXTRA_REGRESSOR).is_file():
-        return path
-    if given is not None:
+    try:
+        find_regressor(path, EXTRA_FILES)
+    except ModelFileError:
+        if given is None:
+            return None
         raise InputError(
-            f"{given}: expected a folder with SMPL models and {EXTRA_REGRESSOR}, found "
+            f"{given}: expected a folder with SMPL models and {EXTRA_FILES[0]}, found "
             f"{'none in it' if given.is_dir() else 'no such folder'}; 'hmr-skel default-body --out "
             "DIR' writes one with the licence-free body, or leave --models out to check all but "
             "the keypoints"
-        )
-    return None
+        ) from None
+    return path
 
 
 # ---- printing -----------------------------------------------------------------------------------

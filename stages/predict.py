@@ -18,6 +18,8 @@ from pipeline.atomic import make_directory, write_bytes, write_json
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import models_directory
 from skel_fit import anatomy
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import NAMES, keypoint_matrix
 from skel_fit.model_files import load_skel
 from skel_fit.skel import SKEL
 from stages.drawing.glb import Part, glb_bytes
@@ -28,7 +30,6 @@ from stages.regressor.data.images import decode
 from stages.regressor.evaluation.trained import Person, TrainedNetwork
 from stages.regressor.network import camera
 from stages.regressor.network.hrnet import load_human_fov
-from stages.regressor.network.joints import NAMES, KeypointBody, keypoint_matrix
 
 _SKIN_ALPHA = 0.45
 _BONE_COLOR = (0.93, 0.90, 0.80, 1.0)

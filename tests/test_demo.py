@@ -26,6 +26,7 @@ from pipeline.readers import open_source
 from pipeline.readers.pickles import load_pickle
 from skel_fit import load_smpl
 from skel_fit.default_body import default_body_directory
+from skel_fit.errors import ModelFileError
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
 # evaluation.md#keypoints-44: the 25 OpenPose points among the 45 joints of the smplx package.
@@ -185,9 +186,9 @@ def test_boxes_and_cameras(rows) -> None:
 
 def test_mirrored_keypoints_mirror(models: Path) -> None:
     """The body, the mirroring of poses and the order of the 44 points agree on left and right."""
-    from skel_fit.keypoints import KeypointBody
+    from skel_fit.keypoints import SmplKeypoints
 
-    body = KeypointBody.load(models, "neutral")
+    body = SmplKeypoints.load(models, "neutral")
     random = np.random.default_rng(0)
     poses = random.normal(0, 0.3, (5, 24, 3))
     points = body.keypoints(poses, np.zeros((5, 10)))
@@ -220,7 +221,7 @@ def test_models_without_extra_joints(tmp_path: Path, models: Path) -> None:
     for file in models.glob("SMPL_*.pkl"):
         if file.name != "SMPL_to_J19.pkl":
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(InputError, match=r"SMPL_to_J19\.pkl: missing.*default-body"):
+    with pytest.raises(ModelFileError, match=r"SMPL_to_J19\.pkl is missing.*default-body"):
         write_demo(tmp_path / "demo.npz", tmp_path)
     assert not (tmp_path / "demo.npz").exists()
 

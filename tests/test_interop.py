@@ -16,6 +16,7 @@ from pipeline.exporters.hmr_skel import BLOCK, HmrSkelOptions, export_hmr_skel
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.joint_limits import limits
+from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from skel_fit.root import root_rotation
 from skel_fit.rotations import matrix_to_axis_angle
@@ -23,7 +24,6 @@ from stages.audit import audit, findings
 from stages.card import card
 from stages.cli import run as command
 from stages.export import export
-from stages.regressor.network.joints import keypoint_matrix
 from tests.demo_rows import REAL, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
 

@@ -10,11 +10,13 @@ import torch
 from pipeline.errors import InputError, UsageError
 from skel_fit import anatomy
 from skel_fit.default_body import default_body_directory
+from skel_fit.errors import ModelFileError
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import MIRROR, keypoint_matrix
 from skel_fit.model_files import load_skel
 from stages.regressor.config import load_recipe
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
-from stages.regressor.network.joints import MIRROR, KeypointBody, keypoint_matrix
 from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.view import View, crop_keypoints
 from stages.regressor.training.bodies import shape_map
@@ -120,7 +122,7 @@ def test_mirrored_poses_give_mirrored_keypoints(body: KeypointBody) -> None:
 
 
 def test_missing_regressor_says_which(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"J_regressor_SKEL_mix_MALE.pkl is missing.*copy it"):
+    with pytest.raises(ModelFileError, match=r"J_regressor_SKEL_mix_MALE.pkl is missing.*copy it"):
         keypoint_matrix(tmp_path)
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
 from stages.drawing.glb import Part, glb_bytes
@@ -24,7 +26,6 @@ from stages.regressor.evaluation.trained import CropRule, Person, TrainedNetwork
 from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.hrnet import HumanFOV
-from stages.regressor.network.joints import KeypointBody, keypoint_matrix
 from stages.regressor.network.view import (
     View,
     crop_keypoints,

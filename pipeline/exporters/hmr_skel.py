@@ -25,9 +25,9 @@ from pipeline.dataset import Dataset
 from pipeline.errors import InputError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.paths import stays_inside
+from skel_fit.keypoints import NUM_KEYPOINTS
 
 KEYPOINTS = "keypoints3d"
-NUM_KEYPOINTS = 44
 BLOCK = 64
 """Rows of one call of a `Keypoints` function; constant, so that no row depends on the others."""
 TRAINING_COLUMNS = ("imgname", "center", "scale", "gtkps", "cam_int")

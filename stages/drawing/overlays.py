@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.keypoints import LIMBS
 from skel_fit.skel import SKEL
 from stages.drawing.render import BONE_COLOR, Camera, Mesh, render_translucent
-from stages.regressor.network.joints import LIMBS
 
 SKIN = (0.45, 0.65, 0.90)
 PREDICTED, LABELLED = (255, 120, 30), (60, 220, 90)

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import InputError
+from skel_fit.keypoints import MIRROR
 from stages.regressor.config import DataConfig
 from stages.regressor.data import augment, crops
 from stages.regressor.data.rows import Collection, TrainingRows
 from stages.regressor.network.camera import grown_side
-from stages.regressor.network.joints import MIRROR
 from stages.regressor.network.view import View
 
 Key = tuple[int, int]  # epoch, row

@@ -19,12 +19,12 @@ import torch
 
 from pipeline import Dataset, open_dataset
 from pipeline.errors import InputError
+from skel_fit.keypoints import NUM_KEYPOINTS
 from skel_fit.status import rejected_rows
 from stages.regressor.config import DataConfig
 from stages.regressor.data.images import ImageSource, open_images
 from stages.regressor.data.shards import column, recorded_images, texts
 from stages.regressor.network.camera import grown_side
-from stages.regressor.network.joints import NUM_KEYPOINTS
 
 Split = Literal["train", "validation", "test"]
 _BOX_UNIT = 200.0

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
+from skel_fit.keypoints import EXTRA_FILES, MIX_FILES, find_regressor, keypoint_matrix
 from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl
 from stages.regressor.data.images import ImageSource, picture_size
 from stages.regressor.evaluation import metrics
@@ -30,18 +31,12 @@ from stages.regressor.evaluation.protocols import (
     pck_name,
 )
 from stages.regressor.network.camera import project
-from stages.regressor.network.joints import (
-    EXTRA_FILES,
-    MIX_FILE,
-    find_regressor,
-    keypoint_matrix,
-)
 
 PRECISION = "float64"
 _FILES = {
     "h36m_17": ("J_regressor_h36m.npy",),
     "smpl_male_24": ("J_regressor_SMPL_MALE.pkl",),
-    "skel_mix_24": (MIX_FILE,),
+    "skel_mix_24": MIX_FILES,
 }
 
 
@@ -77,7 +72,7 @@ class Bodies:
         if name == "smpl_neutral_24":
             return self.model("smpl", "neutral").J_regressor
         if name == "keypoints_44":
-            for names in ((MIX_FILE,), EXTRA_FILES):
+            for names in (MIX_FILES, EXTRA_FILES):
                 self._remember(find_regressor(self.folder, names))
             return torch.as_tensor(keypoint_matrix(self.folder))
         path = find_regressor(self.folder, _FILES[name])

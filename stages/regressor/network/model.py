@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skel_fit.keypoints import NUM_KEYPOINTS
 from stages.regressor.config import ModelConfig
 from stages.regressor.network.heads import (
     CoarseToFineHead,
@@ -13,7 +14,6 @@ from stages.regressor.network.heads import (
     PooledHead,
     SingleTokenHead,
 )
-from stages.regressor.network.joints import NUM_KEYPOINTS
 from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.vit import ViT
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import MIRROR, keypoint_matrix
 from skel_fit.model_files import load_skel
 from skel_fit.skel import SKEL
 from stages.regressor.data.loader import Batch
 from stages.regressor.network import representation
-from stages.regressor.network.joints import MIRROR, KeypointBody, keypoint_matrix
 from stages.regressor.training.losses import Labels
 
 

@@ -2,7 +2,7 @@
 
 Source: docs/reference/regressor.md#losses, with the switches of #defects and #improvements. Sums
 over keypoints and coordinates, means over rows; all geometry in float32. The body model is run once
-for all supervised predictions together, reduced to its keypoints (`joints.KeypointBody`).
+for all supervised predictions together, reduced to its keypoints (`keypoint_body.KeypointBody`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from skel_fit import anatomy, joint_limits
 from skel_fit.anatomy import NUM_JOINTS
+from skel_fit.keypoint_body import KeypointBody
+from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.regressor.config import LossConfig, ModelConfig
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
-from stages.regressor.network.joints import ROOT_KEYPOINT, KeypointBody
 from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.view import View, crop_keypoints
 from stages.regressor.network.vit import token_grid

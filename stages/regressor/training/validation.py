@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.regressor.config import Recipe
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.evaluation.metrics import aligned_point_error, point_error
 from stages.regressor.network import representation
-from stages.regressor.network.joints import ROOT_KEYPOINT
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.view import crop_keypoints
 from stages.regressor.training.bodies import Bodies
