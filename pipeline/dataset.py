@@ -13,9 +13,10 @@ import numpy as np
 from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import Incomplete
 from pipeline.plan import Plan
-from pipeline.rundir import RunDirectory, ShardState
+from pipeline.receipts import ShardState, shard_path
+from pipeline.rundir import RunDirectory
 from pipeline.shards import empty_columns, read_columns
-from pipeline.task import shard_path
+from pipeline.summary import summarise
 
 
 def open_dataset(
@@ -61,7 +62,7 @@ class Dataset:
         ranges = [plan.rows_of(shard) for shard in self._shards]
         self._starts = (0, *itertools.accumulate(stop - start for start, stop in ranges))
         self._columns: dict[str, np.ndarray] = {}
-        summary = run.summarise(plan, shards)
+        summary = summarise(plan, shards)
         self.attrs: Mapping[str, Any] = MappingProxyType(
             {
                 "subset": plan.name,

@@ -22,8 +22,10 @@ from pipeline.fitters import DEFAULT_FITTER
 from pipeline.manifest import Manifest, Resources
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
-from pipeline.rundir import Failure, Ledger, RunDirectory, ShardState, Summary
-from pipeline.task import Job, receipt_path
+from pipeline.receipts import ShardState, receipt_path
+from pipeline.rundir import Failure, Ledger, RunDirectory
+from pipeline.summary import Summary, summarise
+from pipeline.task import Job
 
 if TYPE_CHECKING:
     from pipeline.upload import Mirror
@@ -113,7 +115,7 @@ def convert(request: Request, report: Report) -> Result:
         finally:
             run.sweep()
         states = run.inspect_all(found.plan)
-        summary = run.summarise(found.plan, states)
+        summary = summarise(found.plan, states)
         run.write_summary(summary)
         if mirror:
             mirror.summary()

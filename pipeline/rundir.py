@@ -13,12 +13,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.atomic import (
     make_directory,
@@ -32,15 +29,9 @@ from pipeline.atomic import (
 )
 from pipeline.errors import InputError, Locked, OutputError, UsageError
 from pipeline.plan import Plan, read_plan
-from pipeline.provenance import file_record, sha256_bytes
-from pipeline.task import (
-    HISTOGRAM_BIN,
-    Receipt,
-    receipt_from_json,
-    receipt_path,
-    shard_path,
-)
-from skel_fit.status import Status
+from pipeline.provenance import file_record
+from pipeline.receipts import Receipt, ShardState, receipt_from_json, receipt_path, shard_path
+from pipeline.summary import Summary
 
 MAX_FAILURES = 3
 MAX_LOST = 10
@@ -85,39 +76,6 @@ class Attempts:
         if self.running == "apart":
             return replace(self, lost=self.lost + 1, running=None)
         return self
-
-
-@dataclass(frozen=True)
-class ShardState:
-    """`done`, `pending`, `failed` (quarantined) or `damaged` with the reason."""
-
-    shard: int
-    state: str
-    receipt: Receipt | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The reconciled whole. Same data, same summary: it holds no time."""
-
-    plan_id: str
-    name: str
-    complete: bool
-    rows: int
-    rows_written: int
-    status: Mapping[str, int]
-    rejected: Mapping[str, int]
-    shards_total: int
-    shards: tuple[Mapping[str, Any], ...]
-    failed: tuple[Mapping[str, Any], ...]
-    missing: tuple[int, ...]
-    digest: str | None
-    vertex_error_mean: Mapping[str, float | None]
-    bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -277,48 +235,6 @@ class RunDirectory:
             states.append(state)
         return states
 
-    def summarise(self, plan: Plan, states: Iterable[ShardState]) -> Summary:
-        """Reconcile: every row of the source in exactly one finished shard, or not complete."""
-        states = list(states)
-        receipts = [state.receipt for state in states if state.receipt is not None]
-        status: Counter[str] = Counter()
-        for receipt in receipts:
-            status.update(receipt.status)
-        written = sum(receipt.rows for receipt in receipts)
-        accounted = sum(status.values()) == written == plan.rows
-        complete = accounted and len(receipts) == plan.shards
-        return Summary(
-            plan_id=plan.plan_id,
-            name=plan.name,
-            complete=complete,
-            rows=plan.rows,
-            rows_written=written,
-            status=dict(sorted(status.items())),
-            rejected={
-                Status(name).reason: count
-                for name, count in sorted(status.items())
-                if Status(name).is_rejected
-            },
-            shards_total=plan.shards,
-            shards=tuple(
-                {"shard": r.shard, "rows": r.rows, "bytes": r.bytes, "sha256": r.sha256}
-                for r in receipts
-            ),
-            failed=tuple(
-                {
-                    "shard": state.shard,
-                    "rows": list(plan.rows_of(state.shard)),
-                    "reason": state.reason,
-                }
-                for state in states
-                if state.state == "failed"
-            ),
-            missing=tuple(s.shard for s in states if s.state in ("pending", "damaged")),
-            digest=dataset_digest(plan, [r.sha256 for r in receipts]) if complete else None,
-            vertex_error_mean=_percentiles(receipts),
-            bytes=sum(receipt.bytes for receipt in receipts),
-        )
-
     def write_summary(self, summary: Summary) -> None:
         write_if_changed(self.summary_path, pretty_json(summary.to_json()))
 
@@ -410,49 +326,6 @@ class Ledger:
     def _set(self, attempts: Attempts) -> None:
         self._known[attempts.shard] = attempts
         self._run.write_attempts(attempts, self._plan)
-
-
-def dataset_digest(plan: Plan, shard_digests: Iterable[str]) -> str:
-    """SHA-256 over the plan id and the shards' SHA-256 in order, one hexadecimal line each."""
-    lines = "".join(f"{digest}\n" for digest in (plan.plan_id, *shard_digests))
-    return sha256_bytes(lines.encode("ascii"))
-
-
-def throughput(receipts: Iterable[Receipt], window: float = 1800.0) -> float | None:
-    """Rows per second over the shards that ended in the last `window` seconds of work."""
-    ended = sorted((r.started + r.seconds, r.started, r.rows) for r in receipts)
-    if not ended:
-        return None
-    last = ended[-1][0]
-    recent = [item for item in ended if item[0] > last - window]
-    seconds = last - min(started for _, started, _ in recent)
-    return sum(rows for _, _, rows in recent) / seconds if seconds > 0 else None
-
-
-def age(receipts: Iterable[Receipt]) -> float | None:
-    """Seconds since the last shard was finished."""
-    ends = [receipt.started + receipt.seconds for receipt in receipts]
-    return time.time() - max(ends) if ends else None
-
-
-def _percentiles(receipts: Iterable[Receipt]) -> dict[str, float | None]:
-    """Median and 95th percentile (to half a 0.1 mm bin) and maximum, metres."""
-    histogram: Counter[int] = Counter()
-    largest: float | None = None
-    for receipt in receipts:
-        histogram.update({int(b): n for b, n in receipt.error_histogram.items()})
-        if receipt.error_histogram:
-            largest = max(largest or 0.0, receipt.error_max)
-    total = sum(histogram.values())
-    result: dict[str, float | None] = {"median": None, "p95": None, "max": largest}
-    for name, share in (("median", 0.5), ("p95", 0.95)):
-        seen = 0
-        for index in sorted(histogram):
-            seen += histogram[index]
-            if seen >= share * total:
-                result[name] = round((index + 0.5) * HISTOGRAM_BIN, 6)
-                break
-    return result
 
 
 def _shard_number(path: Path) -> int:

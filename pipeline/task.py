@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,12 +16,10 @@ from pipeline.fitters import Fitter, models_directory, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.receipts import Receipt, histogram, largest, receipt_path, shard_path
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
 from skel_fit.status import Status
-
-HISTOGRAM_BIN = 1e-4
-"""Width in metres of the bins in which receipts count `vertex_error_mean`."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +43,6 @@ class Job:
     device: str = "cpu"
     threads: int = 0
     """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a finished shard leaves, bound to the plan and to the bytes of the file."""
-
-    plan_id: str
-    shard: int
-    row_start: int
-    row_stop: int
-    rows: int
-    status: Mapping[str, int]
-    """Rows by status; `rejected:<reason>` among them."""
-    error_histogram: Mapping[str, int]
-    """Fitted rows by `vertex_error_mean`, bin index (0.1 mm) -> count."""
-    error_max: float
-    """Largest `vertex_error_mean`, metres; 0 without fitted rows."""
-    bytes: int
-    sha256: str
-    attempts: int
-    started: float
-    seconds: float
-    machine: Mapping[str, Any]
-    software: Mapping[str, str]
-
-    @property
-    def rejected(self) -> int:
-        return sum(n for status, n in self.status.items() if Status(status).is_rejected)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def shard_path(directory: Path, shard: int) -> Path:
-    return directory / "shards" / f"shard-{shard:05d}.h5"
-
-
-def receipt_path(directory: Path, shard: int) -> Path:
-    return directory / "receipts" / f"shard-{shard:05d}.json"
 
 
 class ShardWorker:
@@ -127,8 +84,8 @@ class ShardWorker:
             row_stop=stop,
             rows=stop - start,
             status=dict(sorted(Counter(columns["status"].tolist()).items())),
-            error_histogram=_histogram(columns["vertex_error_mean"]),
-            error_max=_largest(columns["vertex_error_mean"]),
+            error_histogram=histogram(columns["vertex_error_mean"]),
+            error_max=largest(columns["vertex_error_mean"]),
             bytes=len(data),
             sha256=sha256_bytes(data),
             attempts=attempt,
@@ -294,25 +251,3 @@ def _stat(path: Path) -> tuple[str, int, int]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return str(path), found.st_size, found.st_mtime_ns
-
-
-def _histogram(errors: np.ndarray) -> dict[str, int]:
-    finite = errors[np.isfinite(errors)].astype(np.float64)
-    bins, counts = np.unique((finite / HISTOGRAM_BIN).astype(np.int64), return_counts=True)
-    return {str(int(b)): int(n) for b, n in zip(bins, counts, strict=True)}
-
-
-def _largest(errors: np.ndarray) -> float:
-    finite = errors[np.isfinite(errors)]
-    return float(finite.max()) if finite.size else 0.0
-
-
-def receipt_from_json(value: Any) -> Receipt:
-    """Parse a receipt; `InputError` when it is not one."""
-    try:
-        receipt = Receipt(**value)
-        for status in receipt.status:
-            Status(status)
-        return receipt
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"not a receipt: {error}") from None

@@ -18,8 +18,8 @@ import fsspec
 from pipeline.errors import InputError, OutputError, PlanMismatch, UsageError
 from pipeline.paths import is_inside
 from pipeline.plan import Plan
-from pipeline.rundir import RunDirectory, ShardState
-from pipeline.task import receipt_path, shard_path
+from pipeline.receipts import ShardState, receipt_path, shard_path
+from pipeline.rundir import RunDirectory
 
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 """Stores on which an object appears whole or not at all; elsewhere we rename."""

@@ -18,9 +18,11 @@ from pipeline.fitters import Fitter, resolve_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource
-from pipeline.rundir import RunDirectory, ShardState
+from pipeline.receipts import ShardState, shard_path
+from pipeline.rundir import RunDirectory
 from pipeline.shards import open_shard, read_column, root_attributes
-from pipeline.task import conversion_models, open_plan_source, shard_path
+from pipeline.summary import summarise
+from pipeline.task import conversion_models, open_plan_source
 from skel_fit.status import rejected_rows
 
 SAMPLE_ROWS = 256
@@ -70,7 +72,7 @@ def verify(
     done = [state for state in states if state.state == "done"]
     for state in done:
         problems += [f"shard {state.shard}: {text}" for text in _check_shard(run.path, plan, state)]
-    summary = run.summarise(plan, states)
+    summary = summarise(plan, states)
     problems += _check_summary(run, summary.to_json())
     sampled, largest = 0, 0.0
     if done:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.rundir import RunDirectory, age, throughput
+from pipeline.rundir import RunDirectory
+from pipeline.summary import age, summarise, throughput
 from stages.convert import aligned, duration, rows_per_second
 
 
@@ -22,7 +23,7 @@ def status(directory: Path) -> dict[str, Any]:
     plan = run.plan()
     states = run.inspect_all(plan, checksums=False)
     receipts = [state.receipt for state in states if state.receipt is not None]
-    summary = run.summarise(plan, states)
+    summary = summarise(plan, states)
     running = run.is_locked()
     rate = throughput(receipts)
     left = summary.rows - summary.rows_written

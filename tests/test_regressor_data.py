@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pipeline import open_dataset
 from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
+from pipeline.receipts import receipt_path, shard_path
 from pipeline.rundir import RunDirectory
 from pipeline.shards import build_shard, read_columns, root_attributes
-from pipeline.task import receipt_path, shard_path
 from stages.regressor.config import load_recipe
 from stages.regressor.data import augment, demo_pictures
 from stages.regressor.data.images import FolderImages, TarImages, decode, open_images

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.errors import PipelineError
-from pipeline.task import Job, Receipt, ShardWorker
+from pipeline.receipts import Receipt
+from pipeline.task import Job, ShardWorker
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ class RayActors(Pool[_Actor]):
         if not calls:
             time.sleep(timeout)
             return
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        try:
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        except SystemError as error:  # how what a signal handler raises leaves Ray's C code
+            raise error.__cause__ or error from None
         for call in done:
             calls[call].handle.call = None
             yield calls[call], _answer(call)

@@ -1,0 +1,123 @@
+"""What the receipts of a run add up to: counts, digest, percentiles, rate."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.plan import Plan
+from pipeline.provenance import sha256_bytes
+from pipeline.receipts import HISTOGRAM_BIN, Receipt, ShardState
+from skel_fit.status import Status
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The reconciled whole. Same data, same summary: it holds no time."""
+
+    plan_id: str
+    name: str
+    complete: bool
+    rows: int
+    rows_written: int
+    status: Mapping[str, int]
+    rejected: Mapping[str, int]
+    shards_total: int
+    shards: tuple[Mapping[str, Any], ...]
+    failed: tuple[Mapping[str, Any], ...]
+    missing: tuple[int, ...]
+    digest: str | None
+    vertex_error_mean: Mapping[str, float | None]
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(plan: Plan, states: Iterable[ShardState]) -> Summary:
+    """Reconcile: every row of the source in exactly one finished shard, or not complete."""
+    states = list(states)
+    receipts = [state.receipt for state in states if state.receipt is not None]
+    status: Counter[str] = Counter()
+    for receipt in receipts:
+        status.update(receipt.status)
+    written = sum(receipt.rows for receipt in receipts)
+    accounted = sum(status.values()) == written == plan.rows
+    complete = accounted and len(receipts) == plan.shards
+    return Summary(
+        plan_id=plan.plan_id,
+        name=plan.name,
+        complete=complete,
+        rows=plan.rows,
+        rows_written=written,
+        status=dict(sorted(status.items())),
+        rejected={
+            Status(name).reason: count
+            for name, count in sorted(status.items())
+            if Status(name).is_rejected
+        },
+        shards_total=plan.shards,
+        shards=tuple(
+            {"shard": r.shard, "rows": r.rows, "bytes": r.bytes, "sha256": r.sha256}
+            for r in receipts
+        ),
+        failed=tuple(
+            {
+                "shard": state.shard,
+                "rows": list(plan.rows_of(state.shard)),
+                "reason": state.reason,
+            }
+            for state in states
+            if state.state == "failed"
+        ),
+        missing=tuple(s.shard for s in states if s.state in ("pending", "damaged")),
+        digest=dataset_digest(plan, [r.sha256 for r in receipts]) if complete else None,
+        vertex_error_mean=_percentiles(receipts),
+        bytes=sum(receipt.bytes for receipt in receipts),
+    )
+
+
+def dataset_digest(plan: Plan, shard_digests: Iterable[str]) -> str:
+    """SHA-256 over the plan id and the shards' SHA-256 in order, one hexadecimal line each."""
+    lines = "".join(f"{digest}\n" for digest in (plan.plan_id, *shard_digests))
+    return sha256_bytes(lines.encode("ascii"))
+
+
+def throughput(receipts: Iterable[Receipt], window: float = 1800.0) -> float | None:
+    """Rows per second over the shards that ended in the last `window` seconds of work."""
+    ended = sorted((r.started + r.seconds, r.started, r.rows) for r in receipts)
+    if not ended:
+        return None
+    last = ended[-1][0]
+    recent = [item for item in ended if item[0] > last - window]
+    seconds = last - min(started for _, started, _ in recent)
+    return sum(rows for _, _, rows in recent) / seconds if seconds > 0 else None
+
+
+def age(receipts: Iterable[Receipt]) -> float | None:
+    """Seconds since the last shard was finished."""
+    ends = [receipt.started + receipt.seconds for receipt in receipts]
+    return time.time() - max(ends) if ends else None
+
+
+def _percentiles(receipts: Iterable[Receipt]) -> dict[str, float | None]:
+    """Median and 95th percentile (to half a 0.1 mm bin) and maximum, metres."""
+    histogram: Counter[int] = Counter()
+    largest: float | None = None
+    for receipt in receipts:
+        histogram.update({int(b): n for b, n in receipt.error_histogram.items()})
+        if receipt.error_histogram:
+            largest = max(largest or 0.0, receipt.error_max)
+    total = sum(histogram.values())
+    result: dict[str, float | None] = {"median": None, "p95": None, "max": largest}
+    for name, share in (("median", 0.5), ("p95", 0.95)):
+        seen = 0
+        for index in sorted(histogram):
+            seen += histogram[index]
+            if seen >= share * total:
+                result[name] = round((index + 0.5) * HISTOGRAM_BIN, 6)
+                break
+    return result
