@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import make_directory, remove
+from pipeline.attempts import Failure
 from pipeline.errors import UsageError
 from pipeline.executors import Died, Executor, Finished, Outcome, Raised
 from pipeline.executors.local import InProcess, SpawnPool
@@ -23,7 +24,7 @@ from pipeline.manifest import Manifest, Resources
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
 from pipeline.receipts import ShardState, receipt_path
-from pipeline.rundir import Failure, Ledger, RunDirectory
+from pipeline.rundir import Ledger, RunDirectory
 from pipeline.summary import Summary, summarise
 from pipeline.task import Job
 
