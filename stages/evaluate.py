@@ -25,14 +25,12 @@ from pipeline.manifest import data_root
 from pipeline.provenance import code_version, software
 from stages.convert import PLAIN_INTERVAL
 from stages.regressor.data.images import ImageSource, open_images
-from stages.regressor.evaluation.eval_readers import (
-    ROUNDINGS,
-    EvalRows,
-    build_moyo_hard,
-    read_eval_rows,
-    read_shards,
-)
-from stages.regressor.evaluation.metrics import Estimate
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.bootstrap import Estimate
+from stages.regressor.evaluation.eval_readers import read_eval_rows, read_shards
+from stages.regressor.evaluation.eval_rows import EvalRows
+from stages.regressor.evaluation.moyo_hard import ROUNDINGS, build_moyo_hard
+from stages.regressor.evaluation.outcome import Outcome
 from stages.regressor.evaluation.predictors import (
     CROP_RULES,
     CheckpointPredictor,
@@ -43,14 +41,12 @@ from stages.regressor.evaluation.predictors import (
 )
 from stages.regressor.evaluation.protocols import (
     EvaluationProtocol,
-    Predictor,
     Published,
     load_protocol,
 )
+from stages.regressor.evaluation.query import Predictor
 from stages.regressor.evaluation.scoring import (
     PRECISION,
-    Bodies,
-    Outcome,
     floor_values,
     label_violations,
     reason_counts,
@@ -105,7 +101,7 @@ class ProtocolResult:
 
     protocol: EvaluationProtocol
     rows: EvalRows
-    bodies: Bodies
+    bodies: EvaluationBodies
     images: ImageSource | None
     predictors: tuple[Predictor, ...]
     outcomes: Mapping[str, Outcome]
@@ -163,7 +159,7 @@ def evaluate(request: Request) -> list[ProtocolResult]:
 
 
 def moyo_hard(source: Path, out: Path, *, camera: str, rounding: str, expected: int | None) -> None:
-    """Build MOYO-HARD and say what it has; see `eval_readers.build_moyo_hard`."""
+    """Build MOYO-HARD and say what it has; see `moyo_hard.build_moyo_hard`."""
     if rounding not in ROUNDINGS:
         raise UsageError(f"--rounding {rounding}: expected {', '.join(ROUNDINGS)}")
     built = build_moyo_hard(
@@ -184,7 +180,7 @@ def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:
     if request.limit is not None and request.limit < len(rows):
         rows = rows.take(np.arange(request.limit))
     predictors = _predictors(protocol, request, rows, path)
-    bodies = Bodies(find_models(request, rows, predictors), request.device)
+    bodies = EvaluationBodies(find_models(request, rows, predictors), request.device)
     _check_bodies(bodies, rows, predictors, path)
     needs_images = any(predictor.uses_images for predictor in predictors)
     images = _open_images(rows, needs_images, protocol)
@@ -248,7 +244,7 @@ def find_models(request: Request, rows: EvalRows, predictors: Sequence[Predictor
 
 
 def _check_bodies(
-    bodies: Bodies, rows: EvalRows, predictors: Sequence[Predictor], path: Path
+    bodies: EvaluationBodies, rows: EvalRows, predictors: Sequence[Predictor], path: Path
 ) -> None:
     """Refuse shards or a checkpoint of the stand-in on licensed bodies, and the reverse."""
     made = [(f"the shards {path} were converted with", rows.standin)]

@@ -183,7 +183,7 @@ def _pictures(result: verb.ProtocolResult, position: int) -> list[tuple[str, np.
     skin, joints = predicted_body(predictor, predicted, rows, bodies)
     shots = []
     photo = _photograph(result, rows)
-    has_camera = bool(torch.isfinite(predicted["cam_int"]).all())
+    has_camera = bool(torch.isfinite(predicted.cam_int).all())
     if photo is not None and has_camera:
         picture, crop = photo
         pixels = projected_keypoints(predicted, skin, bodies)[0].cpu().numpy()

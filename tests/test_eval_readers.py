@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from stages.regressor.data.images import open_images
-from stages.regressor.evaluation.eval_readers import (
+from stages.regressor.evaluation.eval_readers import read_eval_rows
+from stages.regressor.evaluation.label_files import read_camerahmr, read_hmr2, read_moyo
+from stages.regressor.evaluation.moyo_hard import (
     MOYO_HARD_ROWS,
     MOYO_HARD_SEQUENCES,
     ROUNDINGS,
     build_moyo_hard,
     middle_half,
-    read_camerahmr,
-    read_eval_rows,
-    read_hmr2,
-    read_moyo,
     select_moyo_hard,
 )
 from stages.regressor.evaluation.protocols import load_protocol

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from skel_fit.anatomy import POSE_NAMES
-from stages.regressor.evaluation import metrics
+from stages.regressor.evaluation import bootstrap, metrics
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -275,26 +275,26 @@ def test_poses_of_another_width_are_refused(function, width):
 
 
 def test_estimate_by_hand():
-    found = metrics.estimate(np.array([1.0, 2.0, 6.0, 100.0]), np.array([1, 1, 1, 0]))
+    found = bootstrap.estimate(np.array([1.0, 2.0, 6.0, 100.0]), np.array([1, 1, 1, 0]))
     assert (found.value, found.rows) == (3.0, 3)
     assert 1 <= found.low <= 3 <= found.high <= 6
     hits = np.array([[1, 1], [0, 0], [0, 0], [0, 0]])
     seen = np.array([[1, 1], [1, 0], [1, 0], [1, 0]])
-    assert metrics.estimate(hits, seen).value == pytest.approx((0.25 + 1) / 2)
+    assert bootstrap.estimate(hits, seen).value == pytest.approx((0.25 + 1) / 2)
 
 
 def test_estimate_of_little():
-    alone = metrics.estimate(np.array([7.0]))
+    alone = bootstrap.estimate(np.array([7.0]))
     assert alone.value == 7.0
     assert math.isnan(alone.low)
-    assert math.isnan(metrics.estimate(np.array([1.0, 2.0]), np.zeros(2)).value)
+    assert math.isnan(bootstrap.estimate(np.array([1.0, 2.0]), np.zeros(2)).value)
 
 
 def test_interval_covers_the_mean_about_as_often_as_it_says():
     random = np.random.default_rng(0)
     inside = 0
     for _ in range(200):
-        found = metrics.estimate(random.exponential(size=60), resamples=200)
+        found = bootstrap.estimate(random.exponential(size=60), resamples=200)
         inside += found.low <= 1.0 <= found.high
     assert 175 <= inside <= 199
 
@@ -303,9 +303,9 @@ def test_frames_of_a_video_do_not_count_as_independent():
     random = np.random.default_rng(0)
     videos = np.repeat(np.arange(20), 50)
     values = random.normal(size=20)[videos] + 0.01 * random.normal(size=1000)
-    by_row, by_video = metrics.estimate(values), metrics.estimate(values, groups=videos)
+    by_row, by_video = bootstrap.estimate(values), bootstrap.estimate(values, groups=videos)
     assert (by_row.drawn, by_video.drawn) == ("rows", "groups")
     assert by_video.value == pytest.approx(by_row.value)
     assert by_video.high - by_video.low > 4 * (by_row.high - by_row.low)
-    assert metrics.estimate(values, groups=videos) == by_video  # same draws every time
-    assert metrics.estimate(values, groups=videos // 5).drawn == "rows"  # 4 videos are too few
+    assert bootstrap.estimate(values, groups=videos) == by_video  # same draws every time
+    assert bootstrap.estimate(values, groups=videos // 5).drawn == "rows"  # 4 videos are too few

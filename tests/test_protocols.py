@@ -22,12 +22,14 @@ from stages.cli import run as run_cli
 from stages.evaluation_page import evaluation_page, worst_rows
 from stages.regressor.config import load_recipe
 from stages.regressor.data.images import open_images
-from stages.regressor.evaluation.eval_readers import EvalRows, read_eval_rows
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.eval_readers import read_eval_rows
+from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.metrics import fit_similarity
 from stages.regressor.evaluation.predictors import MeanPose, SkelLabels, StoredPredictions
 from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
+from stages.regressor.evaluation.query import Query
 from stages.regressor.evaluation.scoring import (
-    Bodies,
     floor_values,
     label_violations,
     run_protocol,
@@ -201,8 +203,8 @@ def models(tmp_path_factory, golden_models) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bodies(models) -> Bodies:
-    return Bodies(models)
+def bodies(models) -> EvaluationBodies:
+    return EvaluationBodies(models)
 
 
 def label_rows(count: int = 5) -> EvalRows:
@@ -439,22 +441,21 @@ def test_mean_pose_is_the_mean_of_the_labels():
     poses = rows.skel_poses.copy()
     poses[:, 0] = [3.0, -3.0, 3.1, -3.1, np.pi, np.pi]  # across the half turn
     mean = MeanPose.of_labels(replace(rows, skel_poses=poses), "here")
-    batch = run_batch(rows)
-    found = mean(batch)
-    assert abs(found["poses"][0, 0].item()) == pytest.approx(np.pi, abs=1e-9)
+    found = mean(query_of(rows))
+    assert abs(found.poses[0, 0].item()) == pytest.approx(np.pi, abs=1e-9)
     males = rows.skel_betas[rows.skel_gender == "male"].mean(0)
-    np.testing.assert_allclose(found["betas"][0], males)
+    np.testing.assert_allclose(found.betas[0], males)
     assert mean.skel_gender == "male"
     # The body's origin is in the middle of the box.
-    pixel = found["cam_int"] @ found["cam_t"][..., None]
+    pixel = found.cam_int @ found.translation[..., None]
     np.testing.assert_allclose((pixel[:, :2] / pixel[:, 2:])[..., 0], rows.center)
 
 
-def run_batch(rows: EvalRows):
-    from stages.regressor.evaluation.protocols import Batch
-
-    return Batch(rows.row, tuple(rows.name), None, rows.center, rows.box, rows.cam_int,
-                 load_protocol("demo").crop)  # fmt: skip
+def query_of(rows: EvalRows) -> Query:
+    return Query(
+        rows.row, tuple(rows.name), None, rows.center, rows.box, rows.cam_int,
+        load_protocol("demo").crop,
+    )  # fmt: skip
 
 
 # --- what is printed -----------------------------------------------------------------------------
@@ -716,7 +717,7 @@ def test_one_added_file_is_evaluated_with_columns_of_its_own(tmp_path, monkeypat
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["protocols"][0]
     chosen = load_protocol("my-set")
     labels = read_eval_rows(chosen, tmp_path / "data" / "new" / "labels.npz")
-    again = run_protocol(chosen, labels, predictor, Bodies(models)).summary()
+    again = run_protocol(chosen, labels, predictor, EvaluationBodies(models)).summary()
     ours = found["results"]["mine"]["metrics"]
     assert set(ours) == {"mpjpe", "pve", "pa_mpjpe", "pa_pve"}
     for name, value in ours.items():
@@ -726,7 +727,7 @@ def test_one_added_file_is_evaluated_with_columns_of_its_own(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nothing"], 2, "no protocol 'nothing'; there are"),
+        (["nothing"], 2, "no protocol 'nothing'; known:"),
         (["demo"], 2, "give it with --shards"),
         (["emdb"], 5, "eval-labels/emdb_test.npz: no label file for protocol emdb"),
         (["emdb", "coco", "--labels", "x.npz"], 2, "go with a single protocol"),

@@ -17,12 +17,12 @@ from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
 from stages.drawing.glb import Part, glb_bytes
 from stages.regressor.config import load_recipe
+from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import open_images
 from stages.regressor.data.rows import Place, load_collection
 from stages.regressor.evaluation.predictors import CheckpointPredictor
-from stages.regressor.evaluation.protocols import Batch
-from stages.regressor.evaluation.protocols import Crop as ProtocolCrop
-from stages.regressor.evaluation.trained import CropRule, Person, TrainedNetwork, fov_input
+from stages.regressor.evaluation.query import Query
+from stages.regressor.evaluation.trained import Person, TrainedNetwork, crop_rule, fov_input
 from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.hrnet import HumanFOV
@@ -39,6 +39,7 @@ from stages.regressor.training.trainer import Trainer
 from stages.regressor.training.validation import validate
 from tests.regressor_files import MICRO, Demo, demo
 
+GROWN = crop_rule(grow=True)
 HERE = Process(0, 1, torch.device("cpu"))
 
 
@@ -120,13 +121,13 @@ def test_a_crop_camera_is_the_same_for_every_lens(files: Demo, crop_camera: Path
     trained = TrainedNetwork(crop_camera)
     assert not trained.uses_intrinsics and trained.focal_source.startswith("crop camera")
     people = persons(files, [2, 5])
-    found = trained.predict(people, CropRule(True))
+    found = trained.predict(people, GROWN)
     side = np.array([person.box[0] * 4 / 3 for person in people])
     assert found.cam_int[:, 0, 0].numpy() == pytest.approx(5000 * side / 256, rel=1e-5)
     centers = np.stack([person.center for person in people])
     assert found.cam_int[:, :2, 2].numpy() == pytest.approx(centers, rel=1e-5)
     unknown = [replace(person, cam_int=np.full((3, 3), np.nan)) for person in people]
-    again = trained.predict(unknown, CropRule(True, told="annotation"))
+    again = trained.predict(unknown, GROWN.model_copy(update={"conditioning": "annotation"}))
     for name, value in vars(found).items():
         assert torch.equal(getattr(again, name), value), name
 
@@ -176,10 +177,10 @@ def test_a_prediction_does_not_depend_on_its_batch(files: Demo, checkpoint: Path
 def test_crop_rules(files: Demo, checkpoint: Path) -> None:
     """regressor.md#d11: growing, whole pixels and the side told all reach the network."""
     trained = TrainedNetwork(checkpoint)
-    assert trained.rule() == CropRule(enlarge=True)
+    assert trained.rule() == GROWN
     rules = (
-        CropRule(True), CropRule(False), CropRule(True, told="annotation"),
-        CropRule(True, whole_pixels=True),
+        GROWN, crop_rule(grow=False), GROWN.model_copy(update={"conditioning": "annotation"}),
+        GROWN.model_copy(update={"corners": "integer"}),
     )  # fmt: skip
     found = [trained.predict(persons(files, [3]), rule).translation[0] for rule in rules]
     assert len({tuple(x.tolist()) for x in found}) == 4
@@ -478,15 +479,15 @@ def test_a_checkpoint_is_not_scored_on_other_bodies_than_its_own(
     assert "the checkpoint" in said and "was trained on licensed body models" in said
 
 
-def batch_of(files: Demo, rows: list[int], *, known: bool) -> Batch:
+def batch_of(files: Demo, rows: list[int], *, known: bool) -> Query:
     people = persons(files, rows)
     cam_int = np.stack([person.cam_int for person in people])
-    return Batch(
+    return Query(
         rows=np.array(rows), names=tuple(person.name for person in people),
         images=open_images(files.data), center=np.stack([p.center for p in people]),
         box=np.stack([p.box for p in people]),
         cam_int=cam_int if known else np.full_like(cam_int, np.nan),
-        crop=ProtocolCrop(grow_to_aspect=False, corners="integer", conditioning="annotation"),
+        crop=CropRule(grow_to_aspect=False, corners="integer", conditioning="annotation"),
     )  # fmt: skip
 
 
@@ -505,30 +506,31 @@ def test_focal_rules(files: Demo, checkpoint: Path, crop_camera: Path) -> None:
     for rule, focal in expected.items():
         predictor = CheckpointPredictor(checkpoint, focal=rule)
         found = predictor(batch_of(files, rows, known=rule == "labels"))
-        assert found["cam_int"][:, 0, 0].numpy() == pytest.approx(focal, rel=1e-5), rule
+        assert found.cam_int[:, 0, 0].numpy() == pytest.approx(focal, rel=1e-5), rule
         middle = np.stack((width / 2, height / 2), 1)
         middle = {"patch": columns["center"][rows], "labels": columns["cam_int"][rows][:, :2, 2]}\
             .get(rule, middle)  # fmt: skip
-        assert found["cam_int"][:, :2, 2].numpy() == pytest.approx(middle, rel=1e-5), rule
+        assert found.cam_int[:, :2, 2].numpy() == pytest.approx(middle, rel=1e-5), rule
         assert predictor.provenance()["focal"] == words[rule]
     with pytest.raises(InputError, match=r"row 3 \(.*\): the labels have no intrinsics"):
         CheckpointPredictor(checkpoint)(batch_of(files, rows, known=False))
     own = CheckpointPredictor(crop_camera)
     assert own.focal_source.startswith("crop camera")
     found = own(batch_of(files, rows, known=False))
-    assert found["cam_int"][:, 0, 0].numpy() == pytest.approx(expected["patch"], rel=1e-5)
+    assert found.cam_int[:, 0, 0].numpy() == pytest.approx(expected["patch"], rel=1e-5)
 
 
 def test_crop_rules_under_a_protocol(files: Demo, checkpoint: Path) -> None:
     rules = {
-        "recipe": CropRule(True), "grown": CropRule(True), "square": CropRule(False),
-        "protocol": CropRule(False, whole_pixels=True, told="annotation"),
+        "recipe": GROWN, "grown": GROWN,
+        "square": crop_rule(grow=False),
+        "protocol": CropRule(grow_to_aspect=False, corners="integer", conditioning="annotation"),
     }  # fmt: skip
     trained = TrainedNetwork(checkpoint)
     for name, rule in rules.items():
         found = CheckpointPredictor(checkpoint, crop=name)(batch_of(files, [3], known=True))
         wanted = trained.predict(persons(files, [3]), rule)
-        assert torch.equal(found["cam_t"], wanted.translation), name
+        assert torch.equal(found.translation, wanted.translation), name
 
 
 def test_the_field_of_view_network_may_see_bgr(files: Demo, checkpoint: Path) -> None:

@@ -30,8 +30,8 @@ class CropRule(Strict):
     """
 
     grow_to_aspect: bool
-    corners: Literal["subpixel", "integer"] = "subpixel"
-    conditioning: Literal["crop", "annotation"] = "crop"
+    corners: Literal["subpixel", "integer"]
+    conditioning: Literal["crop", "annotation"]
 
 
 @dataclass(frozen=True)

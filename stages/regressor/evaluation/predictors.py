@@ -6,9 +6,10 @@ A checkpoint has to beat the mean pose; the SKEL labels bound what training on t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,10 +18,16 @@ from torch import Tensor
 from pipeline.errors import InputError, UsageError
 from pipeline.provenance import file_record
 from pipeline.readers.npz import NpzFile
+from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import ImageSource, picture_size
-from stages.regressor.evaluation.eval_readers import EvalRows
-from stages.regressor.evaluation.protocols import Batch
-from stages.regressor.evaluation.trained import CropRule, Person, TrainedNetwork, patch_intrinsics
+from stages.regressor.evaluation.eval_rows import EvalRows
+from stages.regressor.evaluation.query import Gender, Prediction, Query
+from stages.regressor.evaluation.trained import (
+    Person,
+    TrainedNetwork,
+    crop_rule,
+    patch_intrinsics,
+)
 from stages.regressor.network.camera import (
     HSMR_CROP,
     HSMR_FOCAL,
@@ -31,7 +38,6 @@ from stages.regressor.network.camera import (
 from stages.regressor.network.hrnet import HumanFOV
 from stages.regressor.network.mean_parameters import BETAS, CAMERA, POSES
 
-Gender = Literal["male", "female", "column"]
 FocalRule = Literal["labels", "predicted", "patch", "diagonal"] | float
 CROP_RULES = ("recipe", "protocol", "grown", "square")
 
@@ -95,48 +101,37 @@ class CheckpointPredictor:
             "focal": self.focal_source,
         }
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        rule = self._rule(batch)
-        persons = [self._person(batch, k, rule) for k in range(len(batch))]
-        found = self._network.predict(persons, rule)
-        return {
-            "poses": found.poses,
-            "betas": found.betas,
-            "cam_t": found.translation,
-            "cam_int": found.cam_int,
-        }
+    def __call__(self, query: Query) -> Prediction:
+        rule = self._rule(query)
+        persons = [self._person(query, k, rule) for k in range(len(query))]
+        return self._network.predict(persons, rule)
 
-    def _rule(self, batch: Batch) -> CropRule:
+    def _rule(self, query: Query) -> CropRule:
         if self._crop == "recipe":
             return self._network.rule()
-        if self._crop in ("grown", "square"):
-            return CropRule(enlarge=self._crop == "grown")
-        published = batch.crop
-        return CropRule(
-            enlarge=published.grow_to_aspect,
-            whole_pixels=published.corners == "integer",
-            told=published.conditioning,
-        )
+        if self._crop == "protocol":
+            return query.crop
+        return crop_rule(grow=self._crop == "grown")
 
-    def _person(self, batch: Batch, k: int, rule: CropRule) -> Person:
-        assert batch.images is not None
-        name = batch.names[k]
-        data = batch.images.read(name)
-        person = Person(data, name, batch.center[k], batch.box[k], np.full((3, 3), np.nan))
+    def _person(self, query: Query, k: int, rule: CropRule) -> Person:
+        assert query.images is not None
+        name = query.names[k]
+        data = query.images.read(name)
+        person = Person(data, name, query.center[k], query.box[k], np.full((3, 3), np.nan))
         if not self._network.uses_intrinsics:
             return person
         if self._focal == "patch":
             return replace(person, cam_int=patch_intrinsics(person, rule))
         if self._focal != "labels":
             if name not in self._cameras:  # several people share a picture
-                self._cameras[name] = self._of_picture(batch.images, name, data)
+                self._cameras[name] = self._of_picture(query.images, name, data)
             return replace(person, cam_int=self._cameras[name])
-        if not np.isfinite(batch.cam_int[k]).all():
+        if not np.isfinite(query.cam_int[k]).all():
             raise InputError(
-                f"row {batch.rows[k]} ({name}): the labels have no intrinsics; choose --focal "
+                f"row {query.rows[k]} ({name}): the labels have no intrinsics; choose --focal "
                 "diagonal, patch, a number of pixels, or predicted with --fov-checkpoint"
             )
-        return replace(person, cam_int=batch.cam_int[k])
+        return replace(person, cam_int=query.cam_int[k])
 
     def _of_picture(self, images: ImageSource, name: str, data: bytes) -> np.ndarray:
         if isinstance(self._focal, float):
@@ -178,7 +173,8 @@ class MeanPose:
             raise InputError(f"{origin}: no SKEL label to take the mean pose from")
         assert rows.skel_betas is not None
         poses = rows.skel_poses[keep]
-        gender = "female" if (rows.skel_gender[keep] == "female").mean() > 0.5 else "male"
+        females = (rows.skel_gender[keep] == "female").mean()
+        gender: Gender = "female" if females > 0.5 else "male"
         own = keep & (rows.skel_gender == gender)
         mean = np.arctan2(np.sin(poses).mean(0), np.cos(poses).mean(0))
         return cls(mean, rows.skel_betas[own].mean(0), gender, origin)
@@ -186,21 +182,21 @@ class MeanPose:
     def provenance(self) -> Mapping[str, Any]:
         return {"kind": "mean-pose", "from": self._origin}
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        n = len(batch)
+    def __call__(self, query: Query) -> Prediction:
+        n = len(query)
         side = torch.tensor(
-            [grown_side(w, h, enlarge=batch.crop.grow_to_aspect) for w, h in batch.box],
+            [grown_side(w, h, enlarge=query.crop.grow_to_aspect) for w, h in query.box],
             dtype=torch.float64,
         )
-        center = torch.as_tensor(batch.center, dtype=torch.float64)
-        cam_int = _box_camera(batch.cam_int, center, side)
+        center = torch.as_tensor(query.center, dtype=torch.float64)
+        cam_int = _box_camera(query.cam_int, center, side)
         camera = torch.tensor(CAMERA, dtype=torch.float64).expand(n, 3)
-        return {
-            "poses": self._poses.expand(n, -1),
-            "betas": self._betas.expand(n, -1),
-            "cam_t": full_image_translation(camera, center, side, cam_int),
-            "cam_int": cam_int,
-        }
+        return Prediction(
+            poses=self._poses.expand(n, -1),
+            betas=self._betas.expand(n, -1),
+            translation=full_image_translation(camera, center, side, cam_int),
+            cam_int=cam_int,
+        )
 
 
 def _box_camera(cam_int: np.ndarray, center: Tensor, side: Tensor) -> Tensor:
@@ -227,17 +223,15 @@ class SkelLabels:
     def __init__(self, rows: EvalRows) -> None:
         if rows.skel_poses is None or rows.skel_betas is None or rows.skel_trans is None:
             raise InputError("these rows have no SKEL labels")
-        self._values = {
-            "poses": rows.skel_poses, "betas": rows.skel_betas, "cam_t": rows.skel_trans,
-            "cam_int": rows.cam_int,
-        }  # fmt: skip
-        self._place = {row: k for k, row in enumerate(rows.row.tolist())}
+        self._stored = _Stored(
+            rows.row, rows.skel_poses, rows.skel_betas, rows.skel_trans, rows.cam_int
+        )
 
     def provenance(self) -> Mapping[str, Any]:
         return {"kind": "skel-labels"}
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        return _looked_up(self._values, self._place, batch, "the SKEL labels")
+    def __call__(self, query: Query) -> Prediction:
+        return self._stored.answer(query, "the SKEL labels")
 
 
 class StoredPredictions:
@@ -268,31 +262,58 @@ class StoredPredictions:
                     f"{value.shape}"
                 )  # fmt: skip
             values[name] = value
-        self._place = {row: k for k, row in enumerate(values.pop("row").astype(int).tolist())}
-        if len(self._place) != len(values["poses"]):
+        row = values["row"].astype(int)
+        if len(np.unique(row)) != len(row):
             raise file.error("row", "a row is there twice")
+        self._stored = _Stored(
+            row, values["poses"], values["betas"], values["cam_t"], values.get("cam_int"),
+            values.get("focal"),
+        )  # fmt: skip
         self.name = path.stem
         self.skel_gender: Gender = "male"
         if "skel_gender" in file.members:
-            gender = str(file.whole("skel_gender").reshape(-1)[0])
-            if gender not in ("male", "female", "column"):
-                raise file.error("skel_gender", f"expected male, female or column, found {gender}")
-            self.skel_gender = gender  # type: ignore[assignment]
-        self._values, self._path = values, path
+            given = str(file.whole("skel_gender").reshape(-1)[0])
+            gender = next((known for known in get_args(Gender) if known == given), None)
+            if gender is None:
+                raise file.error("skel_gender", f"expected male, female or column, found {given}")
+            self.skel_gender = gender
+        self._path = path
 
     def provenance(self) -> Mapping[str, Any]:
         record = file_record(self._path)
         return {"kind": "stored", "file": str(self._path), "sha256": record.sha256}
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        return _looked_up(self._values, self._place, batch, str(self._path))
+    def __call__(self, query: Query) -> Prediction:
+        return self._stored.answer(query, str(self._path))
 
 
-def _looked_up(
-    values: Mapping[str, np.ndarray], place: Mapping[int, int], batch: Batch, where: str
-) -> dict[str, Tensor]:
-    missing = [row for row in batch.rows.tolist() if row not in place]
-    if missing:
-        raise InputError(f"{where}: no prediction for row {missing[0]}")
-    chosen = np.array([place[row] for row in batch.rows.tolist()])
-    return {name: torch.as_tensor(value[chosen]) for name, value in values.items()}
+@dataclass(frozen=True)
+class _Stored:
+    """Parameters by row. cam_int (M, 3, 3), or focal (M,) about the labels' principal point."""
+
+    row: np.ndarray
+    poses: np.ndarray
+    betas: np.ndarray
+    translation: np.ndarray
+    cam_int: np.ndarray | None
+    focal: np.ndarray | None = None
+
+    @cached_property
+    def _place(self) -> dict[int, int]:
+        return {row: k for k, row in enumerate(self.row.tolist())}
+
+    def answer(self, query: Query, where: str) -> Prediction:
+        """The stored values of the rows asked for; InputError for one that is not there."""
+        missing = [row for row in query.rows.tolist() if row not in self._place]
+        if missing:
+            raise InputError(f"{where}: no prediction for row {missing[0]}")
+        chosen = np.array([self._place[row] for row in query.rows.tolist()])
+        if self.focal is not None:
+            cam_int = query.cam_int.copy()
+            cam_int[:, 0, 0] = cam_int[:, 1, 1] = self.focal[chosen]
+        else:
+            assert self.cam_int is not None
+            cam_int = self.cam_int[chosen]
+        values = (self.poses[chosen], self.betas[chosen], self.translation[chosen], cam_int)
+        poses, betas, translation, camera = map(torch.as_tensor, values)
+        return Prediction(poses, betas, translation, camera)

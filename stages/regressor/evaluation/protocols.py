@@ -3,26 +3,22 @@
 A protocol says which label file, which body stands for the truth, which joints come out of which
 regressor, what is subtracted and aligned, and what others published under it. Adding a dataset is
 adding a file. Source of the shipped ones: docs/reference/evaluation.md#roots,
-docs/reference/label-formats.md#eval-hmr2 and below. This module also states what a predictor has to
-be (`Predictor`, `Batch`).
+docs/reference/label-formats.md#eval-hmr2 and below.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.configuration import Catalogue, read_mapping, validated
 from pipeline.errors import InputError
 from pipeline.paths import InsideFolder, InsidePath
-from stages.regressor.data.images import ImageSource
+from stages.regressor.config import Strict
+from stages.regressor.data.crops import CropRule
 from stages.regressor.evaluation.metrics import PART_NAMES
 
 PROTOCOLS = Catalogue(
@@ -48,11 +44,7 @@ Positions = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Strict):
+class Source(Strict):
     """Where the rows are.
 
     format: reader (`eval_readers`); files: accepted names of the label file, below the data root;
@@ -74,7 +66,7 @@ class Source(_Strict):
         return self
 
 
-class Truth(_Strict):
+class Truth(Strict):
     """What a prediction is compared with.
 
     body: posed `smpl` or `skel` parameters, or `keypoints` alone. gender: of the SMPL body, or
@@ -86,7 +78,7 @@ class Truth(_Strict):
     unknown_gender: Literal["neutral", "female"] = "neutral"
 
 
-class Joints(_Strict):
+class Joints(Strict):
     """Compared points: a set for either side, and which of them (`pick`, all if absent)."""
 
     truth: PointSet
@@ -94,7 +86,7 @@ class Joints(_Strict):
     pick: Positions | None = None
 
 
-class Root(_Strict):
+class Root(Strict):
     """What is subtracted from joints and vertices: the mean of `joints`, counted before `pick`."""
 
     key: str
@@ -102,7 +94,7 @@ class Root(_Strict):
     joints: Positions
 
 
-class Pck(_Strict):
+class Pck(Strict):
     """2D keypoints: strict thresholds in units of max(w, h) of the annotated box."""
 
     thresholds: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
@@ -110,26 +102,14 @@ class Pck(_Strict):
     """A point counts if its confidence is above this."""
 
 
-class JointLimits(_Strict):
+class JointLimits(Strict):
     """Share of predicted poses that bend elbows and knees beyond the limits by a tolerance."""
 
     tolerances: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
     """Degrees."""
 
 
-class Crop(_Strict):
-    """How the network sees a person.
-
-    grow_to_aspect: enlarge the box to 192:256 before squaring it; corners: sub-pixel affine or
-    whole pixels; conditioning: box side that the network is told, of the crop or of the annotation.
-    """
-
-    grow_to_aspect: bool
-    corners: Literal["subpixel", "integer"]
-    conditioning: Literal["crop", "annotation"]
-
-
-class Published(_Strict):
+class Published(Strict):
     """Numbers of others, in mm and %, under this protocol as they state it."""
 
     method: str
@@ -149,7 +129,7 @@ class Published(_Strict):
         return self
 
 
-class EvaluationProtocol(_Strict):
+class EvaluationProtocol(Strict):
     """One file of `protocol_files`. See the classes above for its parts."""
 
     name: str
@@ -167,7 +147,7 @@ class EvaluationProtocol(_Strict):
     """Also the errors of the 6890 vertices."""
     pck: Pck | None = None
     joint_limits: JointLimits | None = None
-    crop: Crop
+    crop: CropRule
     focal: Literal["predicted", "patch", "labels"]
     """Focal length of the published runs, which `--focal protocol` takes: from the field-of-view
     network, 5000 on the 256-pixel patch, or the labels."""
@@ -276,57 +256,3 @@ def load_protocol(name_or_path: str | Path) -> EvaluationProtocol:
     if path != Path(name_or_path) and protocol.name != str(name_or_path):
         raise InputError(f"{path}: name '{protocol.name}', expected that of the file")
     return protocol
-
-
-# --- what is evaluated ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that a predictor is asked for. Pixels are those of the full image.
-
-    Attributes:
-        rows: (B,) int64 rows of the label file or dataset.
-        names: image names; images: where they are read by name (`images.ImageSource`), None if
-            the predictor uses none.
-        center, box: (B, 2) box centre and annotated (w, h), before any growth.
-        cam_int: (B, 3, 3) intrinsics of the labels, NaN where there are none. A predictor that
-            brings its own focal length ignores them, as the published ones do
-            (evaluation.md#focal).
-        crop: the protocol's crop rule.
-    """
-
-    rows: np.ndarray
-    names: tuple[str, ...]
-    images: ImageSource | None
-    center: np.ndarray
-    box: np.ndarray
-    cam_int: np.ndarray
-    crop: Crop
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-class Predictor(Protocol):
-    """Anything that predicts SKEL bodies.
-
-    name: column heading; uses_images: rows without an image are then skipped (and counted);
-    skel_gender: the SKEL body that its parameters mean, `column`: that of the row's SKEL label;
-    provenance: plain values for the result file.
-    """
-
-    name: str
-    uses_images: bool
-    skel_gender: Literal["male", "female", "column"]
-
-    def provenance(self) -> Mapping[str, Any]: ...
-
-    def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Predict.
-
-        Returns `poses` (B, 46) radians, `betas` (B, 10), `cam_t` (B, 3) metres (added to the posed
-        body; camera frame), and the camera of the full image: `cam_int` (B, 3, 3) pixels, or
-        `focal` (B,) pixels for the principal point of the labels.
-        """
-        ...

@@ -6,210 +6,32 @@ protocol has is either evaluated or counted with a reason; none is dropped by a 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from skel_fit.keypoints import EXTRA_FILES, MIX_FILES, find_regressor, keypoint_matrix
-from skel_fit.model_files import load_joint_regressor, load_skel, load_smpl
 from stages.regressor.data.images import ImageSource, picture_size
 from stages.regressor.evaluation import metrics
-from stages.regressor.evaluation.eval_readers import EvalRows
-from stages.regressor.evaluation.metrics import Estimate
-from stages.regressor.evaluation.protocols import (
-    Batch,
-    EvaluationProtocol,
-    Predictor,
-    limit_name,
-    pck_name,
-)
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.eval_rows import EvalRows
+from stages.regressor.evaluation.outcome import Outcome, RowScores
+from stages.regressor.evaluation.protocols import EvaluationProtocol, limit_name, pck_name
+from stages.regressor.evaluation.query import Prediction, Predictor, Query
 from stages.regressor.network.camera import project
 
 PRECISION = "float64"
-_FILES = {
-    "h36m_17": ("J_regressor_h36m.npy",),
-    "smpl_male_24": ("J_regressor_SMPL_MALE.pkl",),
-    "skel_mix_24": MIX_FILES,
-}
-
-
-class Bodies:
-    """Body models and joint regressors of a folder, loaded when first used, float64.
-
-    Raises ModelFileError or InputError for a missing or broken file.
-    """
-
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.folder = folder
-        self.device = torch.device(device)
-        self._models: dict[tuple[str, str], Any] = {}
-        self._matrices: dict[str, Tensor] = {}
-        self._files: dict[str, Path] = {}
-
-    def model(self, kind: str, gender: str) -> Any:
-        """A `smpl` or `skel` model."""
-        if (kind, gender) not in self._models:
-            load = load_skel if kind == "skel" else load_smpl
-            model = load(self.folder, gender, dtype=torch.float64).to(self.device)
-            self._models[kind, gender] = model
-            self._files[model.path.name] = model.path
-        return self._models[kind, gender]
-
-    def matrix(self, name: str) -> Tensor:
-        """A point set (see `protocols.POINT_SETS`) as weights of the skin, (K, 6890)."""
-        if name not in self._matrices:
-            self._matrices[name] = self._load(name).to(self.device)
-        return self._matrices[name]
-
-    def _load(self, name: str) -> Tensor:
-        if name == "smpl_neutral_24":
-            return self.model("smpl", "neutral").J_regressor
-        if name == "keypoints_44":
-            for names in (MIX_FILES, EXTRA_FILES):
-                self._remember(find_regressor(self.folder, names))
-            return torch.as_tensor(keypoint_matrix(self.folder))
-        path = find_regressor(self.folder, _FILES[name])
-        self._remember(path)
-        return torch.as_tensor(load_joint_regressor(path, int(name.rpartition("_")[2])))
-
-    def _remember(self, path: Path) -> None:
-        self._files[path.name] = path
-
-    def points(self, name: str, vertices: Tensor, posed_joints: Tensor | None) -> Tensor:
-        """(B, K, 3) points of a set, from vertices (B, 6890, 3) or the model's own joints."""
-        if name == "posed_joints":
-            assert posed_joints is not None
-            return posed_joints
-        weights = self.matrix(name)
-        # Matrix by matrix: folding the batch into one product would tie rows together.
-        return torch.bmm(weights.expand(len(vertices), *weights.shape), vertices)
-
-    @property
-    def standin(self) -> bool:
-        """Any loaded model is the licence-free stand-in."""
-        return any(model.standin for model in self._models.values())
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of every file that was used."""
-        result = {}
-        for name, path in sorted(self._files.items()):
-            with path.open("rb") as stream:
-                result[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return result
-
-    def smpl(
-        self, genders: np.ndarray, poses: np.ndarray, betas: np.ndarray, transl: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Vertices (B, 6890, 3) and posed joints (B, 24, 3) of SMPL rows of mixed genders."""
-
-        def pose(gender: str, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-            turns, shape, shift = (self._tensor(x[chosen]) for x in (poses, betas, transl))
-            posed = self.model("smpl", gender)(
-                betas=shape, global_orient=turns[:, :3], body_pose=turns[:, 3:], transl=shift
-            )
-            return posed.vertices, posed.joints[:, :24]
-
-        return self._by_gender(genders, pose)
-
-    def skel(
-        self, genders: np.ndarray, poses: Tensor, betas: Tensor, transl: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Skin (B, 6890, 3) and joints (B, 24, 3) of SKEL rows of mixed genders."""
-
-        def pose(gender: str, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-            rows = torch.as_tensor(chosen, device=self.device)
-            values = (x.to(self.device, torch.float64)[rows] for x in (poses, betas, transl))
-            posed = self.model("skel", gender)(*values)
-            return posed.skin_vertices, posed.joints
-
-        return self._by_gender(genders, pose)
-
-    def _by_gender(
-        self, genders: np.ndarray, pose: Callable[[str, np.ndarray], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        vertices = torch.empty(len(genders), 6890, 3, dtype=torch.float64, device=self.device)
-        joints = torch.empty(len(genders), 24, 3, dtype=torch.float64, device=self.device)
-        for gender in sorted(set(genders.tolist())):
-            chosen = np.flatnonzero(genders == gender)
-            rows = torch.as_tensor(chosen, device=self.device)
-            vertices[rows], joints[rows] = pose(gender, chosen)
-        return vertices, joints
-
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float64, device=self.device)
 
 
 @dataclass(frozen=True)
-class Posed:
+class Compared:
     """A body as compared: vertices (B, 6890, 3) or None, points (B, K, 3), metres."""
 
     vertices: Tensor | None
     points: Tensor
-
-
-@dataclass
-class Outcome:
-    """One predictor under one protocol.
-
-    row: (N,) rows; reason: (N,) '' if evaluated; values: metric -> (N,) mm, or 0/100 for the
-    violation of a limit, or % of the row's own points for PCK; NaN where not evaluated. excess:
-    tolerance -> (N, 4) radians. hits: threshold -> (N, 44) bool, visible: (N, 44) bool.
-    """
-
-    protocol: EvaluationProtocol
-    row: np.ndarray
-    sequence: np.ndarray
-    reason: np.ndarray
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-    excess: dict[float, np.ndarray] = field(default_factory=dict)
-    hits: dict[float, np.ndarray] = field(default_factory=dict)
-    visible: np.ndarray | None = None
-
-    @property
-    def evaluated(self) -> np.ndarray:
-        """(N,) bool."""
-        return self.reason == ""
-
-    def summary(self) -> dict[str, Estimate]:
-        """Metric -> mean with interval; sequences are drawn, not frames."""
-        keep = self.evaluated
-        groups = self.sequence[keep]
-        result = {}
-        for name in self.protocol.metrics:
-            threshold = next((t for t in self.hits if name == pck_name(t)), None)
-            if threshold is None:
-                values = self.values[name][keep]
-                counted = np.isfinite(values)
-                result[name] = metrics.estimate(values, counted, groups)
-                continue
-            assert self.visible is not None
-            share = metrics.estimate(self.hits[threshold][keep], self.visible[keep], groups)
-            result[name] = Estimate(
-                *(metrics.PERCENT * x for x in (share.value, share.low, share.high)),
-                share.rows, share.drawn,
-            )  # fmt: skip
-        return result
-
-    def limit_statistics(self) -> dict[str, dict[str, float]]:
-        """`part>tolerance` -> mean, median and maximum of the excess, radians."""
-        result = {}
-        for tolerance, excess in self.excess.items():
-            kept = excess[self.evaluated]
-            for k, part in enumerate(metrics.PART_NAMES):
-                column = kept[:, k] if len(kept) else np.array([np.nan])
-                result[limit_name(part, tolerance)] = {
-                    "mean": float(column.mean()),
-                    "median": float(np.median(column)),
-                    "maximum": float(column.max()),
-                }
-        return result
 
 
 def skip_reasons(rows: EvalRows, images: ImageSource | None) -> np.ndarray:
@@ -237,7 +59,7 @@ def run_protocol(
     protocol: EvaluationProtocol,
     rows: EvalRows,
     predictor: Predictor,
-    bodies: Bodies,
+    bodies: EvaluationBodies,
     *,
     images: ImageSource | None = None,
     reason: np.ndarray | None = None,
@@ -255,19 +77,19 @@ def run_protocol(
     """
     if reason is None:
         reason = skip_reasons(rows, images if predictor.uses_images else None)
-    outcome = Outcome(protocol, rows.row, rows.sequence, reason)
-    chosen = np.flatnonzero(outcome.evaluated)
+    chosen = np.flatnonzero(reason == "")
     if not len(chosen):
         counts = ", ".join(f"{count} {name}" for name, count in reason_counts(reason).items())
         raise InputError(
             f"protocol {protocol.name}: no row can be evaluated ({counts or 'there are none'})"
         )
+    parts = []
     for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
+        part = rows.take(chosen[start : start + batch_size])
         with torch.no_grad():
-            _evaluate(outcome, rows.take(part), part, predictor, bodies, images)
+            parts.append(_scores(protocol, part, predictor, bodies, images))
         progress(len(part))
-    return outcome
+    return Outcome.of(protocol, rows, reason, parts)
 
 
 def reason_counts(reason: np.ndarray) -> dict[str, int]:
@@ -276,45 +98,32 @@ def reason_counts(reason: np.ndarray) -> dict[str, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _evaluate(
-    outcome: Outcome,
+def _scores(
+    protocol: EvaluationProtocol,
     rows: EvalRows,
-    place: np.ndarray,
     predictor: Predictor,
-    bodies: Bodies,
+    bodies: EvaluationBodies,
     images: ImageSource | None,
-) -> None:
-    protocol = outcome.protocol
+) -> RowScores:
     predicted = predict(predictor, rows, protocol, bodies, images)
     vertices, joints = predicted_body(predictor, predicted, rows, bodies)
     values: dict[str, Tensor] = {}
+    excess: dict[float, Tensor] = {}
     if protocol.alignment:
         target = truth(protocol, rows, bodies)
         points = bodies.points(protocol.joints.prediction, vertices, joints)
-        values |= point_values(protocol, Posed(vertices, points), target)
-    if protocol.pck:
-        values |= _keypoint_values(outcome, rows, place, predicted, vertices, bodies)
+        values |= point_values(protocol, Compared(vertices, points), target)
+    seen = _keypoint_scores(protocol, rows, predicted, vertices, bodies)
     if protocol.joint_limits:
         for tolerance in protocol.joint_limits.tolerances:
-            excess = metrics.skel_limit_excess(predicted["poses"], tolerance)
-            _store(outcome.excess, tolerance, outcome.row, place, excess)
-            for k, part in enumerate(metrics.PART_NAMES):
-                violated = (excess[:, k] > 0).double() * metrics.PERCENT
-                values[limit_name(part, tolerance)] = violated
-    for name, column in values.items():
-        _store(outcome.values, name, outcome.row, place, column)
-
-
-def _store(into: dict, key: Any, like: np.ndarray, place: np.ndarray, values: Tensor) -> None:
-    array = values.cpu().numpy()
-    if key not in into:
-        empty = False if array.dtype == bool else np.nan
-        into[key] = np.full((len(like), *array.shape[1:]), empty, array.dtype)
-    into[key][place] = array
+            excess[tolerance] = metrics.skel_limit_excess(predicted.poses, tolerance)
+            for part, column in zip(metrics.PART_NAMES, excess[tolerance].unbind(-1), strict=True):
+                values[limit_name(part, tolerance)] = (column > 0).double() * metrics.PERCENT
+    return replace(seen, values={**values, **seen.values}, excess=excess)
 
 
 def point_values(
-    protocol: EvaluationProtocol, predicted: Posed, target: Posed
+    protocol: EvaluationProtocol, predicted: Compared, target: Compared
 ) -> dict[str, Tensor]:
     """Metric -> (B,) millimetres, of compared points and, if the protocol asks, vertices."""
     pick = slice(None) if protocol.joints.pick is None else list(protocol.joints.pick)
@@ -342,54 +151,50 @@ def point_values(
     return result
 
 
-def _keypoint_values(
-    outcome: Outcome,
+def _keypoint_scores(
+    protocol: EvaluationProtocol,
     rows: EvalRows,
-    place: np.ndarray,
-    predicted: Mapping[str, Tensor],
+    predicted: Prediction,
     vertices: Tensor,
-    bodies: Bodies,
-) -> dict[str, Tensor]:
-    protocol = outcome.protocol
-    assert protocol.pck is not None and rows.keypoints_2d is not None
+    bodies: EvaluationBodies,
+) -> RowScores:
+    """PCK and distance of 2D keypoints; nothing where the protocol has none."""
+    if protocol.pck is None:
+        return RowScores({})
+    assert rows.keypoints_2d is not None
     keypoints = torch.as_tensor(rows.keypoints_2d, device=vertices.device)
     confidence = keypoints[..., 2]
     visible = confidence > protocol.pck.min_confidence
     side = torch.as_tensor(rows.box.max(1), device=vertices.device)
     pixels = projected_keypoints(predicted, vertices, bodies)
     distance = metrics.box_distance(pixels, keypoints[..., :2], side)
-    visible_rows = {"visible": outcome.visible} if outcome.visible is not None else {}
-    _store(visible_rows, "visible", outcome.row, place, visible)
-    outcome.visible = visible_rows["visible"]
-    seen = visible.sum(1).double()
-    result = {"keypoint_l2": metrics.keypoint_l2(distance, confidence)}
-    for threshold in protocol.pck.thresholds:
-        hits = metrics.within(distance, visible, threshold)
-        _store(outcome.hits, threshold, outcome.row, place, hits)
-        share = metrics.PERCENT * hits.sum(1) / seen
-        result[pck_name(threshold)] = share  # NaN for a row without visible points
-    return result
+    hits = {limit: metrics.within(distance, visible, limit) for limit in protocol.pck.thresholds}
+    # NaN for a row without visible points.
+    shares = {pck_name(limit): metrics.PERCENT * hit.sum(1) / visible.sum(1).double()
+              for limit, hit in hits.items()}  # fmt: skip
+    distances = {"keypoint_l2": metrics.keypoint_l2(distance, confidence)}
+    return RowScores({**distances, **shares}, hits=hits, visible=visible)
 
 
 def projected_keypoints(
-    predicted: Mapping[str, Tensor], vertices: Tensor, bodies: Bodies
+    predicted: Prediction, vertices: Tensor, bodies: EvaluationBodies
 ) -> Tensor:
     """(B, 44, 2) pixels of the predicted body (root near the origin) under its own camera."""
     points = bodies.points("keypoints_44", vertices, None)
-    return project(points + predicted["cam_t"][:, None], predicted["cam_int"])
+    return project(points + predicted.translation[:, None], predicted.cam_int)
 
 
-def truth(protocol: EvaluationProtocol, rows: EvalRows, bodies: Bodies) -> Posed:
+def truth(protocol: EvaluationProtocol, rows: EvalRows, bodies: EvaluationBodies) -> Compared:
     """The body or keypoints that rows are compared with."""
     if protocol.truth.body == "keypoints":
         assert rows.keypoints_3d is not None
-        return Posed(None, torch.as_tensor(rows.keypoints_3d, device=bodies.device))
+        return Compared(None, torch.as_tensor(rows.keypoints_3d, device=bodies.device))
     vertices, joints = truth_body(protocol, rows, bodies)
-    return Posed(vertices, bodies.points(protocol.joints.truth, vertices, joints))
+    return Compared(vertices, bodies.points(protocol.joints.truth, vertices, joints))
 
 
 def truth_body(
-    protocol: EvaluationProtocol, rows: EvalRows, bodies: Bodies
+    protocol: EvaluationProtocol, rows: EvalRows, bodies: EvaluationBodies
 ) -> tuple[Tensor, Tensor]:
     """Vertices and the model's own joints of labels with a body."""
     if protocol.truth.body == "skel":
@@ -411,7 +216,7 @@ def smpl_genders(protocol: EvaluationProtocol, rows: EvalRows) -> np.ndarray:
 
 
 def predicted_body(
-    predictor: Predictor, predicted: Mapping[str, Tensor], rows: EvalRows, bodies: Bodies
+    predictor: Predictor, predicted: Prediction, rows: EvalRows, bodies: EvaluationBodies
 ) -> tuple[Tensor, Tensor]:
     """Skin and joints of the prediction, without its camera translation."""
     genders = np.full(len(rows), predictor.skel_gender)
@@ -422,21 +227,23 @@ def predicted_body(
             )
         genders = rows.skel_gender
     zero = torch.zeros(len(rows), 3, dtype=torch.float64, device=bodies.device)
-    return bodies.skel(genders, predicted["poses"], predicted["betas"], zero)
+    return bodies.skel(genders, predicted.poses, predicted.betas, zero)
 
 
 def predict(
     predictor: Predictor,
     rows: EvalRows,
     protocol: EvaluationProtocol,
-    bodies: Bodies,
+    bodies: EvaluationBodies,
     images: ImageSource | None,
-) -> dict[str, Tensor]:
-    """Checked predictions, float64: poses (B, 46), betas (B, 10), cam_t (B, 3), cam_int (B, 3, 3).
+) -> Prediction:
+    """The prediction, checked, float64.
 
-    cam_int is NaN where the predictor gives only a focal length and the labels no principal point.
+    Raises:
+        InputError: of the wrong shape, or not finite; only the principal point may be unknown,
+            where the protocol does not project.
     """
-    batch = Batch(
+    query = Query(
         rows=rows.row,
         names=tuple(rows.name.tolist()),
         images=images if predictor.uses_images else None,
@@ -445,45 +252,39 @@ def predict(
         cam_int=rows.cam_int,
         crop=protocol.crop,
     )
-    given = dict(predictor(batch))
-    expected = {"poses": (46,), "betas": (10,), "cam_t": (3,)}
-    expected |= {"cam_int": (3, 3)} if "cam_int" in given else {"focal": ()}
-    result: dict[str, Tensor] = {}
-    for name, shape in expected.items():
-        value = given.get(name)
-        if value is None or tuple(value.shape) != (len(rows), *shape):
-            found = "nothing" if value is None else tuple(value.shape)
+    answer = predictor(query)
+    found = {}
+    for name, shape in (
+        ("poses", (46,)), ("betas", (10,)), ("translation", (3,)), ("cam_int", (3, 3)),
+    ):  # fmt: skip
+        value = getattr(answer, name)
+        if value.shape != (len(rows), *shape):
             raise InputError(
                 f"{predictor.name}: prediction '{name}': expected {(len(rows), *shape)}, "
-                f"found {found}"
+                f"found {tuple(value.shape)}"
             )
-        value = value.detach().to(bodies.device, torch.float64)
-        broken = ~torch.isfinite(value.reshape(len(rows), -1)).all(1)
+        found[name] = value.detach().to(bodies.device, torch.float64)
+        wanted = found[name][:, (0, 1), (0, 1)] if name == "cam_int" else found[name]
+        broken = ~torch.isfinite(wanted).all(-1)
         if broken.any():
             first = int(broken.nonzero()[0])
             raise InputError(
                 f"{predictor.name}: prediction '{name}' of row {rows.row[first]} "
                 f"({rows.name[first]}) is not finite"
             )
-        result[name] = value
-    if "cam_int" not in result:
-        cam_int = torch.as_tensor(rows.cam_int, device=bodies.device).clone()
-        focal = result.pop("focal")
-        cam_int[:, 0, 0] = cam_int[:, 1, 1] = focal
-        if protocol.pck and torch.isnan(cam_int).any():
-            raise InputError(
-                f"{predictor.name}: protocol {protocol.name} projects into the image, but the "
-                "labels have no intrinsics; the predictor has to return cam_int instead of focal"
-            )
-        result["cam_int"] = cam_int
-    return result
+    if protocol.pck and not torch.isfinite(found["cam_int"]).all():
+        raise InputError(
+            f"{predictor.name}: protocol {protocol.name} projects into the image, but the labels "
+            "have no intrinsics; the predictor has to return cam_int instead of focal"
+        )
+    return Prediction(**found)
 
 
 # --- what the protocol itself implies ------------------------------------------------------------
 
 
 def floor_values(
-    protocol: EvaluationProtocol, rows: EvalRows, bodies: Bodies, batch_size: int = 32
+    protocol: EvaluationProtocol, rows: EvalRows, bodies: EvaluationBodies, batch_size: int = 32
 ) -> dict[str, float] | None:
     """Errors in mm of the true mesh itself, where its joints are made differently on either side.
 
@@ -499,8 +300,8 @@ def floor_values(
         part = rows.take(usable[start : start + batch_size])
         with torch.no_grad():
             vertices, posed = truth_body(protocol, part, bodies)
-            target = Posed(vertices, bodies.points(joints.truth, vertices, posed))
-            perfect = Posed(vertices, bodies.points(joints.prediction, vertices, posed))
+            target = Compared(vertices, bodies.points(joints.truth, vertices, posed))
+            perfect = Compared(vertices, bodies.points(joints.prediction, vertices, posed))
             for name, value in point_values(protocol, perfect, target).items():
                 totals.setdefault(name, []).append(value.cpu().numpy())
     return {name: float(np.concatenate(parts).mean()) for name, parts in totals.items()}

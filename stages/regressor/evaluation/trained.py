@@ -22,7 +22,9 @@ from pipeline.errors import InputError
 from pipeline.provenance import file_record
 from stages.regressor.config import Recipe
 from stages.regressor.data import crops
+from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import decode
+from stages.regressor.evaluation.query import Prediction
 from stages.regressor.network import camera, representation
 from stages.regressor.network.checkpoints import compared, load_checkpoint
 from stages.regressor.network.hrnet import HumanFOV
@@ -48,29 +50,6 @@ class Person:
     center: np.ndarray
     box: np.ndarray
     cam_int: np.ndarray
-
-
-@dataclass(frozen=True)
-class CropRule:
-    """enlarge: grow the box to 3 : 4; whole_pixels: round the square; told: side that the network
-    is told, of the `crop` or of the `annotation`.
-    """
-
-    enlarge: bool
-    whole_pixels: bool = False
-    told: str = "crop"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres in the frame of the camera
-    cam_int (B, 3, 3), pixels: the person's, or for a network with a crop camera that one.
-    """
-
-    poses: Tensor
-    betas: Tensor
-    translation: Tensor
-    cam_int: Tensor
 
 
 class TrainedNetwork:
@@ -131,7 +110,7 @@ class TrainedNetwork:
 
     def rule(self) -> CropRule:
         """The crop rule that the network was trained with."""
-        return CropRule(self.recipe.data.enlarge_box)
+        return crop_rule(grow=self.recipe.data.enlarge_box)
 
     @torch.no_grad()
     def intrinsics(self, data: bytes, name: str) -> np.ndarray:
@@ -154,10 +133,7 @@ class TrainedNetwork:
             self._predict(persons[start : start + _MAX_BATCH], rule)
             for start in range(0, len(persons), _MAX_BATCH)
         ]
-        return Prediction(
-            *(torch.cat([getattr(part, name) for part in parts]).cpu()
-              for name in ("poses", "betas", "translation", "cam_int"))
-        )  # fmt: skip
+        return Prediction(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
     def _predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
         images, centers, sides, affines = [], [], [], []
@@ -169,7 +145,7 @@ class TrainedNetwork:
                 picture = crops.cut(person.data, person.name, crop)
             images.append(crops.normalise(picture))
             centers.append(crop.center)
-            sides.append(max(person.box) if rule.told == "annotation" else crop.side)
+            sides.append(max(person.box) if rule.conditioning == "annotation" else crop.side)
             affines.append(crop.affine)
 
         def tensor(values: list) -> Tensor:
@@ -182,6 +158,11 @@ class TrainedNetwork:
         return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
 
 
+def crop_rule(*, grow: bool) -> CropRule:
+    """Sub-pixel crops whose own side the network is told, as in training."""
+    return CropRule(grow_to_aspect=grow, corners="subpixel", conditioning="crop")
+
+
 def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
     """(3, 3): 5000 px on 256 px of the person's crop, through its middle
     (regressor.md#patch-camera)."""
@@ -191,14 +172,14 @@ def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
 
 
 def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
-    side = camera.grown_side(*map(float, person.box), enlarge=rule.enlarge)
+    side = camera.grown_side(*map(float, person.box), enlarge=rule.grow_to_aspect)
     center = np.asarray(person.center, np.float64)
     if not (math.isfinite(side) and side >= 1 and np.isfinite(center).all()):
         raise InputError(
             f"{person.name}: box centre {center.tolist()}, size {np.asarray(person.box).tolist()}: "
             "expected finite numbers and at least one pixel"
         )
-    if rule.whole_pixels:
+    if rule.corners == "integer":
         corner = np.round(center - side / 2)
         side = float(round(side))
         center = corner + side / 2
