@@ -36,7 +36,8 @@ def run_train(
     from stages.regressor.data.rows import Place, load_collection
     from stages.regressor.training.distributed import processes
     from stages.regressor.training.reporting import Reporter
-    from stages.regressor.training.trainer import Trainer, describe
+    from stages.regressor.training.run_folder import describe
+    from stages.regressor.training.trainer import Trainer
 
     if images and len(images) != len(directories):
         raise UsageError(

@@ -29,7 +29,7 @@ from stages.regressor.data.images import FolderImages, TarImages, decode, open_i
 from stages.regressor.data.loader import CropDataset, Order, batches
 from stages.regressor.data.rows import Place, load_collection
 from stages.regressor.network import camera
-from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.bodies import RunBodies
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 
@@ -342,7 +342,7 @@ def test_augmented_labels_fit_the_augmented_keypoints(files: Demo) -> None:
     rows = CropDataset(found, recipe.data, 128, 7, training=True)
     batch = next(iter(batches(rows, [[(0, k) for k in range(ROWS)]], 0)))
     assert 10 < batch.flip.sum() < 50 and batch.roll.abs().max() > 0.8
-    bodies = Bodies(files.models, "male", ("female", "male"))
+    bodies = RunBodies(files.models, "male", ("female", "male"))
     labels = bodies.labels(batch)
     seen = _best_projection(labels.keypoints_3d, batch)
     confident = batch.keypoints[..., 2] > 0

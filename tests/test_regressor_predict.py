@@ -128,7 +128,7 @@ def test_a_crop_camera_is_the_same_for_every_lens(files: Demo, crop_camera: Path
     assert found.cam_int[:, :2, 2].numpy() == pytest.approx(centers, rel=1e-5)
     unknown = [replace(person, cam_int=np.full((3, 3), np.nan)) for person in people]
     again = trained.predict(unknown, GROWN.model_copy(update={"conditioning": "annotation"}))
-    for name, value in vars(found).items():
+    for name, value in found._asdict().items():
         assert torch.equal(getattr(again, name), value), name
 
 
@@ -170,7 +170,7 @@ def test_a_prediction_does_not_depend_on_its_batch(files: Demo, checkpoint: Path
     rule = trained.rule()
     together = trained.predict(persons(files, list(range(40))), rule)
     alone = trained.predict(persons(files, [37]), rule)
-    for name, value in vars(together).items():
+    for name, value in together._asdict().items():
         assert torch.allclose(value[37:38], getattr(alone, name), rtol=1e-4, atol=1e-4), name
 
 

@@ -23,11 +23,13 @@ from stages.regressor.data.rows import Place, TrainingRows, load_collection
 from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.model import Regressor
-from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
 from stages.regressor.training.reporting import Reporter, prediction_sheet
-from stages.regressor.training.trainer import Diverged, Result, Trainer, describe, learning_rate
+from stages.regressor.training.run_folder import Result, describe
+from stages.regressor.training.schedule import learning_rate
+from stages.regressor.training.trainer import Diverged, Trainer
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 HERE = Process(0, 1, torch.device("cpu"))
@@ -282,7 +284,7 @@ def test_the_prediction_sheet_draws_over_the_crop(files: Demo) -> None:
     recipe = load_recipe("tiny", MICRO)
     found = load_collection([Place(files.shards)], recipe.data).of("validation")
     rows = CropDataset(found, recipe.data, 64, 0, training=False)
-    bodies = Bodies(files.models, "male", ("female", "male"))
+    bodies = RunBodies(files.models, "male", ("female", "male"))
     torch.manual_seed(0)
     sheet = prediction_sheet(Regressor(recipe.model), rows, [0, 3], bodies, recipe)
     assert sheet.shape == (128, 96, 3) and sheet.dtype == np.uint8

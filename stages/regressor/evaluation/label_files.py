@@ -135,7 +135,7 @@ def read_camerahmr(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
     columns = LabelFile(path)
     n = columns.rows
     verdicts = Verdicts.empty(n)
-    body: dict[str, np.ndarray] = {}
+    body: dict[str, Any] = {}
     if "pose_cam" in columns:
         poses = columns.numbers("pose_cam", None).reshape(n, -1)
         if poses.shape[1] < 72:
@@ -183,7 +183,11 @@ def read_moyo(path: Path, *, scale_unit: ScaleUnit) -> EvalRows:
         _dict_column(columns, smpl, key, n, width)
         for key, width in (("global_orient", 3), ("body_pose", 69), ("betas", 10))
     )
-    body = {"poses": np.concatenate((orient, pose), 1), "betas": betas, "transl": np.zeros((n, 3))}
+    body: dict[str, Any] = {
+        "poses": np.concatenate((orient, pose), 1),
+        "betas": betas,
+        "transl": np.zeros((n, 3)),
+    }
     verdicts = Verdicts.empty(n)
     check_body(verdicts, body)
     return replace(_assembled(columns, verdicts, scale_unit, columns.texts("names")), **body)

@@ -45,12 +45,15 @@ def flip_rotation(flip: Tensor, roll: Tensor) -> Tensor:
     return turn * mirror[:, None, :]
 
 
-class Bodies(nn.Module):
+class RunBodies(nn.Module):
     """Keypoint bodies of a run; buffers only, none of them persistent.
 
     models: folder with the SKEL files and joint regressors; gender: of the network; genders: those
     that labels may have.
     """
+
+    _matrix: Tensor
+    _offset: Tensor
 
     def __init__(self, models: Path, gender: str, genders: tuple[str, ...]) -> None:
         super().__init__()

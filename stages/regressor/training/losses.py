@@ -59,6 +59,9 @@ class LossTerms:
 class Loss(nn.Module):
     """`loss(estimates, labels, view) -> LossTerms`. Has buffers (the body model), no parameters."""
 
+    limits: Tensor
+    periodic: Tensor
+
     def __init__(self, config: LossConfig, model: ModelConfig, body: KeypointBody) -> None:
         super().__init__()
         self.config, self.model, self.body = config, model, body
@@ -211,7 +214,7 @@ def _layer_pose(kind: str, code: Tensor, poses: Tensor, keep: Tensor) -> Tensor:
         (pairs, representation.unit_pairs(target), hinges),
         (grid[:, :, hands, :2], wanted[:, hands, :2], hands),
     )  # fmt: skip
-    total = sum(
+    sums = [
         ((found - right).abs().sum(-1) * keep[:, joints]).sum(-1) for found, right, joints in parts
-    )
-    return total / (9 * NUM_JOINTS)
+    ]
+    return (sums[0] + sums[1] + sums[2]) / (9 * NUM_JOINTS)

@@ -25,7 +25,7 @@ from stages.regressor.network.view import (
     seen_intrinsics,
     seen_pixels,
 )
-from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.losses import LossTerms
 from stages.regressor.training.validation import Scores, autocast
 
@@ -108,7 +108,7 @@ class Reporter:
             })  # fmt: skip
 
     def pictures(
-        self, step: int, network: nn.Module, dataset: CropDataset, bodies: Bodies, recipe: Recipe
+        self, step: int, network: nn.Module, dataset: CropDataset, bodies: RunBodies, recipe: Recipe
     ) -> None:
         """Predictions over some validation pictures, evenly chosen."""
         if self._writer is None:
@@ -139,7 +139,7 @@ class Reporter:
 
 @torch.no_grad()
 def prediction_sheet(
-    network: nn.Module, dataset: CropDataset, rows: list[int], bodies: Bodies, recipe: Recipe
+    network: nn.Module, dataset: CropDataset, rows: list[int], bodies: RunBodies, recipe: Recipe
 ) -> np.ndarray:
     """(H, W, 3) uint8: a column per row: the crop with predicted (orange) and labelled (green)
     limbs, and the predicted body with its skeleton over the crop.
@@ -154,17 +154,17 @@ def prediction_sheet(
     angles = representation.decode(final.code)
     points = bodies.own(angles, final.betas, representation.rotations(final.code)).keypoints
     seen = crop_keypoints(recipe.model, points, final.camera, batch.view)
-    limbs = [
+    labelled, predicted = (
         seen_pixels(recipe.model, found).double().cpu().numpy() for found in (batch.keypoints, seen)
-    ]
-    translation, cam_int = full_camera(recipe.model, final.camera, batch.view)
-    cam_int = seen_intrinsics(recipe.model, cam_int, batch.view).double().cpu().numpy()
+    )
+    translation, picture_camera = full_camera(recipe.model, final.camera, batch.view)
+    seen_camera = seen_intrinsics(recipe.model, picture_camera, batch.view)
     posed = overlays.pose_bodies(bodies.own.skel, angles, final.betas, translation)
     columns = []
-    for k, body in enumerate(posed):
+    for k, (body, cam_int) in enumerate(zip(posed, seen_camera.double().cpu(), strict=True)):
         picture = seen_picture(batch.image[k])
-        marked = overlays.draw_limbs(picture, limbs[0][k], overlays.LABELLED)
-        marked = overlays.draw_limbs(marked, limbs[1][k], overlays.PREDICTED)
-        drawn = overlays.draw_body(picture, body, cam_int[k])
-        columns.append(np.concatenate((marked, drawn)))
+        limbs = overlays.draw_limbs(picture, labelled[k], overlays.LABELLED)
+        limbs = overlays.draw_limbs(limbs, predicted[k], overlays.PREDICTED)
+        drawn = overlays.draw_body(picture, body, cam_int.numpy())
+        columns.append(np.concatenate((limbs, drawn)))
     return np.concatenate(columns, 1)

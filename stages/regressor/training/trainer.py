@@ -9,89 +9,46 @@ processes does not change the batches either.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline.atomic import make_directory, write_json
-from pipeline.errors import Incomplete, InputError, Locked, PlanMismatch
-from pipeline.plan import differences
+from pipeline.errors import Incomplete, InputError
 from pipeline.provenance import code_version, file_record
-from stages.regressor.config import OptimiserConfig, Recipe
+from stages.regressor.config import Recipe
 from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
 from stages.regressor.data.rows import Collection
-from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.vit import load_vitpose
-from stages.regressor.training.bodies import Bodies
+from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
 from stages.regressor.training.losses import Loss, LossTerms
 from stages.regressor.training.reporting import Reporter
+from stages.regressor.training.run_folder import (
+    BEST,
+    LAST,
+    Progress,
+    Result,
+    RunFolder,
+    binding,
+)
+from stages.regressor.training.schedule import learning_rate
 from stages.regressor.training.validation import Scores, autocast, validate
 
-LAST, BEST, SUMMARY = "last.pt", "best.pt", "summary.json"
-# Settings that may change between a run and its resumption: they do not touch the trajectory.
-_FREE = ("train.minutes", "train.workers", "train.pictures", "train.checkpoint_every")
 _NAMED = 8  # rows that a message lists
 
 
 class Diverged(Incomplete):
     """The loss or its gradient is not a number; the message names the rows."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is. step: optimiser steps done; validated: step of the last validation."""
-
-    step: int = 0
-    validated: int = -1
-    best: float = math.inf
-    best_step: int = -1
-    bad_validations: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended. reason: finished, minutes, patience.
-
-    scores: of the last validation. best: the score that `select` names, millimetres, of the
-    weights in best.pt, from the validation after `best_step`; None without a validation split.
-    """
-
-    out: Path
-    reason: str
-    steps: int
-    epochs: float
-    seconds: float
-    scores: Scores | None
-    select: str
-    best: float | None
-    best_step: int
-    rows: int
-    skipped: dict[str, int]
-
-
-def learning_rate(config: OptimiserConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Rate of optimiser step `step` (from 0): linear warm-up (n+1)/N_w, then the schedule."""
-    warm = round(config.warmup * steps_per_epoch)
-    if step < warm:
-        return config.rate * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.rate
-    share = (step - warm) / max(epochs * steps_per_epoch - warm, 1)
-    low = config.final_share
-    return config.rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
 class Trainer:
@@ -119,7 +76,7 @@ class Trainer:
         female = collection.rows.female
         genders = {recipe.data.gender, *(["female"] if female.any() else []),
                    *(["male"] if not female.all() else [])}  # fmt: skip
-        self.bodies = Bodies(models, recipe.data.gender, tuple(sorted(genders)))
+        self.bodies = RunBodies(models, recipe.data.gender, tuple(sorted(genders)))
         self.bodies.to(process.device)
         self._check_bodies()
         self.loss = Loss(recipe.loss, recipe.model, self.bodies.own).to(process.device)
@@ -134,6 +91,7 @@ class Trainer:
                 f"fewer than one step of {recipe.optimiser.accumulate}; lower "
                 "optimiser.accumulate or train.batch_size"
             )
+        self.folder = RunFolder(out)
         self.progress = Progress()
         self.scores: Scores | None = None
 
@@ -164,8 +122,7 @@ class Trainer:
             Locked: another run works in `out`; PlanMismatch: `out` holds a run of another recipe
             or other data; Diverged: the loss is not a number.
         """
-        make_directory(self.out)
-        with self._locked():
+        with self.folder.locked(self.process):
             self._resume()
             self.reporter.start(self.progress.step, self.total_steps)
             try:
@@ -175,7 +132,7 @@ class Trainer:
                 self.reporter.stop()
             result = self._result(reason)
             if self.process.is_first:
-                write_json(self.out / SUMMARY, _plain(result))
+                self.folder.save_summary(result)
             return result
 
     def _train(self) -> str:
@@ -322,7 +279,8 @@ class Trainer:
             if self.process.is_first:
                 self._save_best(None)
             return
-        network = self.ema.model if self.recipe.optimiser.ema.decay else self.network.eval()
+        self.network.eval()
+        network = self._chosen()
         scores = validate(network, self.validation_set, self.bodies, self.recipe, self.process)
         self.network.train()
         self.scores = scores
@@ -350,31 +308,13 @@ class Trainer:
 
     # ---- files ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self.process.is_first:
-            self.process.wait()
-            yield
-            return
-        with (self.out / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Locked(
-                    f"{self.out}: another training run works in this folder; wait for it or give "
-                    "another --out"
-                ) from None
-            self.process.wait()
-            yield
-
     def identity(self) -> dict[str, Any]:
         """What a run is bound to: recipe, data, body models, processes."""
-        skel = self.bodies.own.skel.path
         return {
-            "recipe": _bound(self.recipe),
+            "recipe": binding(self.recipe),
             "datasets": list(self.collection.digests),
             "training_rows": len(self.train_set),
-            "body_model": file_record(skel).sha256,
+            "body_model": file_record(self.bodies.own.skel.path).sha256,
             "processes": self.process.world,
         }
 
@@ -391,45 +331,30 @@ class Trainer:
     def _save(self) -> None:
         """Everything that resuming needs."""
         if self.process.is_first:
-            save_checkpoint(
-                self.out / LAST,
-                {
-                    **self._provenance(),
-                    "network": self.network.state_dict(),
-                    "ema": self.ema.model.state_dict() if self.recipe.optimiser.ema.decay else {},
-                    "optimiser": self.optimiser.state_dict(),
-                    "progress": asdict(self.progress),
-                    "scores": asdict(self.scores) if self.scores else None,
-                },
-            )
+            averaged = self.ema.model.state_dict() if self.recipe.optimiser.ema.decay else {}
+            self._write(
+                LAST, network=self.network.state_dict(), ema=averaged,
+                optimiser=self.optimiser.state_dict(), scores=self.scores,
+            )  # fmt: skip
         self.process.wait()
 
     def _save_best(self, scores: Scores | None) -> None:
         """The weights to use, alone."""
-        chosen = self.ema.model if self.recipe.optimiser.ema.decay else self.network
-        content = {
-            "network": chosen.state_dict(),
-            "progress": asdict(self.progress),
-            "scores": asdict(scores) if scores else None,
-        }
-        save_checkpoint(self.out / BEST, {**self._provenance(), **content})
+        self._write(BEST, network=self._chosen().state_dict(), scores=scores)
+
+    def _write(self, name: str, *, scores: Scores | None, **content: Any) -> None:
+        about = {**self._provenance(), "progress": asdict(self.progress)}
+        about["scores"] = asdict(scores) if scores else None
+        save_checkpoint(self.out / name, {**about, **content})
+
+    def _chosen(self) -> nn.Module:
+        """The network to use: its average, where there is one."""
+        return self.ema.model if self.recipe.optimiser.ema.decay else self.network
 
     def _resume(self) -> None:
-        path = self.out / LAST
-        if not path.is_file():
+        content = self.folder.resumed(self.identity())
+        if content is None:
             return
-        content = load_checkpoint(path)
-        held = content["identity"]
-        with contextlib.suppress(ValidationError):  # a recipe of another version differs as it is
-            # Read with today's defaults: a key that came later meant its default then.
-            held = {**held, "recipe": _bound(Recipe.model_validate(content["recipe"]))}
-        fields = tuple(differences(held, self.identity()))
-        if fields:
-            raise PlanMismatch(
-                f"{self.out}: holds a run with other {', '.join(fields[:6])}; resume it with its "
-                "own recipe and data, give another --out, or remove the folder",
-                fields,
-            )
         self.network.load_state_dict(content["network"])
         if content["ema"]:
             self.ema.model.load_state_dict(content["ema"])
@@ -457,15 +382,6 @@ def _mean(parts: Sequence[LossTerms]) -> LossTerms:
     )
 
 
-def _bound(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a recipe that decide the trajectory."""
-    content = recipe.model_dump(mode="json")
-    for place in _FREE:
-        section, key = place.split(".")
-        content[section].pop(key)
-    return content
-
-
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """A seed for one step of one process, different from all others nearby."""
     return (seed * 1_000_003 + step) * 4099 + rank
@@ -474,29 +390,3 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 def _no_sync(network: nn.Module) -> contextlib.AbstractContextManager:
     quiet = getattr(network, "no_sync", None)
     return quiet() if quiet is not None else contextlib.nullcontext()
-
-
-def _plain(value: Result) -> Mapping[str, Any]:
-    plain = asdict(value)
-    return {**plain, "out": str(value.out)}
-
-
-def describe(result: Result) -> Sequence[tuple[str, str]]:
-    """Lines of the closing table."""
-    lines = [
-        ("stopped", result.reason),
-        ("steps", f"{result.steps} ({result.epochs:.1f} epochs of {result.rows} rows)"),
-        ("time", f"{result.seconds:.0f} s"),
-    ]
-    if result.best is not None:
-        name = result.select.replace("_", "-").upper()
-        lines += [(f"best {name}", f"{result.best:.1f} mm at step {result.best_step}")]
-    if result.scores:
-        lines += [
-            ("validation rows", str(result.scores.rows)),
-            ("last MPJPE", f"{result.scores.mpjpe:.1f} mm"),
-            ("last PA-MPJPE", f"{result.scores.pa_mpjpe:.1f} mm"),
-            ("last 2D keypoints", f"{result.scores.keypoints_2d:.1f} % of the box"),
-        ]
-    lines += [(f"left out {reason}", str(count)) for reason, count in result.skipped.items()]
-    return [*lines, ("weights", str(result.out / BEST))]

@@ -15,9 +15,10 @@ from stages.regressor.config import Recipe
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.evaluation.metrics import aligned_point_error, point_error
 from stages.regressor.network import representation
+from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.model import Regressor
-from stages.regressor.network.view import crop_keypoints
-from stages.regressor.training.bodies import Bodies
+from stages.regressor.network.view import View, crop_keypoints
+from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.losses import Labels
 
@@ -42,7 +43,7 @@ class Scores:
 
 @torch.no_grad()
 def validate(
-    network: Regressor | nn.Module, dataset: CropDataset, bodies: Bodies, recipe: Recipe,
+    network: Regressor | nn.Module, dataset: CropDataset, bodies: RunBodies, recipe: Recipe,
     process: Process,
 ) -> Scores:  # fmt: skip
     """Score `network` (in evaluation mode) on the un-augmented rows of `dataset`."""
@@ -59,7 +60,8 @@ def validate(
         sums += _scores(estimates.final, labels, batch.view, bodies, recipe).cpu()
     totals = process.sum(sums.to(torch.float64)).cpu()
     count = max(float(totals[3]), 1.0)
-    return Scores(*(float(x) / count for x in totals[:3]), rows=int(totals[3]))
+    mpjpe, pa_mpjpe, keypoints_2d = (float(x) / count for x in totals[:3])
+    return Scores(mpjpe, pa_mpjpe, keypoints_2d, rows=int(totals[3]))
 
 
 def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
@@ -67,7 +69,9 @@ def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
 
 
-def _scores(final, labels: Labels, view, bodies: Bodies, recipe: Recipe) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _scores(
+    final: Parameters, labels: Labels, view: View, bodies: RunBodies, recipe: Recipe
+) -> torch.Tensor:
     """Sums of the three scores and the number of rows, (4,) float64."""
     angles = representation.decode(final.code)
     turns = representation.rotations(final.code)
