@@ -473,7 +473,10 @@ def test_a_key_that_came_later_meant_its_default(
 def test_two_runs_in_one_folder_are_refused(files: Demo, tmp_path: Path) -> None:
     one, two = (trainer(files, tmp_path / "run") for _ in range(2))
     (tmp_path / "run").mkdir()
-    with one._locked(), pytest.raises(Locked, match="another training run works in this folder"):
+    with (
+        one.folder.locked(one.process),
+        pytest.raises(Locked, match="another training run works in this folder"),
+    ):
         two.run()
 
 
