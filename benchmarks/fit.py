@@ -127,7 +127,7 @@ def published(pair: Pair, frames: Frames, root: Root, steps: int) -> Rival:
 
 def slow_twin(pair: Pair, frames: Frames, steps: int) -> Rival:
     """The dense twin, from the pose where our coarse stages start, without limits."""
-    solver = Solver(pair.skel, pair.smpl, FitConfig(recipe="full", limits="none"))
+    solver = Solver.of(pair.skel, pair.smpl, FitConfig(recipe="full", limits="none"))
     goal = solver.smpl_goal(frames.poses, frames.betas)
     problem = DenseProblem.of(pair.skel64, solver, -1, goal, frames.betas)
     first = ours(pair, frames, FitConfig(limits="none"))
@@ -245,7 +245,7 @@ class TimedKernels:
 
 def breakdown(pair: Pair, frames: Frames, config: FitConfig) -> dict[str, float]:
     """Seconds a row of each part of a fit, the rest (bookkeeping) last."""
-    solver = Solver(pair.skel, pair.smpl, config)
+    solver = Solver.of(pair.skel, pair.smpl, config)
     device = pair.skel.template.device
     poses, betas = frames.poses.to(device), frames.betas.to(device)
     solver.solve(solver.smpl_goal(poses, betas), betas)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.poses import Frames
 from skel_fit.root import root_from_smpl
-from skel_fit.rotations import axis_angle_to_matrix
+from skel_fit.rotations import axis_angle_to_matrix, euler_from_matrix
 from skel_fit.skel import SKEL, SkelIdentity
 
 Root = Literal["released", "exact"]
@@ -166,7 +166,6 @@ class PublishedFit:
 def released_root(global_orient: Tensor) -> Tensor:
     """(-w_x, e_y, e_z): Euler angles of R = Rx(e_x) Ry(e_y) Rz(e_z), the first one overwritten."""
     turn = axis_angle_to_matrix(global_orient.double())
-    about_y = torch.atan2(turn[:, 0, 2], torch.hypot(turn[:, 0, 0], turn[:, 0, 1]))
-    about_z = torch.atan2(-turn[:, 0, 1], turn[:, 0, 0])
-    root = torch.stack((-global_orient[:, 0].double(), about_y, about_z), dim=1)
+    angles = euler_from_matrix(turn, (0, 1, 2))
+    root = torch.cat((-global_orient[:, :1].double(), angles[:, 1:]), dim=1)
     return root.to(global_orient.dtype)

@@ -41,8 +41,9 @@ from skel_fit.recipe import FitConfig, Recipe, Stage
 from skel_fit.root import root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
+from skel_fit.solver.blocks import Goal, GoalOf
 from skel_fit.solver.dense import DenseProblem
-from skel_fit.solver.engine import Goal, GoalOf, Solver
+from skel_fit.solver.engine import Solver
 
 FREE = FitConfig(limits="none")
 REFERENCE = FitConfig(
@@ -116,7 +117,7 @@ class OtherStart:
 @functools.cache
 def solver_of(pair: Pair, config: FitConfig) -> Solver:
     """The solver of a configuration; its tables take a second."""
-    return Solver(pair.skel, pair.smpl, config)
+    return Solver.of(pair.skel, pair.smpl, config)
 
 
 def solve(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.anatomy import PERIODIC, REGIONS
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
-from skel_fit.rotations import axis_angle_to_matrix
-from skel_fit.solver.engine import STARTS, GoalOf, Solution, Solver, padded
+from skel_fit.rotations import axis_angle_to_matrix, wrap_angle
+from skel_fit.skel import SKEL
+from skel_fit.solver.blocks import GoalOf, Solution, padded
+from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.status import NON_FINITE_VERTICES, Status, smpl_rejections
 
@@ -41,12 +46,36 @@ class FitResult:
     unlimited_error: Tensor  # (n,) m, mean vertex error of a fit without limits; NaN unless limited
     status: list[Status]
 
-    STARTS = STARTS
+    STARTS: ClassVar[tuple[str, ...]] = STARTS
+
+    def rows(self, part: slice) -> FitResult:
+        """Some rows."""
+        return self._made_of([self], lambda columns: columns[0][part])
+
+    @staticmethod
+    def join(parts: list[FitResult]) -> FitResult:
+        """The rows of one part after the other."""
+        return FitResult._made_of(parts, _concatenated)
+
+    @staticmethod
+    def _made_of(parts: list[FitResult], combine: Callable[[list[Any]], Any]) -> FitResult:
+        """Each column from the same column of the parts."""
+        columns: dict[str, Any] = {
+            field.name: combine([getattr(part, field.name) for part in parts])
+            for field in fields(FitResult)
+            if field.name != "region_errors"
+        }
+        regions = {name: combine([part.region_errors[name] for part in parts]) for name in REGIONS}
+        return FitResult(region_errors=regions, **columns)
+
+
+def _concatenated(columns: list[Any]) -> Any:
+    return torch.cat(columns) if isinstance(columns[0], Tensor) else list(chain(*columns))
 
 
 def fit_skel(
-    skel: torch.nn.Module,
-    smpl: torch.nn.Module,
+    skel: SKEL,
+    smpl: SMPL,
     poses: Tensor,
     betas: Tensor,
     transl: Tensor,
@@ -55,7 +84,7 @@ def fit_skel(
     """Fit SKEL to posed SMPL bodies.
 
     poses: (n, 72) SMPL axis-angle, rad, global orientation first; betas: (n, 10); transl: (n, 3) m.
-    Root orientation and translation follow in closed form (skel-model.md 7.3, 7.5) unless the
+    Root orientation and translation follow in closed form (`skel_fit.root`) unless the
     recipe frees them. A row's result does not depend on the other rows (bit-equal at one
     `config.block_size` on one device type and library build).
 
@@ -70,7 +99,7 @@ def fit_skel(
     rows = torch.nonzero(good)[:, 0]
     poses, betas, transl = poses[rows], betas[rows], transl[rows]
 
-    solver = _solver(skel, smpl, config)
+    solver = solver_of(skel, smpl, config)
     skel_betas = _skel_betas(skel, smpl, betas, solver)
     found = _search(solver, solver.smpl_goal(poses, betas), skel_betas, config)
     root, trans = _in_blocks(
@@ -91,7 +120,7 @@ def fit_skel(
 
 
 def fit_skel_to_vertices(
-    skel: torch.nn.Module,
+    skel: SKEL,
     vertices: Tensor,
     betas: Tensor,
     config: FitConfig | None = None,
@@ -99,7 +128,7 @@ def fit_skel_to_vertices(
     """Fit SKEL to bare meshes of its own topology, root and translation free.
 
     vertices: (n, 6890, 3) m; betas: (n, 10) of SKEL. The start is the rotation of each bone's own
-    vertices (orthogonal Procrustes, fitting.md section 3). The recipe must free the root: `surface`
+    vertices (docs/reference/fitting.md#procrustes-start). The recipe must free the root: `surface`
     is the default. Raises ValueError where shapes do not fit.
     """
     config = config or FitConfig(recipe="surface")
@@ -117,7 +146,7 @@ def fit_skel_to_vertices(
         ).tolist()
     ]
     rows = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device).nonzero()[:, 0]
-    solver = _solver(skel, None, config)
+    solver = solver_of(skel, None, config)
     placed = place_surfaces(skel, vertices[rows], betas[rows])
     goal = placed.goal(solver.dtype)
     found = _search(solver, goal, betas[rows], config)
@@ -156,9 +185,7 @@ def _search(solver: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _
     return _Found(solution, betas, active, limited, unlimited)
 
 
-def _check_inputs(
-    skel: torch.nn.Module, smpl: torch.nn.Module, poses: Tensor, betas: Tensor, transl: Tensor
-) -> None:
+def _check_inputs(skel: SKEL, smpl: SMPL, poses: Tensor, betas: Tensor, transl: Tensor) -> None:
     for name, tensor, width in (("poses", poses, 72), ("betas", betas, 10), ("transl", transl, 3)):
         if tensor.ndim != 2 or tensor.shape[1] != width:
             raise ValueError(f"{name}: expected (n, {width}), found {tuple(tensor.shape)}")
@@ -182,37 +209,35 @@ def _check_inputs(
 def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
     """Reason per row, '' where it can be fitted."""
     reasons = [""] * poses.shape[0]
-    arrays = (t.cpu().numpy() for t in (poses, betas, transl))
-    for reason, bad in smpl_rejections(*arrays):
+    found = smpl_rejections(poses.cpu().numpy(), betas.cpu().numpy(), transl.cpu().numpy())
+    for reason, bad in found:
         for row in np.flatnonzero(bad).tolist():
             reasons[row] = reasons[row] or reason
     return reasons
 
 
-_SOLVERS: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[int, FitConfig], Solver]] = (
+_SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[tuple[int, str, FitConfig], Solver]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def _solver(skel: torch.nn.Module, smpl: torch.nn.Module | None, config: FitConfig) -> Solver:
+def solver_of(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> Solver:
     """The solver of a model pair; its tables take a second to make and are kept with the model."""
     made = _SOLVERS.setdefault(skel, {})
     key = (id(smpl), str(skel.template.device), config)
     if key not in made:
-        made[key] = Solver(skel, smpl, config)
+        made[key] = Solver.of(skel, smpl, config)
         if smpl is not None:  # ids are reused: forget the solver with its model
             weakref.finalize(smpl, made.pop, key, None)
     return made[key]
 
 
-def _skel_betas(
-    skel: torch.nn.Module, smpl: torch.nn.Module, betas: Tensor, solver: Solver
-) -> Tensor:
-    """Shape of the SKEL body: copied within a gender, transferred across (fitting.md 5)."""
+def _skel_betas(skel: SKEL, smpl: SMPL, betas: Tensor, solver: Solver) -> Tensor:
+    """Shape of the SKEL body: copied within a gender, transferred across (`skel_fit.shape`)."""
     choice = solver.config.betas
     if choice == "copy" or (choice == "auto" and skel.gender == smpl.gender):
         return betas.clone()
-    matrix, offset = solver.shape_transfer
+    matrix, offset = solver.smpl_side.shape_transfer
     # a product per row: a matrix product would choose its order of summation by the batch size
     return (betas[:, None, :] * matrix).sum(dim=2) + offset
 
@@ -233,8 +258,8 @@ def _in_blocks(
 
 
 def _root(
-    skel: torch.nn.Module,
-    smpl: torch.nn.Module,
+    skel: SKEL,
+    smpl: SMPL,
     poses: Tensor,
     betas: Tensor,
     transl: Tensor,
@@ -260,9 +285,7 @@ def _principal(angles: Tensor, config: FitConfig) -> Tensor:
         return angles
     wrapped = angles.clone()
     columns = np.flatnonzero(PERIODIC[3:])
-    turn = 2.0 * torch.pi
-    part = wrapped[:, columns]
-    wrapped[:, columns] = part - turn * torch.ceil((part - torch.pi) / turn)
+    wrapped[:, columns] = wrap_angle(wrapped[:, columns])
     return wrapped
 
 

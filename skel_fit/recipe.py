@@ -27,8 +27,8 @@ class VertexMask(_Frozen):
 
     def select(self, smpl_weights: np.ndarray) -> np.ndarray:
         """(V,) bool from the SMPL skinning weights (V, 24)."""
-        inside = (smpl_weights[:, list(self.smpl_joints)] > self.above).any(axis=1)
-        return ~inside if self.invert else inside
+        inside: np.ndarray = np.any(smpl_weights[:, list(self.smpl_joints)] > self.above, axis=1)
+        return inside != self.invert
 
 
 class Stage(_Frozen):
@@ -36,22 +36,22 @@ class Stage(_Frozen):
 
     The objective of a stage is, in m^2: mean over its vertices of the squared distance, plus
     joint_weight / 72 times the sum over `joints` of the squared distance to the anatomical joints
-    regressed from the target, plus the priors of `FitConfig`. (skel-model.md 6.3 divided by its
-    vertex weight.)
+    regressed from the target, plus the priors of `FitConfig`. (That of
+    docs/reference/fitting.md#published-objective divided by its vertex weight.)
     """
 
     name: str
     parameters: tuple[str, ...]
     frozen: tuple[str, ...] = ()
     vertices: VertexMask | None = None
-    stride: int = Field(1, ge=1)
+    stride: int = Field(default=1, ge=1)
     joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...] = ()
-    joint_weight: float = Field(0.0, ge=0.0)
+    joint_weight: float = Field(default=0.0, ge=0.0)
     rounds: int = Field(ge=1, le=200)
     """At most so many evaluations of the stage's vertices."""
-    steps: int = Field(4, ge=1, le=100)
+    steps: int = Field(default=4, ge=1, le=100)
     """At most so many Levenberg-Marquardt steps between two evaluations."""
-    tolerance: float = Field(1e-2, gt=0.0)
+    tolerance: float = Field(default=1e-2, gt=0.0)
     """Largest parameter change (rad) of a round after which a row is settled."""
 
     @field_validator("parameters", "frozen")
@@ -106,20 +106,20 @@ class FitConfig(_Frozen):
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the vertex passes; the inner solver is float64 always."""
     kernels: Literal["auto", "numba", "torch"] = "auto"
-    block_size: int | None = Field(None, ge=1, le=65536)
+    block_size: int | None = Field(default=None, ge=1, le=65536)
     """Rows computed together; None: 64 on a CPU, 2048 on a GPU. Part of the result's identity:
     rows are bit-equal at one size."""
-    tolerance: float | None = Field(None, gt=0.0)
+    tolerance: float | None = Field(default=None, gt=0.0)
     """Overrides the tolerance of every stage."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Overrides the inner steps of every stage."""
-    prior_spine: float = Field(3e-6, ge=0.0)
+    prior_spine: float = Field(default=3e-6, ge=0.0)
     """m^2/rad^2 on the nine spine and head angles."""
-    prior_scapula: float = Field(3e-6, ge=0.0)
+    prior_scapula: float = Field(default=3e-6, ge=0.0)
     """m^2/rad^2 on the six scapula angles."""
     restarts: bool = True
     """Try further starts on rows that look stuck and keep the best."""
-    limited_above: float = Field(0.02, gt=0.0)
+    limited_above: float = Field(default=0.02, gt=0.0)
     """Mean vertex error (m) above which a row with active limits is `limited`."""
 
     def resolved_recipe(self) -> Recipe:

@@ -9,11 +9,14 @@ import smplx
 import torch
 from torch import Tensor
 
-from skel_fit.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rotation_about_axis
+from skel_fit.rotations import (
+    axis_angle_to_matrix,
+    euler_from_matrix,
+    matrix_to_axis_angle,
+    nearest_rotation,
+    rotation_about_axis,
+)
 from skel_fit.skel import SKEL
-
-# Below this cosine of the middle angle only the sum or difference of the outer angles is defined.
-_GIMBAL_COSINE = 1e-7
 
 
 def root_from_smpl(
@@ -75,7 +78,8 @@ def root_rotation(skel: SKEL, poses_root: Tensor) -> Tensor:
 def root_angles(skel: SKEL, rotation: Tensor) -> Tensor:
     """Inverse of `root_rotation`: body-frame rotations (B, 3, 3) float64 -> poses_root (B, 3)."""
     frame = _root_frame(skel)
-    return _euler_from_matrix(frame.T @ rotation @ frame)
+    # heading about y, list about x, tilt about z, from the outermost inwards
+    return euler_from_matrix(frame.T @ rotation @ frame, (1, 0, 2)).flip(-1)
 
 
 def _root_frame(skel: SKEL) -> Tensor:
@@ -85,24 +89,7 @@ def _root_frame(skel: SKEL) -> Tensor:
     entries as small as the rounding of a float32 matrix.
     """
     frame = skel.per_joint_rot[0].double() @ skel.apose_rot[0].double().T
-    u, _, vh = torch.linalg.svd(frame)
-    return u @ vh
-
-
-def _euler_from_matrix(turn: Tensor) -> Tensor:
-    """(tilt, list, rotation) with Ry(rotation) Rx(list) Rz(tilt) = turn: (B, 3, 3) -> (B, 3)."""
-    sine = (-turn[..., 1, 2]).clamp(-1, 1)
-    cosine = torch.hypot(turn[..., 1, 0], turn[..., 1, 1])
-    tip = torch.atan2(sine, cosine)
-    locked = cosine <= _GIMBAL_COSINE
-    tilt = torch.atan2(turn[..., 1, 0], turn[..., 1, 1])
-    tilt = torch.where(locked, torch.zeros_like(tilt), tilt)
-    # The heading is what remains after the other two: consistent with them also where the entries
-    # that the textbook formula reads are mere rounding.
-    x, _, z = torch.eye(3, dtype=turn.dtype, device=turn.device)
-    rest = turn @ rotation_about_axis(z, -tilt) @ rotation_about_axis(x, -tip)
-    heading = torch.atan2(rest[..., 0, 2] - rest[..., 2, 0], rest[..., 0, 0] + rest[..., 2, 2])
-    return torch.stack((tilt, tip, heading), -1)
+    return nearest_rotation(frame)[0]
 
 
 def _pelvis_difference(

@@ -1,13 +1,12 @@
 """The SKEL body model: 46 anatomical angles, 10 betas, translation -> skin, joints, bones.
 
-Source: reference/skel-model.md sections 2 and 3 (its numbers are quoted as "3.4" and so on).
+Source: docs/reference/skel-model.md, whose anchors are cited as "(#chain)".
 Body frame: x to the subject's left, y up, z forward; bone space: x forward, y up, z right.
 
 Memory: no tensor with a 4x4 (or 3x4) matrix per vertex is kept beyond one chunk of the batch.
 Layout: vertices are kept component-major, (B, 3, V), until the end, so every pass is contiguous.
 """
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,25 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skel_fit import anatomy
+from skel_fit import anatomy, kinematics
 from skel_fit.anatomy import NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
-from skel_fit.rotations import sinc, skew
+from skel_fit.kinematics import HEAD, LUMBAR, RADIUS_L, RADIUS_R, THORAX, ULNA_L, ULNA_R
+from skel_fit.rotations import safe_norm
 
 NUM_VERTICES = 6890
 NUM_FACES = 13776
 NUM_BETAS = 10
 NUM_POSE_FEATURES = 207
 
-PELVIS, LUMBAR, THORAX, HEAD = 0, 11, 12, 13
-SCAPULA_R, ULNA_R, RADIUS_R, HAND_R = 14, 16, 17, 18
-SCAPULA_L, ULNA_L, RADIUS_L, HAND_L = 19, 21, 22, 23
+HAND_R, HAND_L = 18, 23
 
-# Joints whose orientation does not follow the shape (3.4 step 4): pelvis and the leaves.
-_FIXED_ORIENTATION = (0, 5, 10, 13, 18, 23)
-_TURNED = tuple(j for j in range(NUM_JOINTS) if j not in _FIXED_ORIENTATION)
-
-# Bone sizes measured on the skin (3.10): joint, bone dimension, body axis, two vertices. The left
-# hand uses the right hand's vertices, as the published model does.
+# Bone sizes measured on the skin (#bone-scales): joint, bone dimension, body axis, two vertices.
+# The left hand uses the right hand's vertices, as the published model does.
 _MEASURED_SCALES = (
     (HEAD, 0, 2, 410, 384),
     (HEAD, 1, 1, 414, 384),
@@ -87,8 +81,17 @@ class SkelIdentity:
     offsets: Tensor  # (B, 24, 3) o_i = J_i - J_parent(i), o_0 = J_0
     orientations: Tensor  # (B, 24, 3, 3) bone orientation K_i at rest
     bases: Tensor  # (B, 24, 3, 3) K_i Ra_i^T: local rotation R_i = basis Rp_i basis^T
-    spine_lengths: Tensor  # (B, 3) lumbar, thorax, head
-    scapula_extents: Tensor  # (B, 2) width W, height H
+    lengths: Tensor  # (B, 5) arcs of lumbar, thorax and head; width and height of the scapula paths
+
+    @property
+    def spine_lengths(self) -> Tensor:
+        """(B, 3) arcs of lumbar, thorax, head."""
+        return self.lengths[:, :3]
+
+    @property
+    def scapula_extents(self) -> Tensor:
+        """(B, 2) width and height of the scapula paths."""
+        return self.lengths[:, 3:]
 
     def __len__(self) -> int:
         return self.betas.shape[0]
@@ -106,36 +109,6 @@ class SkelOutput:
     joints: Tensor  # (B, 24, 3)
     joint_orientations: Tensor  # (B, 24, 3, 3)
     skeleton_vertices: Tensor | None  # (B, Nk, 3)
-
-
-def _safe_norm(vector: Tensor) -> Tensor:
-    """Length over the last dimension; the gradient at zero is zero instead of NaN."""
-    square = (vector * vector).sum(-1)
-    zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())
-
-
-def _minimal_rotation(source: Tensor, target: Tensor) -> Tensor:
-    """Smallest rotation from the direction of `source` (..., 3) to that of `target` (..., 3).
-
-    Returns (..., 3, 3). As published (3.4): identity for exactly parallel and exactly opposite
-    vectors, the zero matrix where a vector has length zero. Gradients are finite in all cases.
-    """
-    source_length, target_length = _safe_norm(source), _safe_norm(target)
-    defined = (source_length > 0) & (target_length > 0)
-    a = source / torch.where(source_length > 0, source_length, 1.0)[..., None]
-    b = target / torch.where(target_length > 0, target_length, 1.0)[..., None]
-    v = torch.linalg.cross(a, b)
-    cosine = (a * b).sum(-1)
-    # (1 - c) / s^2 = 1 / (1 + c); the first form is the accurate one for obtuse angles.
-    acute = cosine > 0
-    square = (v * v).sum(-1).clamp(min=1e-30)
-    obtuse_factor = (1 - cosine) / torch.where(acute, torch.ones_like(square), square)
-    acute_factor = 1 / torch.where(acute, 1 + cosine, torch.ones_like(cosine))
-    factor = torch.where(acute, acute_factor, obtuse_factor)[..., None, None]
-    cross = skew(v)
-    eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    return (eye + cross + factor * (cross @ cross)) * defined[..., None, None]
 
 
 def _blend(weights: Tensor, affine: Tensor, points: Tensor) -> Tensor:
@@ -176,6 +149,21 @@ class SKEL(nn.Module):
     apose_rot: Tensor
     apose_trans: Tensor
     axes: Tensor
+    _template_flat: Tensor  # (3V,) component-major, as the bases below
+    _shape_basis: Tensor
+    _joint_template: Tensor
+    _joint_basis: Tensor
+    _bone_directions: Tensor
+    _offset_basis: Tensor
+    _rigid_points: Tensor
+    _blended_points: Tensor
+    _blended_rigid_weights: Tensor
+    _blended_weights: Tensor
+    _bone_unsort: Tensor
+    _extent_first: Tensor
+    _extent_second: Tensor
+    _extents: Tensor
+    _apose_lengths: Tensor
 
     def __init__(
         self,
@@ -227,50 +215,19 @@ class SKEL(nn.Module):
         self._floats("_joint_basis", joint_basis.reshape(-1, NUM_BETAS))
 
     def _derive_tree(self, arrays: SkelArrays) -> None:
-        """Index tables: children (3.1), levels of the chain, slots of the angles."""
+        """Children (#tree) and template directions of the bones."""
         # The first column whose stored parent is i; 0 means leaf. The root's own entry is used as
         # stored, so that a file that writes 0 there has a leaf pelvis, as in the published model.
         stored = arrays.kintree_parents.astype(np.int64).tolist()
         child = tuple(stored.index(i) if i in stored else 0 for i in range(NUM_JOINTS))
         self._child: tuple[int, ...] = child
-        self._ints("_parent_of_others", PARENTS[1:])
-        self._ints("_child_of_turned", [child[j] for j in _TURNED])
-        self._ints("_turned", _TURNED)
-        self._ints("_fixed", _FIXED_ORIENTATION)
-        self._ints("_turned_first", np.argsort((*_TURNED, *_FIXED_ORIENTATION)))
-
-        levels: list[list[int]] = [[0]]
-        while len(members := [j for j in range(NUM_JOINTS) if PARENTS[j] in levels[-1]]):
-            levels.append(members)
-        self._levels = len(levels)
-        for k in range(1, len(levels)):
-            self._ints(f"_level_{k}", levels[k])
-            self._ints(f"_above_{k}", [levels[k - 1].index(PARENTS[j]) for j in levels[k]])
-        walked = [j for level in levels for j in level]
-        self._ints("_unwalk", np.argsort(walked))
-
-        slots = np.full((NUM_JOINTS, 3), NUM_POSES)  # 46 is an angle that is always zero
-        for joint, dofs in enumerate(anatomy.DOFS):
-            slots[joint, : len(dofs)] = dofs
-        self._ints("_dof_slots", slots.reshape(-1))
-        axes = anatomy.axes(corrected_left_ankle=self.corrected_left_ankle)
-        axes = np.concatenate((axes, np.zeros((1, 3))))
-        cross = np.zeros((NUM_POSES + 1, 3, 3))
-        cross[:, [2, 0, 1], [1, 2, 0]] = axes
-        cross[:, [1, 2, 0], [2, 0, 1]] = -axes
-        self._floats("_axis_cross", cross)
-        self._floats("_axis_cross_squared", cross @ cross)
-
-        template_direction = arrays.apose_trans[list(child)].astype(np.float64)
-        template_direction[ULNA_R] += template_direction[RADIUS_R]
-        template_direction[ULNA_L] += template_direction[RADIUS_L]
-        directions = np.einsum("jab,jb->ja", arrays.per_joint_rot, template_direction)
-        self._floats("_bone_directions", directions[list(_TURNED)])
+        directions = kinematics.bone_directions(arrays.per_joint_rot, arrays.apose_trans)
+        self._floats("_bone_directions", directions)
 
     def _derive_correctives(self, arrays: SkelArrays) -> None:
         """Corrective basis in component-major order, without the columns of unused SMPL joints."""
         used = [k for k, source in enumerate(POSE_FEATURE_SOURCES) if source >= 0]
-        self._ints("_feature_joints", [POSE_FEATURE_SOURCES[k] for k in used])
+        self._feature_joints = tuple(POSE_FEATURE_SOURCES[k] for k in used)
         columns = [9 * k + e for k in used for e in range(9)]
         basis = arrays.posedirs.transpose(1, 0, 2).reshape(-1, NUM_POSE_FEATURES)[:, columns]
         self._floats("_offset_basis", basis)
@@ -281,12 +238,12 @@ class SKEL(nn.Module):
         bone = rigid.argmax(1)
         one_hot = np.eye(NUM_JOINTS)[bone]
         is_rigid = (rigid == one_hot).all(1) & (smooth == one_hot).all(1)
-        order = []
+        order: list[np.ndarray] = []
         self._bone_runs: list[tuple[int, int, int]] = []
         for b in range(NUM_JOINTS):
             members = np.flatnonzero(is_rigid & (bone == b))
             if len(members):
-                start = sum(map(len, order))
+                start = sum(len(part) for part in order)
                 self._bone_runs.append((b, start, start + len(members)))
                 order.append(members)
         blended = np.flatnonzero(~is_rigid)
@@ -299,7 +256,7 @@ class SKEL(nn.Module):
         self._floats("_blended_weights", smooth[blended])
         self._ints("_bone_unsort", np.argsort(np.concatenate((rigid_order, blended))))
 
-        # Template extents that the measured bone scales divide by (3.10).
+        # Template extents that the measured bone scales divide by (#bone-scales).
         pairs = [(k, v1, v2) for _, _, k, v1, v2 in _MEASURED_SCALES] + list(_THORAX_DEPTHS)
         axis, first, second = (np.array(column) for column in zip(*pairs, strict=True))
         self._ints("_extent_first", axis * NUM_VERTICES + first)
@@ -322,7 +279,10 @@ class SKEL(nn.Module):
     # ---- shape ------------------------------------------------------------------------------
 
     def shape(self, betas: Tensor) -> SkelIdentity:
-        """Everything that depends on betas (B, 10) only (3.2-3.4); reusable for many poses."""
+        """Everything that depends on betas (B, 10) only; reusable for many poses.
+
+        Anchors #rest, #bone-orientation.
+        """
         self._check("betas", betas, (NUM_BETAS,))
         batch = betas.shape[0]
         flat = torch.addmm(self._template_flat, betas, self._shape_basis.t())
@@ -331,21 +291,10 @@ class SKEL(nn.Module):
         joints = torch.addmm(
             self._joint_template.double(), betas.double(), self._joint_basis.double().t()
         ).view(batch, NUM_JOINTS, 3)
-        offsets = torch.cat(
-            (joints[:, :1], joints[:, 1:] - joints[:, self._parent_of_others]), dim=1
-        )
-        orientations = self._bone_orientations(offsets)
+        offsets = kinematics.rest_offsets(joints)
+        turns = kinematics.bone_turns(self._bone_directions.double(), offsets)
+        orientations = turns @ self.per_joint_rot.double()
         bases = orientations @ self.apose_rot.double().transpose(1, 2)
-        spine_y = joints[:, :, 1]
-        spine = [(LUMBAR, PELVIS), (THORAX, LUMBAR), (HEAD, THORAX)]
-        lengths = torch.stack([(spine_y[:, a] - spine_y[:, b]).abs() for a, b in spine], -1)
-        extents = torch.stack(
-            (
-                _safe_norm(joints[:, SCAPULA_L] - joints[:, SCAPULA_R]),
-                _safe_norm(joints[:, THORAX] - joints[:, LUMBAR]),
-            ),
-            -1,
-        )
         return SkelIdentity(
             betas=betas,
             vertices=flat.view(batch, 3, NUM_VERTICES).transpose(1, 2),
@@ -353,31 +302,14 @@ class SKEL(nn.Module):
             offsets=offsets.to(self.dtype),
             orientations=orientations.to(self.dtype),
             bases=bases.to(self.dtype),
-            spine_lengths=lengths.to(self.dtype),
-            scapula_extents=extents.to(self.dtype),
+            lengths=kinematics.moving_lengths(joints).to(self.dtype),
         )
 
-    def _bone_orientations(self, offsets: Tensor) -> Tensor:
-        """K_i (3.4) in the dtype of the offsets: (B, 24, 3) -> (B, 24, 3, 3)."""
-        directions = list(offsets[:, self._child_of_turned].unbind(1))
-        position = {joint: k for k, joint in enumerate(_TURNED)}
-        for ulna, radius in ((ULNA_R, RADIUS_R), (ULNA_L, RADIUS_L)):
-            directions[position[ulna]] = directions[position[ulna]] + directions[position[radius]]
-        # The thorax follows the lumbar-thorax segment; its template direction does not (a quirk
-        # of the published model).
-        directions[position[THORAX]] = directions[position[LUMBAR]]
-        target = torch.stack(directions, 1)
-        base = self.per_joint_rot.to(offsets.dtype)
-        source = self._bone_directions.to(offsets.dtype).expand_as(target)
-        turned = _minimal_rotation(source, target) @ base[self._turned]
-        both = torch.cat((turned, base[self._fixed].expand(offsets.shape[0], -1, 3, 3)), 1)
-        return both[:, self._turned_first]
-
     def bone_scale(self, identity: SkelIdentity) -> Tensor:
-        """Bone scales sigma (B, 24, 3): front-back, up-down, left-right of bone space (3.10)."""
+        """Bone scales sigma (B, 24, 3): front-back, up-down, left-right (#bone-scales)."""
         lengths = self._apose_lengths[1:]
         known = lengths > 0  # a bone of template length zero keeps its size
-        ratio = _safe_norm(identity.offsets[:, 1:]) / torch.where(known, lengths, 1.0)
+        ratio = safe_norm(identity.offsets[:, 1:]) / torch.where(known, lengths, 1.0)
         ratio = torch.where(known, ratio, 1.0)
         one = torch.ones_like(ratio[:, 0])
         sigma: list[list[Tensor]] = []
@@ -407,94 +339,30 @@ class SKEL(nn.Module):
     # ---- pose -------------------------------------------------------------------------------
 
     def joint_rotations(self, poses: Tensor) -> Tensor:
-        """Rp_j in bone space (2.3): poses (B, 46), radians -> (B, 24, 3, 3)."""
+        """Rp_j in bone space (#joint-rotation): poses (B, 46), radians -> (B, 24, 3, 3)."""
         self._check("poses", poses, (NUM_POSES,))
-        sine = torch.sin(poses)[..., None, None]
-        half = torch.sin(poses * 0.5)[..., None, None]
-        eye = torch.eye(3, dtype=poses.dtype, device=poses.device)
-        cross, squared = self._axis_cross[:NUM_POSES], self._axis_cross_squared[:NUM_POSES]
-        single = eye + sine * cross + 2 * half * half * squared
-        single = torch.cat((single, eye.expand(poses.shape[0], 1, 3, 3)), 1)
-        single = single[:, self._dof_slots].view(-1, NUM_JOINTS, 3, 3, 3)
-        return single[:, :, 2] @ single[:, :, 1] @ single[:, :, 0]
-
-    def local_translations(self, poses: Tensor, identity: SkelIdentity) -> Tensor:
-        """Local translations t_i (3.6), body axes: (B, 24, 3)."""
-        arcs = self._spine_arcs(poses, identity.spine_lengths)
-        right, left = self._scapula_paths(poses, identity.scapula_extents)
-        offsets = identity.offsets.expand(poses.shape[0], -1, -1)
-        return torch.cat(
-            (
-                offsets[:, :LUMBAR],
-                offsets[:, LUMBAR:SCAPULA_R] + arcs,
-                (offsets[:, SCAPULA_R] + right)[:, None],
-                offsets[:, SCAPULA_R + 1 : SCAPULA_L],
-                (offsets[:, SCAPULA_L] + left)[:, None],
-                offsets[:, SCAPULA_L + 1 :],
-            ),
-            dim=1,
-        )
-
-    @staticmethod
-    def _spine_arcs(poses: Tensor, lengths: Tensor) -> Tensor:
-        """C(bending, extension) - C(0, 0) of lumbar, thorax and head: (B, 3, 3).
-
-        The end of an arc of length l and angle a is l (a/2 sinc^2(a/2), sinc a), which keeps its
-        digits at small angles, unlike l (1 - cos a)/a.
-        """
-        angles = poses[:, 17:26].view(-1, 3, 3)[:, :, :2]  # bending, extension; no twist
-        half = sinc(angles / 2)
-        sideways = lengths[..., None] * angles / 2 * half * half
-        rise = lengths * (sinc(angles) - 1).sum(-1)
-        return torch.stack((-sideways[..., 0], rise, -sideways[..., 1]), -1)
-
-    @staticmethod
-    def _scapula_paths(poses: Tensor, extents: Tensor) -> tuple[Tensor, Tensor]:
-        """S(abduction, elevation) - S(0, 0) of the right and left scapula: (B, 3) each."""
-        width, height = extents[:, 0] / 4, extents[:, 1] / 2
-        quarter = math.pi / 4
-        paths = []
-        for abduction, elevation, side in (
-            (poses[:, 26], poses[:, 27], -1.0),
-            (-poses[:, 36], -poses[:, 37], 1.0),
-        ):
-            reach = torch.cos(elevation - quarter) * torch.cos(abduction) - math.cos(quarter)
-            drop = torch.sin(elevation - quarter) + math.sin(quarter)
-            paths.append(
-                torch.stack(
-                    (side * width * reach, -height * drop, width * torch.sin(abduction)), -1
-                )
-            )
-        return paths[0], paths[1]
+        return kinematics.joint_rotations(poses, self.axes)
 
     def bone_transforms(
-        self, poses: Tensor, identity: SkelIdentity
+        self, poses: Tensor, identity: SkelIdentity, turns: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Forward kinematics (3.5-3.7), without `trans`.
+        """Forward kinematics (#local-rotation to #chain), without `trans`.
 
-        poses: (B, 46); identity of B or 1 rows. Returns the world rotations G (B, 24, 3, 3), the
-        world joint positions (B, 24, 3) and the local rotations R_i (B, 24, 3, 3).
+        poses: (B, 46); identity of B or 1 rows; turns: (B, 24, 3, 3) joint rotations to use instead
+        of those of `poses` (which then only bend the spine and slide the scapulae). Returns the
+        world rotations G (B, 24, 3, 3), the world joint positions (B, 24, 3) and the local
+        rotations R_i (B, 24, 3, 3).
         """
         bases = identity.bases
-        local = bases @ self.joint_rotations(poses) @ bases.transpose(-1, -2)
-        steps = torch.cat((local, self.local_translations(poses, identity)[..., None]), -1)
-        world = [steps[:, :1]]
-        for k in range(1, self._levels):
-            above = world[-1][:, getattr(self, f"_above_{k}")]
-            moved = above[..., :3] @ steps[:, getattr(self, f"_level_{k}")]
-            world.append(torch.cat((moved[..., :3], moved[..., 3:] + above[..., 3:]), -1))
-        chain = torch.cat(world, 1)[:, self._unwalk]
-        return chain[..., :3], chain[..., 3], local
+        turns = self.joint_rotations(poses) if turns is None else turns
+        local = bases @ turns @ bases.transpose(-1, -2)
+        offsets = kinematics.local_offsets(poses, identity.offsets, identity.lengths)
+        rotations, positions = kinematics.chain(local, offsets, PARENTS)
+        return rotations, positions, local
 
     def pose_features(self, local_rotations: Tensor) -> Tensor:
-        """R - I of SMPL joints 1..23 as the correctives see them (3.8): (B, 207)."""
-        eye = torch.eye(3, dtype=local_rotations.dtype, device=local_rotations.device)
-        moved = local_rotations - eye
-        rows = [
-            moved[:, source] if source >= 0 else torch.zeros_like(moved[:, 0])
-            for source in POSE_FEATURE_SOURCES
-        ]
-        return torch.stack(rows, 1).flatten(1)
+        """R - I of SMPL joints 1..23 as the correctives see them (#correctives): (B, 207)."""
+        return kinematics.pose_features(local_rotations, POSE_FEATURE_SOURCES)
 
     def forward(
         self,
@@ -515,8 +383,9 @@ class SKEL(nn.Module):
         if (betas is None) == (identity is None):
             raise ValueError("SKEL: expected either betas or identity, found both or neither")
         with torch.autocast(poses.device.type, enabled=False):
-            if identity is None:
+            if betas is not None:
                 identity = self.shape(betas)
+            assert identity is not None
             batch = poses.shape[0]
             if len(identity) not in (1, batch):
                 raise ValueError(
@@ -534,10 +403,8 @@ class SKEL(nn.Module):
         self, poses: Tensor, identity: SkelIdentity, trans: Tensor, skeleton: bool
     ) -> SkelOutput:
         rotations, positions, local = self.bone_transforms(poses, identity)
-        shift = positions - (rotations @ identity.joints[..., None]).squeeze(-1)
-        affine = torch.cat((rotations, shift[..., None]), -1)
-        eye = torch.eye(3, dtype=poses.dtype, device=poses.device)
-        features = (local - eye)[:, self._feature_joints].flatten(1)
+        affine = kinematics.skinning_transforms(rotations, positions, identity.joints)
+        features = kinematics.pose_features(local, self._feature_joints)
         shaped = identity.vertices.transpose(1, 2).flatten(1)
         bones = self._bones_at_rest(identity) if skeleton else None
 
@@ -560,7 +427,7 @@ class SKEL(nn.Module):
         )
 
     def _skin(self, features: Tensor, shaped: Tensor, affine: Tensor, trans: Tensor) -> Tensor:
-        """Skin of one chunk (3.8, 3.9): (b, 6890, 3)."""
+        """Skin of one chunk (#correctives, #skin): (b, 6890, 3)."""
         points = torch.addmm(shaped, features, self._offset_basis.t())
         points = points.view(-1, 3, NUM_VERTICES)
         posed = _blend(self.skin_weights, affine, points)
@@ -572,7 +439,7 @@ class SKEL(nn.Module):
         return torch.cat((scaled, identity.joints[..., None]), -1)
 
     def _bones(self, rest: Tensor, affine: Tensor, trans: Tensor) -> Tensor:
-        """Bone mesh of one chunk (3.10): (b, Nk, 3).
+        """Bone mesh of one chunk (#bone-scales): (b, Nk, 3).
 
         A vertex that follows one bone needs one matrix product for the whole bone; only those
         along the spine are blended.

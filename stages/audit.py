@@ -239,7 +239,7 @@ def _compare(
     import torch
 
     from skel_fit.root import root_from_smpl, root_rotation
-    from skel_fit.rotations import axis_angle_to_matrix
+    from skel_fit.rotations import axis_angle_to_matrix, rotation_angle
 
     smpl_gender, skel_gender = pair.split(":")
     smpl, skel = poser.model("smpl", smpl_gender), poser.model("skel", skel_gender)
@@ -262,19 +262,13 @@ def _compare(
         if skel_values[2] is None:
             far = torch.full_like(far, torch.nan)
         numbers = (
-            _angle_degrees(turn), far, distance.mean(1), distance.amax(1), centred.mean(1),
-        )  # fmt: skip
+            torch.rad2deg(rotation_angle(turn)),
+            far,
+            distance.mean(1),
+            distance.amax(1),
+            centred.mean(1),
+        )
     return torch.stack(numbers).numpy()
-
-
-def _angle_degrees(turn: Any) -> Any:
-    """(n,) angle of rotations (n, 3, 3); accurate near 0 and 180 degrees."""
-    import torch
-
-    pairs = ((2, 1), (0, 2), (1, 0))
-    axis = torch.stack([turn[:, i, j] - turn[:, j, i] for i, j in pairs], dim=1)
-    trace = turn.diagonal(dim1=1, dim2=2).sum(1)
-    return torch.rad2deg(torch.atan2(axis.norm(dim=1), trace - 1.0))
 
 
 def _digests(columns: list[NDArray]) -> NDArray:

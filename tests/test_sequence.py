@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,11 @@ from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.sequence import (
     NEIGHBOUR_START,
     SequenceConfig,
-    SequenceProblem,
     fit_sequence,
-    solve_block_tridiagonal,
 )
 from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver
+from skel_fit.solver.smoothing import SequenceProblem, solve_block_tridiagonal
 from stages import cli
 from tests.test_solver import EXACT, MOTION, shapes
 
@@ -112,8 +112,9 @@ def coupled():
     folder = default_body_directory()
     skel = load_skel(folder, "male", dtype=torch.float64)
     smpl = load_smpl(folder, "male", dtype=torch.float64)
-    solver = Solver(skel, smpl, EXACT.model_copy(update={"kernels": "torch"}))
-    solver.width = 4  # several windows in a few frames; these kernels take any width
+    solver = Solver.of(skel, smpl, EXACT.model_copy(update={"kernels": "torch"}))
+    # several windows in a few frames; these kernels take any width
+    solver = replace(solver, block=4, width=4)
     generator = torch.Generator().manual_seed(4)
     with np.load(MOTION) as file:
         poses = torch.as_tensor(file["poses"][100:106].astype(np.float64))

@@ -7,12 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from skel_fit import FitConfig, fit_skel, fit_skel_to_vertices, limits, load_skel, load_smpl
+from skel_fit import (
+    FitConfig,
+    fit_skel,
+    fit_skel_to_vertices,
+    kinematics,
+    limits,
+    load_skel,
+    load_smpl,
+)
 from skel_fit.default_body import default_body_directory
+from skel_fit.rotations import skew
 from skel_fit.solver import numba_kinematics, numba_minimise
+from skel_fit.solver.box_step import Box, dense_step
 from skel_fit.solver.dense import DenseProblem
-from skel_fit.solver.engine import SearchState, Solver
+from skel_fit.solver.engine import Solver
+from skel_fit.solver.kernels_torch import TorchKernels
+from skel_fit.solver.tables import SearchState
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
 
@@ -57,7 +71,7 @@ EXACT = FitConfig(
 def evaluated(pair64):
     """A released-recipe stage (joint term, free root) at poses away from the optimum."""
     skel, smpl = pair64
-    solver = Solver(skel, smpl, EXACT.model_copy(update={"recipe": "released"}))
+    solver = Solver.of(skel, smpl, EXACT.model_copy(update={"recipe": "released"}))
     poses, betas = motion(4), shapes(4)
     goal = solver.smpl_goal(poses, betas)
     problem = DenseProblem.of(skel, solver, -1, goal, betas)
@@ -86,17 +100,17 @@ def row_model(evaluated, row: int, second_moments: torch.Tensor | None = None):
     solver, plan, problem, shape, start, (_, moments, corrective) = evaluated
     work = numba_kinematics.make_work()
     identity = [part[row].numpy() for part in (shape.joints, shape.frames, shape.lengths)]
-    numba_kinematics._kinematics(solver.skeleton, start[row].numpy(), *identity, work)
+    numba_kinematics.bones(solver.skeleton, start[row].numpy(), *identity, work)
     transforms = np.empty((24, 3, 4))
-    numba_kinematics._transforms(work, identity[0], transforms)
-    numba_minimise._twists(solver.skeleton, work)
+    numba_kinematics.skinning_transforms(work, identity[0], transforms)
+    numba_kinematics.twists(solver.skeleton, work)
     masses = plan.tables.joint_masses
     homogeneous = np.concatenate([identity[0], np.ones((24, 1))], axis=1)
     miss = masses[:, None] * (work.positions - problem.joint_targets[row].numpy())
     force = moments[:, :, row].numpy().reshape(24, 3, 4) + miss[:, :, None] * homogeneous[:, None]
     joint_moments = masses[:, None, None] * homogeneous[:, :, None] * homogeneous[:, None]
     gradient, matrix = np.zeros(49), np.zeros((49, 49))
-    numba_minimise._gradient(
+    numba_minimise.gradient_of(
         solver.skeleton,
         plan.tables,
         transforms,
@@ -106,8 +120,8 @@ def row_model(evaluated, row: int, second_moments: torch.Tensor | None = None):
         work,
         gradient,
     )
-    pair_moments = solver._pair_moments(plan, shape)[row].numpy()
-    numba_minimise._curvature(
+    pair_moments = solver.pair_moments(plan, shape)[row].numpy()
+    numba_minimise.curvature(
         solver.skeleton, plan.tables, transforms, pair_moments, joint_moments, work, matrix
     )
     return gradient, matrix
@@ -152,7 +166,7 @@ def test_subtree_second_moments_are_the_gauss_newton_matrix(evaluated):
 @pytest.mark.parametrize("table", ["default", "none"])
 def test_solutions_are_optima_of_the_slow_twin(pair64, table):
     skel, smpl = pair64
-    solver = Solver(skel, smpl, EXACT.model_copy(update={"limits": table}))
+    solver = Solver.of(skel, smpl, EXACT.model_copy(update={"limits": table}))
     poses, betas = motion(2), shapes(2)
     goal = solver.smpl_goal(poses, betas)
     found = solver.solve(goal, betas)
@@ -216,7 +230,7 @@ def test_a_worse_candidate_is_not_kept(evaluated):
     solver.kernels.minimise(
         plan.tables,
         shape,
-        solver._pair_moments(plan, shape),
+        solver.pair_moments(plan, shape),
         joints,
         (energy, moments, corrective),
         torch.ones(16, dtype=torch.bool),
@@ -226,3 +240,134 @@ def test_a_worse_candidate_is_not_kept(evaluated):
     )
     assert torch.equal(state.best_poses, before)
     assert (state.failures == 1).all()
+
+
+# --- compiled twins against the float ones, function by function -----------------------------
+
+
+@pytest.fixture(scope="module")
+def twins(evaluated):
+    """The plain kernels of the same models, and both kernels' bones of four rows."""
+    solver, plan, _, shape, start, _ = evaluated
+    plain = TorchKernels(solver.skeleton, solver.smpl_side.tree, solver.dtype)
+    rows = torch.arange(4)
+    floats = plain.bones(start[rows], shape.rows(rows))
+    works = []
+    for row in range(4):
+        work = numba_kinematics.make_work()
+        parts = [part[row].numpy() for part in (shape.joints, shape.frames, shape.lengths)]
+        numba_kinematics.bones(solver.skeleton, start[row].numpy(), *parts, work)
+        numba_kinematics.twists(solver.skeleton, work)
+        works.append(work)
+    return plain, plan, shape.rows(rows), start[rows], floats, works
+
+
+def near(found, expected, tolerance=1e-12):
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=tolerance)
+
+
+def test_twins_of_the_identity(evaluated, twins):
+    plain, _, shape, *_ = twins
+    for name, own in zip(shape._fields, plain.identity(shape.betas), strict=True):
+        near(own, getattr(shape, name))
+
+
+def test_twins_of_bones_and_twists(twins):
+    _, _, shape, _, floats, works = twins
+    transforms = kinematics.skinning_transforms(floats.rotations, floats.positions, shape.joints)
+    for row, work in enumerate(works):
+        for name in ("local", "rotations", "positions", "axes", "shift"):
+            near(getattr(work, name), getattr(floats, name)[row])
+        near(work.local_axes[:46], floats.local_axes[row])
+        made = np.empty((24, 3, 4))
+        numba_kinematics.skinning_transforms(work, shape.joints[row].numpy(), made)
+        near(made, transforms[row])
+
+
+def test_twists_are_the_derivatives_of_the_bones(twins):
+    plain, _, shape, start, floats, _ = twins
+    tangent = torch.linspace(-1, 1, 49, dtype=torch.float64).expand(4, -1)
+    below = plain.subtree.T[:, plain.skeleton.joint_of_parameter]  # (24, 49)
+    spin = (floats.axes * tangent[..., None])[:, None] * below[None, :, :, None]
+    slide = (floats.shift * tangent[..., None])[:, None] * below[None, :, :, None]
+
+    def posed(poses):
+        # what the twists say nothing about: derivatives are taken of rotations and positions
+        frames = shape.frames
+        turns = kinematics.joint_rotations(poses[:, :46], plain.axes)
+        local = frames @ turns @ frames.transpose(-1, -2)
+        offsets = kinematics.rest_offsets(shape.joints)
+        offsets = kinematics.local_offsets(poses[:, :46], offsets, shape.lengths)
+        rotations, positions = kinematics.chain(local, offsets, plain.parents)
+        return rotations, positions + poses[:, None, 46:]
+
+    _, (turned, moved) = torch.func.jvp(posed, (start,), (tangent,))
+    spin, slide = spin.sum(2), slide.sum(2)
+    near(turned, skew(spin) @ floats.rotations)
+    near(moved, torch.linalg.cross(spin, floats.positions) + slide)
+
+
+def test_twins_of_pose_bones_and_pose_smpl(evaluated, twins):
+    solver, plain = evaluated[0], twins[0]
+    _, _, shape, start, *_ = twins
+    pairs = [(k.pose_bones(start, shape), 1e-12) for k in (solver.kernels, plain)]
+    poses, betas = motion(16), shapes(16)
+    smpl = [(k.pose_smpl(poses, betas), 2e-7) for k in (solver.kernels, plain)]  # smplx adds 1e-8
+    for (fused, tolerance), (own, _) in (pairs, smpl):
+        for one, other in zip(fused, own, strict=True):
+            near(one, other, tolerance)
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+@pytest.mark.parametrize("free", [False, True])
+def test_twins_of_the_start(evaluated, twins, branch, free):
+    """`project_joint` for joints of one, two and three angles, inside limits and without."""
+    solver, plain, shape = evaluated[0], twins[0], evaluated[3]
+    rotations = solver.smpl_goal(motion(16), shapes(16))(torch.arange(16)).rotations
+    lower, upper = (torch.as_tensor(bound) for bound in (solver.lower, solver.upper))
+    if free:
+        lower, upper = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
+    choice = torch.full((24,), branch)
+    found = [k.start(rotations, shape, lower, upper, choice) for k in (solver.kernels, plain)]
+    near(found[0], found[1], 1e-9)
+
+
+def test_twins_of_gradient_and_curvature(evaluated, twins):
+    plain, plan, shape, start, *_ = twins
+    solver, _, problem, _, _, (_, moments, corrective) = evaluated
+    evidence = (moments.permute(2, 0, 1)[:4], corrective.T[:4])
+    pair_moments = solver.pair_moments(plan, shape)
+    joints = problem.joint_targets[:4]
+    found = plain.linearise(plan.tables, shape, pair_moments, joints, evidence, start)
+    keep = np.outer(plan.tables.free, plan.tables.free)
+    for row in range(4):
+        gradient, matrix = row_model(evaluated, row)
+        near(np.where(plan.tables.free, gradient, 0), found[0][row], 1e-12)
+        near(matrix * keep, found[1][row], 1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-8, 10.0))
+def test_twins_of_the_bounded_step(evaluated, seed, damping):
+    """And what a step has to be: inside the box, at rest where free, downhill."""
+    plan = evaluated[1]
+    draw = np.random.default_rng(seed)
+    factor = draw.normal(size=(49, 49))
+    hessian, gradient = factor @ factor.T + 0.1 * np.eye(49), 3 * draw.normal(size=49)
+    at = draw.uniform(-1, 1, 49)
+    at[draw.random(49) < 0.3] = -1.0  # on a bound
+    tables = plan.tables._replace(
+        lower=np.full(49, -1.0), upper=np.full(49, 1.0), free=draw.random(49) < 0.8
+    )
+    step = np.empty(49)
+    work = numba_kinematics.make_work()
+    numba_minimise.dense_step(tables, at, hessian, gradient, damping, work, step)
+    box = Box(*(torch.as_tensor(part) for part in (tables.lower, tables.upper, tables.free)))
+    row = [torch.as_tensor(part)[None] for part in (at, gradient, hessian, np.array(damping))]
+    found = dense_step(*row, box)[0].numpy()
+    near(step, found, 1e-9)
+    assert (np.abs(at + found) <= 1 + 1e-12).all() and not found[~tables.free].any()
+    assert gradient @ found <= 0
+    slope = gradient + hessian @ found + damping * (np.diagonal(hessian) + 1e-9) * found
+    inside = tables.free & (np.abs(at + found) < 1 - 1e-9)
+    assert np.abs(slope[inside]).max(initial=0) < 1e-8 * (1 + np.abs(hessian).max())

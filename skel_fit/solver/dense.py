@@ -12,8 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from skel_fit.kinematics import skinning_transforms
 from skel_fit.skel import SKEL, SkelIdentity
-from skel_fit.solver.engine import GoalOf, Solver, StagePlan
+from skel_fit.solver.blocks import GoalOf
+from skel_fit.solver.box_step import Box, dense_step
+from skel_fit.solver.engine import Solver
+from skel_fit.solver.plans import StagePlan
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class DenseProblem:
         positions = positions + poses[:, None, 46:49]
         chosen = torch.as_tensor(self.plan.vertices.indices)
         shaped = self.identity.vertices[:, chosen] + offsets
-        shift = positions - (rotations @ self.identity.joints[..., None])[..., 0]
+        shift = skinning_transforms(rotations, positions, self.identity.joints)[..., 3]
         rows = []
         for i in range(3):  # a component at a time: no (n, V, 3, 4) tensor
             total = shift[:, :, i] @ self._weights.T
@@ -110,8 +114,8 @@ class DenseProblem:
         for d in range(poses.shape[1]):
             tangent = torch.zeros_like(poses)
             tangent[:, d] = float(self.plan.tables.free[d])
-            _, column = torch.func.jvp(lambda q: self.residuals(q, offsets), (poses,), (tangent,))
-            columns.append(column)
+            moved = torch.func.jvp(lambda q: self.residuals(q, offsets), (poses,), (tangent,))
+            columns.append(moved[1])
         return torch.stack(columns, dim=1)
 
     def minimise(
@@ -120,10 +124,10 @@ class DenseProblem:
         """Projected Levenberg-Marquardt with the full Jacobian, per row, to convergence.
 
         Returns poses (n, 49) and the objective (n,)."""
-        lower = torch.as_tensor(self.plan.tables.lower)
-        upper = torch.as_tensor(self.plan.tables.upper)
-        free = torch.as_tensor(self.plan.tables.free)
-        poses = torch.minimum(torch.maximum(poses, lower), upper)
+        tables = self.plan.tables
+        lower, upper, free = map(torch.as_tensor, (tables.lower, tables.upper, tables.free))
+        box = Box(lower, upper, free)
+        poses = box.clamp(poses)
         energy = self.objective(poses)
         damping = torch.full_like(energy, 1e-4)
         for _ in range(steps):
@@ -132,7 +136,7 @@ class DenseProblem:
             hessian = jacobian @ jacobian.transpose(1, 2)
             moved = torch.zeros_like(energy)
             for _ in range(4):
-                step = _projected_step(hessian, gradient, poses, lower, upper, free, damping)
+                step = dense_step(poses, gradient, hessian, damping, box)
                 trial = self.objective(poses + step)
                 better = trial <= energy
                 poses = torch.where(better[:, None], poses + step, poses)
@@ -144,34 +148,3 @@ class DenseProblem:
             if (moved < tolerance).all():
                 break
         return poses, energy
-
-
-def _projected_step(
-    hessian: Tensor,
-    gradient: Tensor,
-    poses: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    free: Tensor,
-    damping: Tensor,
-) -> Tensor:
-    """Damped Gauss-Newton step inside the box with an active set, per row."""
-    outward = ((poses <= lower) & (gradient > 0)) | ((poses >= upper) & (gradient < 0))
-    held = outward | ~free
-    step = torch.zeros_like(poses)
-    eye = torch.eye(poses.shape[1], dtype=poses.dtype)
-    diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
-    damped = hessian + torch.diag_embed(damping[:, None] * (diagonal + 1e-9))
-    for _ in range(6):
-        keep = (~held).to(poses.dtype)
-        right = -(gradient + (hessian @ (step * held)[:, :, None])[:, :, 0]) * keep
-        matrix = damped * keep[:, :, None] * keep[:, None, :] + eye * (1 - keep)[:, :, None]
-        solved = torch.linalg.solve(matrix, right[:, :, None])[:, :, 0]
-        step = torch.where(held, step, solved)
-        bounded = torch.minimum(torch.maximum(poses + step, lower), upper) - poses
-        crossed = (bounded != step) & ~held
-        step = torch.where(free, bounded, torch.zeros_like(step))
-        if not crossed.any():
-            break
-        held = held | crossed
-    return step

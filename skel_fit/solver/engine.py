@@ -10,27 +10,35 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from smplx import SMPL
 from torch import Tensor
 
-from skel_fit import anatomy, joint_limits
-from skel_fit.recipe import FitConfig, Stage
-from skel_fit.shape import shape_transfer
+from skel_fit.anatomy import REGIONS
+from skel_fit.kinematics import Identity
+from skel_fit.recipe import FitConfig
+from skel_fit.skel import SKEL
 from skel_fit.solver import tables
+from skel_fit.solver.blocks import Block, Goal, GoalOf, Solution, padded
+from skel_fit.solver.plans import SmplSide, StagePlan, stage_plans, stored_limits
 from skel_fit.solver.tables import (
     LANES,
-    PARAMETERS,
-    Identity,
     SearchState,
-    StageTables,
+    Skeleton,
+    SmplTree,
+    SparseWeights,
     VertexSet,
 )
+
+if TYPE_CHECKING:
+    from skel_fit.solver.kernels_numba import NumbaKernels
+    from skel_fit.solver.kernels_torch import TorchKernels
+
+    Kernels = NumbaKernels | TorchKernels
 
 ROUNDS_IN_BLOCK = 2
 """Rounds of the last stage before unfinished rows are regrouped, and between regroupings."""
@@ -41,196 +49,77 @@ _SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the me
 
 
 @dataclass(frozen=True)
-class StagePlan:
-    """A stage bound to a model pair."""
-
-    stage: Stage
-    tables: StageTables
-    vertices: VertexSet
-
-
-class Goal(NamedTuple):
-    """What rows are fitted to, in the root frame."""
-
-    targets: Tensor  # (V,3,n) surface, m, of the fit's dtype
-    rotations: Tensor  # (n,24,3,3) world rotation that each SKEL bone should start from, float64
-
-
-GoalOf = Callable[[Tensor], Goal]
-"""The goal of the listed rows."""
-
-
-class Block(NamedTuple):
-    """Rows under way with what does not change while they are fitted."""
-
-    rows: Tensor  # (n,) row numbers
-    shape: Identity
-    targets: Tensor  # (V,3,n) SMPL surface in the root frame, m
-    joint_targets: Tensor  # (n,24,3) anatomical joints regressed from it
-    rotations: Tensor  # (n,24,3,3) wanted world rotations
-
-    def select(self, index: Tensor) -> Block:
-        """Some rows of the block."""
-        return Block(
-            self.rows[index],
-            self.shape.rows(index),
-            self.targets[:, :, index].contiguous(),
-            self.joint_targets[index],
-            self.rotations[index],
-        )
-
-    @staticmethod
-    def join(blocks: list[Block]) -> Block:
-        """One block after the other."""
-        return Block(
-            torch.cat([b.rows for b in blocks]),
-            Identity(*(torch.cat(parts) for parts in zip(*(b.shape for b in blocks), strict=True))),
-            torch.cat([b.targets for b in blocks], dim=2),
-            torch.cat([b.joint_targets for b in blocks]),
-            torch.cat([b.rotations for b in blocks]),
-        )
-
-
-class Solution(NamedTuple):
-    """Fits of n rows in the root frame, float64, metres and radians."""
-
-    poses: Tensor  # (n,49)
-    energy: Tensor  # (n,) objective of the last stage
-    error_mean: Tensor  # (n,)
-    error_max: Tensor  # (n,)
-    region_errors: Tensor  # (regions, n)
-    iterations: Tensor  # (n,) Levenberg-Marquardt steps
-    settled: Tensor  # (n,) bool
-    start: Tensor  # (n,) index into STARTS
-
-    @staticmethod
-    def empty(n: int, device: torch.device) -> Solution:
-        """Nothing known yet: NaN."""
-        nan = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
-        count = torch.zeros(n, dtype=torch.int64, device=device)
-        return Solution(
-            poses=nan[:, None].repeat(1, PARAMETERS),
-            energy=torch.full_like(nan, torch.inf),
-            error_mean=nan.clone(),
-            error_max=nan.clone(),
-            region_errors=nan.repeat(len(anatomy.REGIONS), 1),
-            iterations=count,
-            settled=count.bool(),
-            start=count.clone(),
-        )
-
-    def put(self, rows: Tensor, found: Solution, take: Tensor) -> None:
-        """Take over the found rows where `take` says so."""
-        for name, mine, theirs in zip(self._fields, self, found, strict=True):
-            if name == "region_errors":
-                mine[:, rows[take]] = theirs[:, take]
-            else:
-                mine[rows[take]] = theirs[take]
-
-
 class Solver:
     """Fits SKEL to surfaces: of one SMPL model, or (smpl None) bare meshes. Make it once, use it
     for many rows."""
 
-    def __init__(
-        self, skel: torch.nn.Module, smpl: torch.nn.Module | None, config: FitConfig
-    ) -> None:
-        self.config = config
-        self.device = skel.template.device
-        self.dtype = getattr(torch, config.dtype)
-        self.numpy_dtype = np.dtype(config.dtype)
-        self.skinning = tables.sparse_weights(tables.numpy_of(skel.skin_weights), self.numpy_dtype)
-        self.region = tables.regions(skel)
-        counts = np.bincount(self.region, minlength=len(anatomy.REGIONS))
-        self.region_counts = torch.as_tensor(counts, device=self.device)[:, None]
-        smpl_weights, self.smpl_tree = None, None
-        if smpl is not None:
-            smpl_weights = tables.numpy_of(smpl.lbs_weights)
-            self.smpl_tree = tables.smpl_tables(smpl)
-            self.smpl_skinning = tables.sparse_weights(smpl_weights, self.numpy_dtype)
-            self.smpl_basis = self._smpl_basis(smpl)
-            self.shape_transfer = tuple(
-                part.to(self.device, torch.float64) for part in shape_transfer(skel, smpl)
-            )
-        self.joint_regressor = skel.joint_regressor.to(self.device, self.dtype)
-        self.lower, self.upper = self._limits()
-        self.skeleton = tables.skeleton_tables(skel)
-        self.kernels = _kernels(config, self)(
-            self.skeleton, self.smpl_tree, self.dtype, self.device
-        )
-        self.plans = self._plans(skel, smpl_weights)
+    config: FitConfig
+    dtype: torch.dtype
+    device: torch.device
+    skeleton: Skeleton[np.ndarray]
+    skinning: SparseWeights[np.ndarray]
+    region: np.ndarray  # (V,) index into REGIONS
+    region_counts: Tensor  # (regions, 1) vertices
+    joint_regressor: Tensor  # (24, V)
+    smpl: SmplSide | None
+    kernels: Kernels
+    plans: tuple[StagePlan, ...]
+    block: int  # rows worked on together
+    width: int  # rows that a short block is filled up to
+
+    @staticmethod
+    def of(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> Solver:
+        """Tables and kernels of a model pair (they take a second to make)."""
+        device, dtype = skel.device, getattr(torch, config.dtype)
+        side = None if smpl is None else SmplSide.of(skel, smpl, dtype)
+        skeleton, region = tables.skeleton_tables(skel), tables.regions(skel)
+        counts = np.bincount(region, minlength=len(REGIONS))
+        kernels = _kernels(config, device)
         # wide enough for the matrix products, small enough for the processor's cache
-        self.block = config.block_size or (64 if self.device.type == "cpu" else 2048)
-        self.width = -(-self.block // LANES) * LANES
+        block = config.block_size or (64 if device.type == "cpu" else 2048)
+        return Solver(
+            config=config,
+            dtype=dtype,
+            device=device,
+            skeleton=skeleton,
+            skinning=tables.sparse_weights(tables.numpy_of(skel.skin_weights), dtype),
+            region=region,
+            region_counts=torch.as_tensor(counts, device=device)[:, None],
+            joint_regressor=skel.joint_regressor.to(device, dtype),
+            smpl=side,
+            kernels=kernels(skeleton, None if side is None else side.tree, dtype, device),
+            plans=stage_plans(
+                skel, None if smpl is None else tables.numpy_of(smpl.lbs_weights), config
+            ),
+            block=block,
+            width=-(-block // LANES) * LANES,
+        )
 
     def without_limits(self) -> Solver:
         """The same solver with every angle free; shares all tables."""
-        free = copy.copy(self)
-        free.config = self.config.model_copy(update={"limits": "none"})
-        free.lower, free.upper = free._limits()
-        free.plans = [
-            replace(plan, tables=plan.tables._replace(lower=free.lower, upper=free.upper))
-            for plan in self.plans
-        ]
-        return free
-
-    def _smpl_basis(self, smpl: torch.nn.Module) -> Tensor:
-        basis = tables.basis_matrix(
-            tables.numpy_of(smpl.v_template),
-            tables.numpy_of(smpl.shapedirs)[:, :, :10],
-            tables.numpy_of(smpl.posedirs).T,
+        lower, upper = stored_limits("none")
+        return replace(
+            self,
+            config=self.config.model_copy(update={"limits": "none"}),
+            plans=tuple(
+                replace(plan, tables=plan.tables._replace(lower=lower, upper=upper))
+                for plan in self.plans
+            ),
         )
-        return torch.as_tensor(basis, dtype=self.dtype).to(self.device)
 
-    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
-        table = joint_limits.limits(self.config.limits)
-        free = np.full(PARAMETERS - 46, np.inf)
-        lower = np.concatenate([table[:, 0], -free])
-        upper = np.concatenate([table[:, 1], free])
-        # results are stored as float32: round the limits inwards so that they hold there too
-        lower32, upper32 = lower.astype(np.float32), upper.astype(np.float32)
-        lower32 = np.where(lower32 < lower, np.nextafter(lower32, np.float32(np.inf)), lower32)
-        upper32 = np.where(upper32 > upper, np.nextafter(upper32, np.float32(-np.inf)), upper32)
-        return lower32.astype(np.float64), upper32.astype(np.float64)
+    def narrow(self) -> Solver:
+        """The same solver for a few rows at a time: the narrowest block, always the same."""
+        return replace(self, block=LANES, width=LANES)
 
-    def _plans(self, skel: torch.nn.Module, smpl_weights: np.ndarray | None) -> list[StagePlan]:
-        prior = np.zeros(PARAMETERS)
-        prior[list(anatomy.SPINE_DOFS)] = self.config.prior_spine
-        prior[list(anatomy.SCAPULA_DOFS)] = self.config.prior_scapula
-        plans: list[StagePlan] = []
-        for stage in self.config.resolved_recipe().stages:
-            mask = np.ones(skel.template.shape[0], bool)
-            if stage.vertices is not None:
-                if smpl_weights is None:
-                    raise ValueError(f"stage {stage.name}: its vertex mask needs an SMPL model")
-                mask = stage.vertices.select(smpl_weights)
-            chosen = np.nonzero(mask)[0][:: stage.stride]
-            if chosen.size == 0:
-                raise ValueError(f"stage {stage.name}: its vertex mask selects no vertex")
-            same = [p.vertices for p in plans if np.array_equal(p.vertices.indices, chosen)]
-            vertices = (
-                same[0]
-                if same
-                else tables.vertex_set(skel, chosen, np.ones(chosen.size), self.dtype, self.device)
-            )
-            joint_masses = np.zeros(24)
-            joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
-            plans.append(
-                StagePlan(
-                    stage,
-                    StageTables(
-                        stage.free_parameters(),
-                        self.lower,
-                        self.upper,
-                        prior,
-                        joint_masses,
-                        vertices.pair_first,
-                        vertices.pair_second,
-                    ),
-                    vertices,
-                )
-            )
-        return plans
+    @property
+    def lower(self) -> np.ndarray:
+        """(49,) limits of the parameters."""
+        return self.plans[-1].tables.lower
+
+    @property
+    def upper(self) -> np.ndarray:
+        """(49,) limits of the parameters."""
+        return self.plans[-1].tables.upper
 
     # --- public ----------------------------------------------------------------------------
 
@@ -255,14 +144,11 @@ class Solver:
         betas: (n,10) of SKEL, float64. `start` of the solution says nothing.
         """
         solution = Solution.empty(poses.shape[0], self.device)
-        waiting: list[tuple[Block, SearchState]] = []
+        waiting: list[tuple[Block, SearchState[Tensor]]] = []
         rows = torch.arange(poses.shape[0], device=self.device)
         for part in rows.split(self.block):
-            index = padded(part, self.width)
-            targets, rotations = goal(index)
-            shape, joints = self.kernels.identity(betas[index]), self._joint_targets(targets)
-            block = Block(index, shape, targets, joints, rotations)
-            state, real = SearchState.begin(poses[index]), rows[: part.numel()]
+            block = self._block(goal, betas, part)
+            state, real = SearchState.begin(poses[block.rows]), rows[: part.numel()]
             unfinished = self._last_stage(block, state, real, 0, solution, rounds_done=0)
             if unfinished is not None:
                 waiting.append(unfinished)
@@ -272,19 +158,31 @@ class Solver:
     def smpl_goal(self, poses: Tensor, betas: Tensor) -> GoalOf:
         """The surfaces of SMPL poses (n,72) and betas (n,10), float64."""
         source = torch.as_tensor(self.skeleton.start_source, device=self.device)
+        side = self.smpl_side
 
         def goal(rows: Tensor) -> Goal:
             _, rotations, transforms, features = self.kernels.pose_smpl(poses[rows], betas[rows])
-            points = (self.smpl_basis @ features).view(-1, 3, rows.numel())
-            targets = self.kernels.skin(self.smpl_skinning, transforms, points)
+            points = (side.basis @ features).view(-1, 3, rows.numel())
+            targets = self.kernels.skin(side.skinning, transforms, points)
             return Goal(targets, rotations[:, source])
 
         return goal
 
+    @property
+    def smpl_side(self) -> SmplSide:
+        """The SMPL model's tables. Raises ValueError for a solver of bare meshes."""
+        if self.smpl is None:
+            raise ValueError("this solver was made for bare meshes, without an SMPL model")
+        return self.smpl
+
     def pelvis_difference(self, smpl_betas: Tensor, skel_betas: Tensor) -> Tensor:
         """J0_smpl(smpl_betas) - J0_skel(skel_betas), (n,3) m."""
         joints = []
-        for tree, betas in ((self.smpl_tree, smpl_betas), (self.skeleton, skel_betas)):
+        sides: tuple[tuple[SmplTree[np.ndarray] | Skeleton[np.ndarray], Tensor], ...] = (
+            (self.smpl_side.tree, smpl_betas),
+            (self.skeleton, skel_betas),
+        )
+        for tree, betas in sides:
             template = torch.as_tensor(tree.joint_template[0], device=self.device)
             directions = torch.as_tensor(tree.joint_directions[0], device=self.device)
             joints.append(template + (directions * betas[:, None, :]).sum(dim=2))
@@ -326,7 +224,7 @@ class Solver:
         return out
 
     def _skin_of(self, poses: Tensor, betas: Tensor) -> Tensor:
-        transforms, points = self._evaluate(
+        transforms, points = self.evaluate(
             self.plans[-1].vertices, poses, self.kernels.identity(betas)
         )
         return self.kernels.skin(self.skinning, transforms, points)
@@ -350,13 +248,9 @@ class Solver:
         solution: Solution,
     ) -> None:
         """Solve the rows from one start and take over what is better."""
-        waiting: list[tuple[Block, SearchState]] = []
+        waiting: list[tuple[Block, SearchState[Tensor]]] = []
         for part in rows.split(self.block):
-            index = padded(part, self.width)
-            targets, rotations = goal(index)
-            joints = self._joint_targets(targets)
-            shape = self.kernels.identity(betas[index])
-            block = Block(index, shape, targets, joints, rotations)
+            block = self._block(goal, betas, part)
             state = SearchState.begin(self._start(start, block))
             for plan in self.plans[:-1]:
                 state = self._coarse_stage(plan, block, state)
@@ -366,7 +260,13 @@ class Solver:
                 waiting.append(unfinished)
         self._finish(waiting, start, solution)
 
-    def _joint_targets(self, targets: Tensor) -> Tensor:
+    def _block(self, goal: GoalOf, betas: Tensor, rows: Tensor) -> Block:
+        index = padded(rows, self.width)
+        targets, rotations = goal(index)
+        shape = self.kernels.identity(betas[index])
+        return Block(index, shape, targets, self.joint_targets(targets), rotations)
+
+    def joint_targets(self, targets: Tensor) -> Tensor:
         """Anatomical joints (n,24,3) regressed from the surface, where a stage asks for them."""
         count, _, n = targets.shape
         if not any(plan.tables.joint_masses.any() for plan in self.plans):
@@ -391,9 +291,10 @@ class Solver:
             )
         return poses
 
-    def _evaluate(
-        self, vertices: VertexSet, poses: Tensor, shape: Identity
+    def evaluate(
+        self, vertices: VertexSet, poses: Tensor, shape: Identity[Tensor]
     ) -> tuple[Tensor, Tensor]:
+        """Skinning transforms (24,12,n) and unposed points (V,3,n) of poses (n,49)."""
         transforms, features = self.kernels.pose_bones(poses, shape)
         return transforms, (vertices.basis @ features).view(-1, 3, poses.shape[0])
 
@@ -401,7 +302,7 @@ class Solver:
         self,
         plan: StagePlan,
         block: Block,
-        state: SearchState,
+        state: SearchState[Tensor],
         pair_moments: Tensor,
         evaluated: tuple[Tensor, Tensor],
         targets: Tensor,
@@ -425,22 +326,26 @@ class Solver:
             state,
         )
 
-    def _tolerance(self, plan: StagePlan) -> float:
+    def tolerance(self, plan: StagePlan) -> float:
+        """Largest parameter change after which a row of the stage is settled."""
         return self.config.tolerance or plan.stage.tolerance
 
-    def _pair_moments(self, plan: StagePlan, shape: Identity) -> Tensor:
+    def pair_moments(self, plan: StagePlan, shape: Identity[Tensor]) -> Tensor:
+        """(n,P,10) moments of the stage's pairs of bones."""
         products = tables.shape_products(shape.betas)
         return (products @ plan.vertices.moment_basis).view(products.shape[0], -1, 10)
 
-    def _coarse_stage(self, plan: StagePlan, block: Block, state: SearchState) -> SearchState:
+    def _coarse_stage(
+        self, plan: StagePlan, block: Block, state: SearchState[Tensor]
+    ) -> SearchState:
         """A stage whose residual nobody reports: rounds until each row's steps are small."""
         state = SearchState.begin(state.poses)._replace(steps=state.steps)
         targets = block.targets[plan.vertices.rows]
-        pair_moments = self._pair_moments(plan, block.shape)
+        pair_moments = self.pair_moments(plan, block.shape)
         active = torch.ones(block.rows.numel(), dtype=torch.bool, device=self.device)
-        tolerance = self._tolerance(plan)
+        tolerance = self.tolerance(plan)
         for _ in range(plan.stage.rounds):
-            evaluated = self._evaluate(plan.vertices, state.poses, block.shape)
+            evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             self._round(plan, block, state, pair_moments, evaluated, targets, active, tolerance)
             active = active & (state.step_size > tolerance) & (state.failures < 3)
             if self.device.type == "cpu" and not active.any():
@@ -450,22 +355,22 @@ class Solver:
     def _last_stage(
         self,
         block: Block,
-        state: SearchState,
+        state: SearchState[Tensor],
         real: Tensor,
         start: int,
         solution: Solution,
         rounds_done: int,
-    ) -> tuple[Block, SearchState] | None:
+    ) -> tuple[Block, SearchState[Tensor]] | None:
         """A few rounds of the last stage. Settled rows go to the solution; the others come back."""
         plan = self.plans[-1]
-        tolerance = self._tolerance(plan)
+        tolerance = self.tolerance(plan)
         if rounds_done == 0:
             state = SearchState.begin(state.poses)._replace(steps=state.steps)
-        pair_moments = self._pair_moments(plan, block.shape)
+        pair_moments = self.pair_moments(plan, block.shape)
         active = torch.zeros(block.rows.numel(), dtype=torch.bool, device=self.device)
         active[real] = True
         for turn in range(ROUNDS_IN_BLOCK + 1):
-            evaluated = self._evaluate(plan.vertices, state.poses, block.shape)
+            evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             if turn > 0:
                 active = self._settle(plan, block, state, evaluated, active, start, solution)
                 if turn == ROUNDS_IN_BLOCK or not active.any():
@@ -486,7 +391,7 @@ class Solver:
         self,
         plan: StagePlan,
         block: Block,
-        state: SearchState,
+        state: SearchState[Tensor],
         evaluated: tuple[Tensor, Tensor],
         active: Tensor,
         start: int,
@@ -502,7 +407,7 @@ class Solver:
         energy = squares / count + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
-        small = (state.step_size < self._tolerance(plan)) & (
+        small = (state.step_size < self.tolerance(plan)) & (
             energy <= state.best_energy * (1.0 + _WORSE) + 1e-13
         )
         done = active & (small | force)
@@ -521,7 +426,7 @@ class Solver:
         return active & ~done
 
     def _finish(
-        self, waiting: list[tuple[Block, SearchState]], start: int, solution: Solution
+        self, waiting: list[tuple[Block, SearchState[Tensor]]], start: int, solution: Solution
     ) -> None:
         """Regroup unfinished rows into full blocks until all are settled or out of rounds."""
         rounds_done = ROUNDS_IN_BLOCK
@@ -545,28 +450,23 @@ class Solver:
             rounds_done += ROUNDS_IN_BLOCK
 
     def _give_up(
-        self, block: Block, state: SearchState, real: Tensor, start: int, solution: Solution
+        self, block: Block, state: SearchState[Tensor], real: Tensor, start: int, solution: Solution
     ) -> None:
         """Out of rounds: report the best pose found, not settled."""
         state.poses[:] = state.best_poses
         state.step_size[:] = torch.inf
         active = torch.zeros(block.rows.numel(), dtype=torch.bool, device=self.device)
         active[real] = True
-        evaluated = self._evaluate(self.plans[-1].vertices, state.poses, block.shape)
+        evaluated = self.evaluate(self.plans[-1].vertices, state.poses, block.shape)
         self._settle(self.plans[-1], block, state, evaluated, active, start, solution, force=True)
 
 
-def padded(index: Tensor, width: int) -> Tensor:
-    """The index, filled up to `width` by repeating its first entry."""
-    return torch.cat([index, index[:1].expand(width - index.numel())])
-
-
-def _kernels(config: FitConfig, solver: Solver) -> type:
+def _kernels(config: FitConfig, device: torch.device) -> type[Kernels]:
     """numba on a CPU where it is installed, else plain torch."""
     wanted = config.kernels
-    if wanted == "numba" and solver.device.type != "cpu":
+    if wanted == "numba" and device.type != "cpu":
         raise ValueError("kernels='numba' run on a CPU only; use 'auto' or 'torch' on a GPU")
-    if wanted != "torch" and solver.device.type == "cpu":
+    if wanted != "torch" and device.type == "cpu":
         try:
             from skel_fit.solver.kernels_numba import NumbaKernels
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from skel_fit.anatomy import REGIONS
-from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl, start_poses
+from skel_fit.kinematics import Identity
+from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.solver.numba_minimise import extra_energy, minimise
+from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
     PARAMETERS,
-    Identity,
     SearchState,
     Skeleton,
     SmplTree,
@@ -31,8 +32,8 @@ class NumbaKernels:
 
     def __init__(
         self,
-        skeleton: Skeleton,
-        smpl_tree: SmplTree | None,
+        skeleton: Skeleton[np.ndarray],
+        smpl_tree: SmplTree[np.ndarray] | None,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -48,35 +49,42 @@ class NumbaKernels:
         pose_smpl(self.smpl_tree, *_arrays(poses, betas, joints, rotations, transforms, features))
         return joints, rotations, transforms, features
 
-    def identity(self, betas: Tensor) -> Identity:
+    def identity(self, betas: Tensor) -> Identity[Tensor]:
         """betas (n,K) -> rest joints, joint frames and lengths."""
         n = betas.shape[0]
         made = Identity(
             betas, betas.new_empty(n, 24, 3), betas.new_empty(n, 24, 3, 3), betas.new_empty(n, 5)
         )
-        identity(self.skeleton, *_arrays(*made))
+        identity(self.skeleton, _of_numpy(made))
         return made
 
     def start(
-        self, rotations: Tensor, shape: Identity, lower: Tensor, upper: Tensor, branch: Tensor
+        self,
+        rotations: Tensor,
+        shape: Identity[Tensor],
+        lower: Tensor,
+        upper: Tensor,
+        branch: Tensor,
     ) -> Tensor:
         """Closed-form start (n,49) from SMPL global rotations (n,24,3,3)."""
         poses = rotations.new_zeros(rotations.shape[0], PARAMETERS)
         start_poses(self.skeleton, *_arrays(rotations, shape.frames, lower, upper, branch, poses))
         return poses
 
-    def pose_bones(self, poses: Tensor, shape: Identity) -> tuple[Tensor, Tensor]:
+    def pose_bones(self, poses: Tensor, shape: Identity[Tensor]) -> tuple[Tensor, Tensor]:
         """Skinning transforms (24,12,n) and features (1+K+207,n) of poses (n,49)."""
         n = poses.shape[0]
         transforms = torch.empty(24, 12, n, dtype=self.dtype)
         features = torch.empty(1 + shape.betas.shape[1] + 207, n, dtype=self.dtype)
-        pose_bones(self.skeleton, *_arrays(poses, *shape, transforms, features))
+        pose_bones(self.skeleton, poses.numpy(), _of_numpy(shape), *_arrays(transforms, features))
         return transforms, features
 
-    def skin(self, skinning: SparseWeights, transforms: Tensor, points: Tensor) -> Tensor:
+    def skin(
+        self, skinning: SparseWeights[np.ndarray], transforms: Tensor, points: Tensor
+    ) -> Tensor:
         """Skinned points (V,3,n)."""
         out = torch.empty_like(points)
-        skin(*skinning, *_arrays(transforms, points, out))
+        skin(skinning, *_arrays(transforms, points, out))
         return out
 
     def residual_moments(
@@ -87,7 +95,7 @@ class NumbaKernels:
         energy = torch.empty(n, dtype=torch.float64)
         moments, pull = torch.empty(24, 12, n, dtype=self.dtype), torch.empty_like(points)
         residual_moments(
-            *vertices.skinning,
+            vertices.skinning,
             vertices.masses,
             *_arrays(transforms, points, targets, energy, moments, pull),
         )
@@ -95,7 +103,7 @@ class NumbaKernels:
 
     def judge(
         self,
-        skinning: SparseWeights,
+        skinning: SparseWeights[np.ndarray],
         region: np.ndarray,
         transforms: Tensor,
         points: Tensor,
@@ -105,41 +113,50 @@ class NumbaKernels:
         n = points.shape[2]
         squares, largest = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
         totals = torch.empty(len(REGIONS), n, dtype=torch.float64)
-        judge(*skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
+        judge(skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
         return squares, totals, largest
 
     def extra_energy(
-        self, stage: StageTables, shape: Identity, joint_targets: Tensor, poses: Tensor
+        self,
+        stage: StageTables[np.ndarray],
+        shape: Identity[Tensor],
+        joint_targets: Tensor,
+        poses: Tensor,
     ) -> Tensor:
         """Joint and prior terms (n,) of the objective."""
         out = poses.new_empty(poses.shape[0])
-        extra_energy(self.skeleton, stage, *_arrays(*shape[1:], joint_targets, poses, out))
+        extra_energy(self.skeleton, stage, _of_numpy(shape), *_arrays(joint_targets, poses, out))
         return out
 
     def minimise(
         self,
-        stage: StageTables,
-        shape: Identity,
+        stage: StageTables[np.ndarray],
+        shape: Identity[Tensor],
         pair_moments: Tensor,
         joint_targets: Tensor,
         evaluated: tuple[Tensor, Tensor, Tensor],
         active: Tensor,
         max_steps: int,
         tolerance: float,
-        state: SearchState,
+        state: SearchState[Tensor],
     ) -> None:
         """One round (in place on `state`) for the active rows; `evaluated` is (energy, moments,
         corrective (207,n)) at state.poses."""
-        energy, moments, corrective = evaluated
         minimise(
             self.skeleton,
             stage,
-            *_arrays(*shape[1:], pair_moments, joint_targets, state.poses),
-            *_arrays(energy, moments, corrective, active),
+            _of_numpy(shape),
+            *_arrays(pair_moments, joint_targets),
+            _arrays(*evaluated),
+            active.numpy(),
             max_steps,
             tolerance,
-            *_arrays(*state[1:]),
+            SearchState(*_arrays(*state)),
         )
+
+
+def _of_numpy(shape: Identity[Tensor]) -> Identity[np.ndarray]:
+    return Identity(*_arrays(*shape))
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -1,13 +1,14 @@
-"""Kinematics of SKEL and SMPL and the closed-form start, one row at a time (numba).
+"""Kinematics of SKEL and SMPL, one row at a time (numba).
 
-Twins: `kernels_torch`. Conventions and sources: reference skel-model.md, docs/solver.md. Lengths in
+Twins of the same names: `skel_fit.rotations`, `skel_fit.kinematics`, `kernels_torch`. Sources:
+docs/reference/skel-model.md, docs/solver.md. Lengths in
 metres, angles in radians, float64.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
@@ -15,14 +16,15 @@ from numba import njit, prange
 from skel_fit.solver.tables import PARAMETERS
 
 JOINTS = 24
-_OPTIONS = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
+"""How every kernel is compiled: sums may use fused multiply-add, division by zero is no error."""
 
 
 # --- small 3x3 helpers ----------------------------------------------------------------------
 
 
 @njit(inline="always")
-def _multiply(a, b, out):
+def multiply(a, b, out):
     """out = a b, 3x3."""
     for i in range(3):
         a0, a1, a2 = a[i, 0], a[i, 1], a[i, 2]
@@ -31,7 +33,7 @@ def _multiply(a, b, out):
 
 
 @njit(inline="always")
-def _multiply_transposed(a, b, out):
+def multiply_transposed(a, b, out):
     """out = a b^T, 3x3."""
     for i in range(3):
         a0, a1, a2 = a[i, 0], a[i, 1], a[i, 2]
@@ -40,7 +42,7 @@ def _multiply_transposed(a, b, out):
 
 
 @njit(inline="always")
-def _axis_rotation(axis, angle, out):
+def rotation_about_axis(axis, angle, out):
     """out = rotation by |axis| angle about axis (an axis need not have unit length)."""
     length = math.sqrt(axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2])
     x, y, z = axis[0] / length, axis[1] / length, axis[2] / length
@@ -58,8 +60,8 @@ def _axis_rotation(axis, angle, out):
 
 
 @njit(inline="always")
-def _arc(length, angle):
-    """End of a constant-curvature arc and its derivative: X, Y, dX, dY (skel-model.md 3.6)."""
+def arc(length, angle):
+    """End of a constant-curvature arc and its derivative: X, Y, dX, dY."""
     t = angle
     if abs(t) < 2e-2:
         t2 = t * t
@@ -80,14 +82,17 @@ def _arc(length, angle):
 
 
 @njit(inline="always")
-def _minimal_rotation(source, target, out):
-    """Minimal rotation taking source/|source| to target/|target| (identity if antiparallel)."""
+def minimal_rotation(source, target, out):
+    """Minimal rotation taking source/|source| to target/|target|: identity if antiparallel, zero
+    where a vector has no length (as published)."""
     ns = math.sqrt(source[0] ** 2 + source[1] ** 2 + source[2] ** 2)
     nt = math.sqrt(target[0] ** 2 + target[1] ** 2 + target[2] ** 2)
     for i in range(3):
         for j in range(3):
             out[i, j] = 1.0 if i == j else 0.0
     if ns == 0.0 or nt == 0.0:
+        for i in range(3):
+            out[i, i] = 0.0
         return
     a0, a1, a2 = source[0] / ns, source[1] / ns, source[2] / ns
     b0, b1, b2 = target[0] / nt, target[1] / nt, target[2] / nt
@@ -106,10 +111,11 @@ def _minimal_rotation(source, target, out):
     out[2, 2] += -f * (x * x + y * y)
 
 
-@njit(parallel=True, **_OPTIONS)
-def identity(skeleton, betas, joints, frames, lengths):
+@njit(parallel=True, **OPTIONS)
+def identity(skeleton, shape):
     """Rest joints (n,24,3), joint frames Q = K Ra^T (n,24,3,3), lengths (n,5): spine arcs l of
-    11, 12, 13, scapula width W and height H. skel-model.md 3.3, 3.4, 3.6."""
+    11, 12, 13, scapula width W and height H, into `shape` from its betas."""
+    betas, joints, frames, lengths = shape
     for row in prange(betas.shape[0]):
         rest = joints[row]
         for j in range(JOINTS):
@@ -127,8 +133,8 @@ def identity(skeleton, betas, joints, frames, lengths):
                     for k in range(JOINTS):
                         if skeleton.bone_sum[j, k] != 0:
                             target[c] += rest[k, c] - rest[skeleton.parents[k], c]
-                _minimal_rotation(skeleton.bone_source[j], target, alignment)
-                _multiply(alignment, skeleton.rest_frames[j], frames[row, j])
+                minimal_rotation(skeleton.bone_source[j], target, alignment)
+                multiply(alignment, skeleton.rest_frames[j], frames[row, j])
             else:
                 frames[row, j] = skeleton.rest_frames[j]
         lengths[row, 0] = abs(rest[11, 1] - rest[0, 1])
@@ -159,7 +165,7 @@ class Work(NamedTuple):
     scratch: np.ndarray  # (3,3,3)
     second: np.ndarray  # (24,24,4,4) subtree second moments
     factor: np.ndarray  # (49,49)
-    index: np.ndarray  # (49,)
+    chosen: np.ndarray  # (49,)
     fixed: np.ndarray  # (49,) bool
     shifted: np.ndarray  # (49,)
 
@@ -185,10 +191,10 @@ def make_work():
     )
 
 
-@njit(**_OPTIONS)
-def _kinematics(skeleton, q, joints, frames, lengths, work):
+@njit(**OPTIONS)
+def bones(skeleton, q, joints, frames, lengths, work):
     """World rotations, joint positions, local rotations, world axes and offset velocities of one
-    row, into `work`. skel-model.md 2.3, 3.5-3.7; derivatives: docs/solver.md."""
+    row, into `work`. Derivatives: docs/solver.md."""
     rotation, joint_rotation, product = work.scratch[0], work.scratch[1], work.scratch[2]
     offset = work.offset
     for j in range(JOINTS):
@@ -219,18 +225,18 @@ def _kinematics(skeleton, q, joints, frames, lengths, work):
             for c in range(3):
                 work.local_axes[d, c] = frame[c, 0] * a0 + frame[c, 1] * a1 + frame[c, 2] * a2
                 work.velocity[d, c] = 0.0
-            _axis_rotation(axis, q[d], rotation)
-            _multiply(joint_rotation, rotation, product)
+            rotation_about_axis(axis, q[d], rotation)
+            multiply(joint_rotation, rotation, product)
             for i in range(3):
                 for k in range(3):
                     joint_rotation[i, k] = product[i, k]
-        _multiply(frame, joint_rotation, product)
-        _multiply_transposed(product, frame, work.local[j])
+        multiply(frame, joint_rotation, product)
+        multiply_transposed(product, frame, work.local[j])
         for c in range(3):
             offset[c] = joints[j, c] - (joints[p, c] if p >= 0 else 0.0)
         if 11 <= j <= 13:
-            x0, y0, dx0, dy0 = _arc(lengths[j - 11], q[first])
-            x1, y1, dx1, dy1 = _arc(lengths[j - 11], q[first + 1])
+            x0, y0, dx0, dy0 = arc(lengths[j - 11], q[first])
+            x1, y1, dx1, dy1 = arc(lengths[j - 11], q[first + 1])
             offset[0] -= x0
             offset[1] += y0 + y1 - 2.0 * lengths[j - 11]
             offset[2] -= x1
@@ -262,7 +268,7 @@ def _kinematics(skeleton, q, joints, frames, lengths, work):
                     work.axes[d, c] = work.local_axes[d, c]
         else:
             parent = work.rotations[p]
-            _multiply(parent, work.local[j], work.rotations[j])
+            multiply(parent, work.local[j], work.rotations[j])
             for i in range(3):
                 work.positions[j, i] = (
                     work.positions[p, i]
@@ -279,7 +285,23 @@ def _kinematics(skeleton, q, joints, frames, lengths, work):
 
 
 @njit(inline="always")
-def _transforms(work, joints, out):
+def twists(skeleton, work):
+    """shift (49,3) = d - a x p_joint: the linear part of each parameter's twist."""
+    for d in range(PARAMETERS):
+        if d >= 46:
+            for c in range(3):
+                work.axes[d, c] = 0.0
+                work.shift[d, c] = 1.0 if c == d - 46 else 0.0
+            continue
+        p = work.positions[skeleton.joint_of_parameter[d]]
+        a = work.axes[d]
+        work.shift[d, 0] = work.velocity[d, 0] - (a[1] * p[2] - a[2] * p[1])
+        work.shift[d, 1] = work.velocity[d, 1] - (a[2] * p[0] - a[0] * p[2])
+        work.shift[d, 2] = work.velocity[d, 2] - (a[0] * p[1] - a[1] * p[0])
+
+
+@njit(inline="always")
+def skinning_transforms(work, joints, out):
     """Skinning transforms A_k = [R_k | p_k - R_k J_k] (24,3,4)."""
     for k in range(JOINTS):
         r = work.rotations[k]
@@ -292,17 +314,18 @@ def _transforms(work, joints, out):
             )
 
 
-@njit(parallel=True, **_OPTIONS)
-def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
+@njit(parallel=True, **OPTIONS)
+def pose_bones(skeleton, poses, shape, transforms, features):
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
     n = poses.shape[0]
+    betas, joints, frames, lengths = shape
     shape_size = betas.shape[1]
     for row in prange(n):
         work = make_work()
         a = np.empty((JOINTS, 3, 4))
-        _kinematics(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
-        _transforms(work, joints[row], a)
+        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
+        skinning_transforms(work, joints[row], a)
         for k in range(JOINTS):
             for i in range(3):
                 for c in range(4):
@@ -323,12 +346,12 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
 # --- the SMPL side --------------------------------------------------------------------------
 
 
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
     """SMPL kinematics with the global orientation left out (fitting happens in that frame).
 
     poses (n,72) axis-angle; joints (n,24,3) rest joints out; rotations (n,24,3,3) global rotations
-    out; transforms (24,12,n); features (1+K+207, n). skel-model.md 1.3.
+    out; transforms (24,12,n); features (1+K+207, n).
     """
     shape_size = betas.shape[1]
     for row in prange(poses.shape[0]):
@@ -352,14 +375,16 @@ def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
                     for c in range(3):
                         rotations[row, j, i, c] = 1.0 if i == c else 0.0
             else:
-                _rodrigues(poses[row, 3 * j], poses[row, 3 * j + 1], poses[row, 3 * j + 2], local)
+                axis_angle_to_matrix(
+                    poses[row, 3 * j], poses[row, 3 * j + 1], poses[row, 3 * j + 2], local
+                )
                 for i in range(3):
                     for c in range(3):
                         features[1 + shape_size + 9 * (j - 1) + 3 * i + c, row] = local[i, c] - (
                             1.0 if i == c else 0.0
                         )
                 parent = rotations[row, p]
-                _multiply(parent, local, rotations[row, j])
+                multiply(parent, local, rotations[row, j])
                 for i in range(3):
                     value = positions[p, i]
                     for c in range(3):
@@ -374,7 +399,7 @@ def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
 
 
 @njit(inline="always")
-def _rodrigues(x, y, z, out):
+def axis_angle_to_matrix(x, y, z, out):
     """Rotation matrix of an axis-angle vector; smplx adds 1e-8 to each component of the norm."""
     angle = math.sqrt((x + 1e-8) ** 2 + (y + 1e-8) ** 2 + (z + 1e-8) ** 2)
     x, y, z = x / angle, y / angle, z / angle
@@ -388,132 +413,3 @@ def _rodrigues(x, y, z, out):
     out[2, 0] = v * x * z - s * y
     out[2, 1] = v * y * z + s * x
     out[2, 2] = 1.0 - v * (x * x + y * y)
-
-
-# --- closed-form start ----------------------------------------------------------------------
-
-
-@njit(inline="always")
-def _wrap(angle):
-    """The angle in (-pi, pi]."""
-    return angle - 2.0 * math.pi * math.ceil((angle - math.pi) / (2.0 * math.pi))
-
-
-@njit(inline="always")
-def _violation(value, low, high):
-    excess = max(low - value, value - high, 0.0)
-    return excess * excess
-
-
-@njit(**_OPTIONS)
-def _project_joint(skeleton, j, wanted, lower, upper, branch, q):
-    """Angles of joint j nearest to the wanted joint rotation (bone space), inside the limits.
-
-    branch 0 takes the Euler branch with less limit violation, branch 1 the other one."""
-    first = skeleton.first_parameter[j]
-    count = skeleton.first_parameter[j + 1] - first
-    if count == 1:
-        a = skeleton.axes[first]
-        sine = (
-            a[0] * (wanted[2, 1] - wanted[1, 2])
-            + a[1] * (wanted[0, 2] - wanted[2, 0])
-            + a[2] * (wanted[1, 0] - wanted[0, 1])
-        )
-        cosine = wanted[0, 0] + wanted[1, 1] + wanted[2, 2]
-        for i in range(3):
-            for c in range(3):
-                cosine -= a[i] * wanted[i, c] * a[c]
-        angle = math.atan2(sine, cosine)
-        q[first] = min(max(angle, lower[first]), upper[first])
-        return
-    # wanted = R_a(x) R_b(y) R_c(z) about coordinate axes; the first parameter is the innermost (c)
-    a, b, c = skeleton.euler[j, 0], skeleton.euler[j, 1], skeleton.euler[j, 2]
-    parity = 1.0 if (a + 1) % 3 == b else -1.0
-    sine = parity * wanted[a, c]
-    cosine = math.sqrt(wanted[a, a] ** 2 + wanted[a, b] ** 2)
-    y = math.atan2(sine, cosine)
-    if cosine > 1e-7:
-        z = math.atan2(-parity * wanted[a, b], wanted[a, a])
-        x = math.atan2(-parity * wanted[b, c], wanted[c, c])
-    else:
-        z = 0.0
-        x = math.atan2(parity * wanted[c, b], wanted[b, b])
-    last = first + count - 1
-    sign_x, sign_z = skeleton.euler_sign[j, 0], skeleton.euler_sign[j, 2]
-    if count == 2:
-        q[first] = min(max(sign_z * z, lower[first]), upper[first])
-        q[last] = min(max(sign_x * x, lower[last]), upper[last])
-        return
-    sign_y = skeleton.euler_sign[j, 1]
-    x0, y0, z0 = sign_x * x, sign_y * y, sign_z * z
-    x1, y1, z1 = (
-        sign_x * _wrap(x + math.pi),
-        sign_y * _wrap(math.pi - y),
-        sign_z * _wrap(z + math.pi),
-    )
-    cost0 = (
-        _violation(z0, lower[first], upper[first])
-        + _violation(y0, lower[first + 1], upper[first + 1])
-        + _violation(x0, lower[last], upper[last])
-    )
-    cost1 = (
-        _violation(z1, lower[first], upper[first])
-        + _violation(y1, lower[first + 1], upper[first + 1])
-        + _violation(x1, lower[last], upper[last])
-    )
-    if (cost1 < cost0) != (branch == 1):
-        x0, y0, z0 = x1, y1, z1
-    q[first] = min(max(z0, lower[first]), upper[first])
-    q[first + 1] = min(max(y0, lower[first + 1]), upper[first + 1])
-    q[last] = min(max(x0, lower[last]), upper[last])
-
-
-@njit(parallel=True, **_OPTIONS)
-def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
-    """Closed-form start: project each bone's wanted world rotation (n,24,3,3) onto its joint,
-    walking down the tree, so that children make up for what a joint cannot take.
-    fitting.md section 3. branch (24,) int; poses (n,49) out, root and translation 0."""
-    for row in prange(rotations.shape[0]):
-        q = poses[row]
-        for d in range(PARAMETERS):
-            q[d] = 0.0
-        world = np.empty((JOINTS, 3, 3))
-        axis_rotation = np.empty((3, 3))
-        achieved = np.empty((3, 3))
-        product = np.empty((3, 3))
-        wanted = np.empty((3, 3))
-        for j in range(JOINTS):
-            p = skeleton.parents[j]
-            frame = frames[row, j]
-            if p < 0:
-                for i in range(3):
-                    for c in range(3):
-                        world[j, i, c] = 1.0 if i == c else 0.0
-                continue
-            # Q^T (R_parent^T R_wanted) Q
-            for i in range(3):
-                for c in range(3):
-                    value = 0.0
-                    for k in range(3):
-                        value += world[p, k, i] * rotations[row, j, k, c]
-                    product[i, c] = value
-            _multiply(product, frame, achieved)
-            for i in range(3):
-                for c in range(3):
-                    value = 0.0
-                    for k in range(3):
-                        value += frame[k, i] * achieved[k, c]
-                    wanted[i, c] = value
-            _project_joint(skeleton, j, wanted, lower, upper, branch[j], q)
-            for i in range(3):
-                for c in range(3):
-                    achieved[i, c] = 1.0 if i == c else 0.0
-            for d in range(skeleton.first_parameter[j], skeleton.first_parameter[j + 1]):
-                _axis_rotation(skeleton.axes[d], q[d], axis_rotation)
-                _multiply(axis_rotation, achieved, product)
-                for i in range(3):
-                    for c in range(3):
-                        achieved[i, c] = product[i, c]
-            _multiply(frame, achieved, product)
-            _multiply_transposed(product, frame, achieved)
-            _multiply(world[p], achieved, world[j])

@@ -1,28 +1,32 @@
 """The inner solver: Levenberg-Marquardt on 24 bone transforms, one row at a time (numba).
 
-The vertices enter through moments only. Derivation: docs/solver.md; twin: `kernels_torch`.
+The vertices enter through moments only. Derivation: docs/solver.md. Twins of the same
+names: `search_torch`, `curvature`, `box_step`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
-    _kinematics,
-    _transforms,
+    OPTIONS,
+    bones,
     make_work,
+    skinning_transforms,
+    twists,
 )
 from skel_fit.solver.tables import PARAMETERS
 
-_OPTIONS = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
 _FRESH_CURVATURE = 0.1
 """After a step smaller than this (rad) the next one uses the same Gauss-Newton matrix."""
 
 
 @njit(inline="always")
-def _unpack(packed, out):
+def unpack(packed, out):
     """Symmetric 4x4 from xx xy xz x1 yy yz y1 zz z1 11."""
     n = 0
     for i in range(4):
@@ -32,8 +36,8 @@ def _unpack(packed, out):
             n += 1
 
 
-@njit(**_OPTIONS)
-def _times_moments(stage, moments, change, out):
+@njit(**OPTIONS)
+def times_moments(stage, moments, change, out):
     """out (24,3,4) = change M with M given by its non-zero symmetric blocks."""
     block = np.empty((4, 4))
     for k in range(JOINTS):
@@ -42,7 +46,7 @@ def _times_moments(stage, moments, change, out):
                 out[k, i, c] = 0.0
     for n in range(stage.pair_first.shape[0]):
         k, l = stage.pair_first[n], stage.pair_second[n]
-        _unpack(moments[n], block)
+        unpack(moments[n], block)
         for i in range(3):
             a0, a1, a2, a3 = change[k, i, 0], change[k, i, 1], change[k, i, 2], change[k, i, 3]
             for c in range(4):
@@ -58,8 +62,8 @@ def _times_moments(stage, moments, change, out):
                     )
 
 
-@njit(**_OPTIONS)
-def _gradient(skeleton, stage, transforms, force, corrective, q, work, gradient):
+@njit(**OPTIONS)
+def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradient):
     """Half the gradient (49,) of the model objective; force (24,3,4) = change M + C."""
     subtree = np.empty((JOINTS, 3, 4))
     for k in range(JOINTS):
@@ -109,9 +113,9 @@ def _gradient(skeleton, stage, transforms, force, corrective, q, work, gradient)
                 )
 
 
-@njit(**_OPTIONS)
-def _curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian):
-    """Half the Gauss-Newton matrix (49,49) from subtree second moments (fitting.md section 3)."""
+@njit(**OPTIONS)
+def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian):
+    """Half the Gauss-Newton matrix (49,49) from subtree second moments (docs/solver.md)."""
     u = work.second
     for k in range(JOINTS):
         for l in range(JOINTS):
@@ -122,7 +126,7 @@ def _curvature(skeleton, stage, transforms, moments, joint_moments, work, hessia
     half = np.empty((4, 4))
     for n in range(stage.pair_first.shape[0]):
         k, l = stage.pair_first[n], stage.pair_second[n]
-        _unpack(moments[n], block)
+        unpack(moments[n], block)
         if k == l:
             for i in range(4):
                 for c in range(4):
@@ -201,8 +205,8 @@ def _curvature(skeleton, stage, transforms, moments, joint_moments, work, hessia
             hessian[d, d] += stage.prior[d]
 
 
-@njit(**_OPTIONS)
-def _solve_damped(hessian, gradient, damping, index, count, factor, step):
+@njit(**OPTIONS)
+def solve_damped(hessian, gradient, damping, index, count, factor, step):
     """step[index] = -(H + damping diag H)^-1 g on the listed parameters (LDL^T)."""
     for n in range(count):
         i = index[n]
@@ -227,11 +231,11 @@ def _solve_damped(hessian, gradient, damping, index, count, factor, step):
         step[index[n]] = value / factor[n, n]
 
 
-@njit(**_OPTIONS)
-def _bounded_step(stage, q, hessian, gradient, damping, work, step):
+@njit(**OPTIONS)
+def dense_step(stage, q, hessian, gradient, damping, work, step):
     """Damped step inside the limits: parameters that it would carry over a bound are set to the
     bound and the others are solved once more. Returns the number of held parameters."""
-    index, fixed, shifted = work.index, work.fixed, work.shifted
+    index, fixed, shifted = work.chosen, work.fixed, work.shifted
     held = 0
     for d in range(PARAMETERS):
         step[d] = 0.0
@@ -249,7 +253,7 @@ def _bounded_step(stage, q, hessian, gradient, damping, work, step):
             if not fixed[d]:
                 index[count] = d
                 count += 1
-        _solve_damped(hessian, shifted, damping, index, count, work.factor, step)
+        solve_damped(hessian, shifted, damping, index, count, work.factor, step)
         crossed = False
         for n in range(count):
             d = index[n]
@@ -284,7 +288,7 @@ def _extra_energy(stage, work, joint_targets, q):
 
 
 @njit(inline="always")
-def _model_change(change, force_change, moments, local, local0, corrective, skeleton):
+def model_change(change, force_change, moments, local, local0, corrective, skeleton):
     """<change, change M + 2 C> + 2 b.(f - f0): the model's change of the vertex term."""
     value = 0.0
     for k in range(JOINTS):
@@ -304,21 +308,33 @@ def _model_change(change, force_change, moments, local, local0, corrective, skel
     return value
 
 
-@njit(parallel=True, **_OPTIONS)
-def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, out):
+@njit(parallel=True, **OPTIONS)
+def extra_energy(skeleton, stage, shape, joint_targets, poses, out):
     """Joint and prior terms (n,) of the objective."""
+    _, joints, frames, lengths = shape
     for row in prange(poses.shape[0]):
         work = make_work()
-        _kinematics(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
+        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
         out[row] = _extra_energy(stage, work, joint_targets[row], poses[row])
 
 
-@njit(**_OPTIONS)
-def _minimise_row(
-    skeleton, stage, work, joints, frames, lengths, pair_moments, joint_targets,
-    start, moments, corrective, max_steps, tolerance, damping, q,
-):  # fmt: skip
-    """Levenberg-Marquardt on the model around `start`; q out. Returns damping, steps done."""
+class RowModel(NamedTuple):
+    """The model of one row around `start`."""
+
+    joints: np.ndarray  # (24,3)
+    frames: np.ndarray  # (24,3,3)
+    lengths: np.ndarray  # (5,)
+    pair_moments: np.ndarray  # (P,10)
+    joint_targets: np.ndarray  # (24,3)
+    start: np.ndarray  # (49,)
+    moments: np.ndarray  # (24,12)
+    corrective: np.ndarray  # (207,)
+
+
+@njit(**OPTIONS)
+def _minimise_row(skeleton, stage, work, model, max_steps, tolerance, damping, q):
+    """Levenberg-Marquardt on the model; q out. Returns damping, steps done."""
+    joints, frames, lengths, pair_moments, joint_targets, start, moments, corrective = model
     transforms0 = np.empty((JOINTS, 3, 4))
     transforms = np.empty((JOINTS, 3, 4))
     change = np.zeros((JOINTS, 3, 4))
@@ -333,8 +349,8 @@ def _minimise_row(
     trial = np.empty(PARAMETERS)
     homogeneous = np.ones(4)
 
-    _kinematics(skeleton, start, joints, frames, lengths, work)
-    _transforms(work, joints, transforms0)
+    bones(skeleton, start, joints, frames, lengths, work)
+    skinning_transforms(work, joints, transforms0)
     for k in range(JOINTS):
         mass = stage.joint_masses[k]
         for c in range(3):
@@ -356,26 +372,26 @@ def _minimise_row(
     steps = 0
     largest = 0.0
     for _ in range(max_steps):
-        _twists(skeleton, work)
-        _gradient(skeleton, stage, transforms, force, corrective, q, work, gradient)
+        twists(skeleton, work)
+        gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradient)
         if steps == 0 or largest > _FRESH_CURVATURE:
-            _curvature(skeleton, stage, transforms, pair_moments, joint_moments, work, hessian)
+            curvature(skeleton, stage, transforms, pair_moments, joint_moments, work, hessian)
         steps += 1
         accepted = False
         for _ in range(6):
-            _bounded_step(stage, q, hessian, gradient, damping, work, step)
+            dense_step(stage, q, hessian, gradient, damping, work, step)
             largest = 0.0
             for d in range(PARAMETERS):
                 trial[d] = q[d] + step[d]
                 largest = max(largest, abs(step[d]))
-            _kinematics(skeleton, trial, joints, frames, lengths, work)
-            _transforms(work, joints, transforms)
+            bones(skeleton, trial, joints, frames, lengths, work)
+            skinning_transforms(work, joints, transforms)
             for k in range(JOINTS):
                 for i in range(3):
                     for c in range(4):
                         change[k, i, c] = transforms[k, i, c] - transforms0[k, i, c]
-            _times_moments(stage, pair_moments, change, product)
-            trial_energy = _extra_energy(stage, work, joint_targets, trial) + _model_change(
+            times_moments(stage, pair_moments, change, product)
+            trial_energy = _extra_energy(stage, work, joint_targets, trial) + model_change(
                 change, product, vertex_moments, work.local, local0, corrective, skeleton
             )
             if trial_energy <= energy:
@@ -405,38 +421,37 @@ def _minimise_row(
     return damping, steps
 
 
-@njit(inline="always")
-def _twists(skeleton, work):
-    """shift (49,3) = d - a x p_joint: the linear part of each parameter's twist."""
-    for d in range(PARAMETERS):
-        if d >= 46:
-            for c in range(3):
-                work.axes[d, c] = 0.0
-                work.shift[d, c] = 1.0 if c == d - 46 else 0.0
-            continue
-        p = work.positions[skeleton.joint_of_parameter[d]]
-        a = work.axes[d]
-        work.shift[d, 0] = work.velocity[d, 0] - (a[1] * p[2] - a[2] * p[1])
-        work.shift[d, 1] = work.velocity[d, 1] - (a[2] * p[0] - a[0] * p[2])
-        work.shift[d, 2] = work.velocity[d, 2] - (a[0] * p[1] - a[1] * p[0])
-
-
-@njit(parallel=True, **_OPTIONS)
+@njit(parallel=True, **OPTIONS)
 def minimise(
-    skeleton, stage, joints, frames, lengths, pair_moments, joint_targets,
-    poses, energy, moments, corrective, active, max_steps, tolerance,
-    best_poses, best_energy, best_moments, best_corrective, damping, failures, step_size, steps,
-):  # fmt: skip
+    skeleton,
+    stage,
+    shape,
+    pair_moments,
+    joint_targets,
+    evaluated,
+    active,
+    max_steps,
+    tolerance,
+    state,
+):
     """One round for each active row: keep the better of candidate and best, then step from it.
 
-    poses (n,49) holds the candidate at which energy (n,), moments (24,12,n) and corrective
-    (207,n) were evaluated, and receives the next one; best_* hold the best state so far.
-    step_size (n,) is the largest parameter change from the best pose; 0 where nothing moved."""
+    state.poses (n,49) holds the candidate at which `evaluated`, energy (n,), moments (24,12,n) and
+    corrective (207,n), was found, and receives the next one. step_size (n,) is the largest
+    parameter change from the best pose; 0 where nothing moved."""
+    _, joints, frames, lengths = shape
+    energy, moments, corrective = evaluated
+    poses, best_poses, best_energy, best_moments, best_corrective = (
+        state.poses, state.best_poses, state.best_energy, state.best_moments, state.best_corrective
+    )  # fmt: skip
+    damping, failures, step_size, steps = (
+        state.damping, state.failures, state.step_size, state.steps
+    )  # fmt: skip
     for row in prange(poses.shape[0]):
         if not active[row]:
             continue
         work = make_work()
-        _kinematics(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
+        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
         total = energy[row] + _extra_energy(stage, work, joint_targets[row], poses[row])
         if total <= best_energy[row]:
             best_energy[row] = total
@@ -450,11 +465,13 @@ def minimise(
             failures[row] += 1
             damping[row] = max(damping[row] * 30.0, 1e-3)
         done = 0
-        damping[row], done = _minimise_row(
-            skeleton, stage, work, joints[row], frames[row], lengths[row], pair_moments[row],
-            joint_targets[row], best_poses[row], best_moments[row], best_corrective[row],
-            max_steps, tolerance, damping[row], poses[row],
+        model = RowModel(
+            joints[row], frames[row], lengths[row], pair_moments[row], joint_targets[row],
+            best_poses[row], best_moments[row], best_corrective[row],
         )  # fmt: skip
+        damping[row], done = _minimise_row(
+            skeleton, stage, work, model, max_steps, tolerance, damping[row], poses[row]
+        )
         steps[row] += done
         largest = 0.0
         for d in range(PARAMETERS):

@@ -11,10 +11,8 @@ import math
 import numpy as np
 from numba import njit, prange
 
+from skel_fit.solver.numba_kinematics import JOINTS, OPTIONS
 from skel_fit.solver.tables import LANES
-
-JOINTS = 24
-_OPTIONS = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 # places in the scratch, in units of LANES: the blended 3x4 transform comes first
 _RESIDUAL = 12  # 3
@@ -71,9 +69,10 @@ def _apply(scratch, lane, i, x, y, z):
     )
 
 
-@njit(parallel=True, **_OPTIONS)
-def skin(first, bones, weights, transforms, points, out):
+@njit(parallel=True, **OPTIONS)
+def skin(skinning, transforms, points, out):
     """Linear blend skinning: out (V,3,n) from points (V,3,n) and transforms (24,12,n)."""
+    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         scratch = np.zeros(_SCRATCH * LANES, points.dtype)
@@ -93,14 +92,13 @@ def skin(first, bones, weights, transforms, points, out):
                     result[i, start + lane] = scratch[(_PULL + i) * LANES + lane]
 
 
-@njit(parallel=True, **_OPTIONS)
-def residual_moments(
-    first, bones, weights, masses, transforms, points, targets, energy, moments, pull
-):
+@njit(parallel=True, **OPTIONS)
+def residual_moments(skinning, masses, transforms, points, targets, energy, moments, pull):
     """One fused pass: weighted squared residual, its bone moments and its pull on the offsets.
 
     energy (n,) = sum m |r|^2; moments (24,12,n) = C_k = sum m w r [x;1]^T; pull (V,3,n) =
-    m (sum w R)^T r. Reference fitting.md section 3."""
+    m (sum w R)^T r. Theory: docs/solver.md."""
+    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         sums = np.zeros((JOINTS, 12 * LANES), points.dtype)
@@ -155,10 +153,11 @@ def residual_moments(
                     moments[k, e, start + lane] = sums[k, e * LANES + lane]
 
 
-@njit(parallel=True, **_OPTIONS)
-def judge(first, bones, weights, region, transforms, points, targets, squares, totals, largest):
+@njit(parallel=True, **OPTIONS)
+def judge(skinning, region, transforms, points, targets, squares, totals, largest):
     """Exact final residual: squares (n,) sum of squared distances; totals (regions, n) sums of
     distances per region; largest (n,) maximum distance. region (V,) int."""
+    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         s = np.zeros(_SCRATCH * LANES, points.dtype)

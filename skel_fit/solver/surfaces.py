@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skel_fit.rotations import nearest_rotation
 from skel_fit.skel import SKEL
-from skel_fit.solver.engine import Goal, GoalOf
+from skel_fit.solver.blocks import Goal, GoalOf
 
 _PELVIS = 0
 
@@ -66,7 +67,4 @@ def _bone_rotations(weights: Tensor, rest: Tensor, mesh: Tensor) -> tuple[Tensor
     rest_centres, centres = share.T @ rest, share.T @ mesh
     moved = mesh - centres[:, None]  # (24, V, 3)
     still = (rest - rest_centres[:, None]) * share.T[:, :, None]
-    u, _, vh = torch.linalg.svd(moved.transpose(1, 2) @ still)
-    flip = torch.ones_like(rest_centres)
-    flip[:, 2] = torch.sign(torch.linalg.det(u @ vh))
-    return (u * flip[:, None]) @ vh, centres, rest_centres
+    return nearest_rotation(moved.transpose(1, 2) @ still)[0], centres, rest_centres

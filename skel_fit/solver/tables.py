@@ -7,12 +7,15 @@ sparse weights, the shape-and-pose basis, vertex masses and the moment basis of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import torch
+from smplx import SMPL
 
-from skel_fit import anatomy
+from skel_fit import anatomy, kinematics
+from skel_fit.kinematics import Array
+from skel_fit.skel import SKEL
 
 LANES = 16
 """Rows that the vertex kernels treat side by side; block sizes are padded to a multiple of it."""
@@ -20,85 +23,71 @@ LANES = 16
 PARAMETERS = 49
 """46 joint angles and 3 components of a root translation (frozen unless a recipe frees it)."""
 
-_UNALIGNED = (0, 5, 10, 13, 18, 23)
+
+class Skeleton(NamedTuple, Generic[Array]):
+    """What kinematics needs of SKEL, as float64 and int64 arrays
+    (docs/reference/skel-model.md)."""
+
+    parents: Array  # (24,)
+    first_parameter: Array  # (25,)
+    joint_of_parameter: Array  # (49,)
+    axes: Array  # (46, 3) signed
+    joint_template: Array  # (24, 3) rest joints at betas 0
+    joint_directions: Array  # (24, 3, K)
+    aligned: Array  # (24,) bool: orientation depends on shape
+    bone_sum: Array  # (24, 24) which offsets make the bone direction
+    bone_source: Array  # (24, 3) template bone direction, body frame
+    rest_frames: Array  # (24, 3, 3) per_joint_rot Ra^T
+    feature_source: Array  # (23,) SKEL joint of SMPL joint 1..23, -1: identity
+    feature_of_joint: Array  # (24,) its inverse, -1: none
+    start_source: Array  # (24,) SMPL joint whose rotation starts the bone
+    euler: Array  # (24, 3) coordinate axes, last angle first
+    euler_sign: Array  # (24, 3)
 
 
-class Skeleton(NamedTuple):
-    """What kinematics needs of SKEL, as float64/int64 numpy arrays (names as in skel-model.md)."""
-
-    parents: np.ndarray  # (24,)
-    first_parameter: np.ndarray  # (25,)
-    joint_of_parameter: np.ndarray  # (49,)
-    axes: np.ndarray  # (46, 3) signed
-    joint_template: np.ndarray  # (24, 3) rest joints at betas 0
-    joint_directions: np.ndarray  # (24, 3, K)
-    aligned: np.ndarray  # (24,) bool: orientation depends on shape
-    bone_sum: np.ndarray  # (24, 24) which offsets make the bone direction
-    bone_source: np.ndarray  # (24, 3) template bone direction, body frame
-    rest_frames: np.ndarray  # (24, 3, 3) per_joint_rot Ra^T
-    feature_source: np.ndarray  # (23,) SKEL joint of SMPL joint 1..23, -1: identity
-    feature_of_joint: np.ndarray  # (24,) its inverse, -1: none
-    start_source: np.ndarray  # (24,) SMPL joint whose rotation starts the bone
-    euler: np.ndarray  # (24, 3) coordinate axes, last angle first
-    euler_sign: np.ndarray  # (24, 3)
-
-
-class SmplTree(NamedTuple):
+class SmplTree(NamedTuple, Generic[Array]):
     """What kinematics needs of SMPL."""
 
-    parents: np.ndarray  # (24,)
-    joint_template: np.ndarray  # (24, 3)
-    joint_directions: np.ndarray  # (24, 3, K)
+    parents: Array  # (24,)
+    joint_template: Array  # (24, 3)
+    joint_directions: Array  # (24, 3, K)
 
 
-class StageTables(NamedTuple):
+class StageTables(NamedTuple, Generic[Array]):
     """What the inner solver needs of a stage (see `recipe.Stage`)."""
 
-    free: np.ndarray  # (49,) bool
-    lower: np.ndarray  # (49,)
-    upper: np.ndarray  # (49,)
-    prior: np.ndarray  # (49,) m^2/rad^2
-    joint_masses: np.ndarray  # (24,)
-    pair_first: np.ndarray  # (P,) bones that share vertices, first <= second
-    pair_second: np.ndarray  # (P,)
+    free: Array  # (49,) bool
+    lower: Array  # (49,)
+    upper: Array  # (49,)
+    prior: Array  # (49,) m^2/rad^2
+    joint_masses: Array  # (24,)
+    pair_first: Array  # (P,) bones that share vertices, first <= second
+    pair_second: Array  # (P,)
 
 
-class SparseWeights(NamedTuple):
+class SparseWeights(NamedTuple, Generic[Array]):
     """Skinning weights row by row: bones[first[v]:first[v+1]] and weights[...]."""
 
-    first: np.ndarray  # (V+1,)
-    bones: np.ndarray
-    weights: np.ndarray
+    first: Array  # (V+1,)
+    bones: Array
+    weights: Array
 
 
-class Identity(NamedTuple):
-    """What depends on the shape alone, float64 (skel-model.md 3.3, 3.4, 3.6)."""
-
-    betas: torch.Tensor  # (n, K)
-    joints: torch.Tensor  # (n, 24, 3) rest joints
-    frames: torch.Tensor  # (n, 24, 3, 3) Q = K Ra^T
-    lengths: torch.Tensor  # (n, 5) spine arcs of 11, 12, 13; scapula width and height
-
-    def rows(self, index: torch.Tensor) -> Identity:
-        """The same for some rows."""
-        return Identity(*(part[index] for part in self))
-
-
-class SearchState(NamedTuple):
+class SearchState(NamedTuple, Generic[Array]):
     """Where each row's search stands, float64. `poses` is the candidate, best_* the best so far."""
 
-    poses: torch.Tensor  # (n, 49)
-    best_poses: torch.Tensor  # (n, 49)
-    best_energy: torch.Tensor  # (n,) m^2, vertex + joint + prior terms
-    best_moments: torch.Tensor  # (n, 24, 12)
-    best_corrective: torch.Tensor  # (n, 207)
-    damping: torch.Tensor  # (n,)
-    failures: torch.Tensor  # (n,) int64 candidates that were worse than the best
-    step_size: torch.Tensor  # (n,) rad (m for the translation)
-    steps: torch.Tensor  # (n,) int64 Levenberg-Marquardt steps done
+    poses: Array  # (n, 49)
+    best_poses: Array  # (n, 49)
+    best_energy: Array  # (n,) m^2, vertex + joint + prior terms
+    best_moments: Array  # (n, 24, 12)
+    best_corrective: Array  # (n, 207)
+    damping: Array  # (n,)
+    failures: Array  # (n,) int64 candidates that were worse than the best
+    step_size: Array  # (n,) rad (m for the translation)
+    steps: Array  # (n,) int64 Levenberg-Marquardt steps done
 
     @staticmethod
-    def begin(poses: torch.Tensor) -> SearchState:
+    def begin(poses: torch.Tensor) -> SearchState[torch.Tensor]:
         """A search that starts at poses (n,49)."""
         n, one = poses.shape[0], poses.new_zeros(poses.shape[0])
         count = torch.zeros(n, dtype=torch.int64, device=poses.device)
@@ -114,14 +103,10 @@ class SearchState(NamedTuple):
             steps=count.clone(),
         )
 
-    def rows(self, index: torch.Tensor) -> SearchState:
+    def rows(self, index: torch.Tensor) -> SearchState[Array]:
         """A copy of some rows."""
-        return SearchState(*(part[index] for part in self))
-
-    def put(self, index: torch.Tensor, rows: SearchState) -> None:
-        """Write rows back."""
-        for mine, theirs in zip(self, rows, strict=True):
-            mine[index] = theirs
+        parts: Any = self
+        return SearchState(*(part[index] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -130,7 +115,7 @@ class VertexSet:
 
     indices: np.ndarray  # (V,) vertex ids
     rows: torch.Tensor  # (V,) the same on the fit's device
-    skinning: SparseWeights
+    skinning: SparseWeights[np.ndarray]
     masses: np.ndarray  # (V,) sum 1
     basis: torch.Tensor  # (3V, 1+K+207): x + o = basis @ [1, betas, features]
     pair_first: np.ndarray
@@ -143,17 +128,17 @@ class VertexSet:
         return self.basis[:, -207:]
 
 
-def sparse_weights(weights: np.ndarray, dtype: np.dtype) -> SparseWeights:
+def sparse_weights(weights: np.ndarray, dtype: torch.dtype) -> SparseWeights[np.ndarray]:
     """Sparse rows of a dense (V, 24) weight matrix; every row has at least one entry."""
     rows, bones = np.nonzero(weights)
     counts = np.bincount(rows, minlength=weights.shape[0])
     if (counts == 0).any():
         raise ValueError(f"vertex {int(np.argmin(counts))} has no skinning weight")
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return SparseWeights(first, bones.astype(np.int64), weights[rows, bones].astype(dtype))
+    return SparseWeights(first, bones.astype(np.int64), weights[rows, bones].astype(_numpy(dtype)))
 
 
-def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
+def skeleton_tables(skel: SKEL) -> Skeleton[np.ndarray]:
     """Kinematic tables of a loaded `SKEL`."""
     template, directions = numpy_of(skel.template), numpy_of(skel.shapedirs)
     regressor = numpy_of(skel.joint_regressor)
@@ -161,19 +146,8 @@ def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
     offsets = numpy_of(skel.apose_trans)
     parents = np.asarray(skel.parents, np.int64)
     axes = numpy_of(skel.axes)
-    child = np.array([next((k for k in range(24) if parents[k] == j), 0) for j in range(24)])
-    bone_sum = np.zeros((24, 24), np.int64)
-    source = np.zeros((24, 3))
-    for j in range(24):
-        bone_sum[j, child[j]] = 1
-        source[j] = offsets[child[j]]
-    for elbow, wrist in ((16, 17), (21, 22)):  # the ulna points to the wrist
-        bone_sum[elbow] += bone_sum[wrist]
-        source[elbow] += source[wrist]
-    bone_sum[12] = bone_sum[11]  # QUIRK: the thorax follows lumbar -> thorax, its source does not
     aligned = np.ones(24, bool)
-    aligned[list(_UNALIGNED)] = False
-    bone_sum[~aligned] = 0
+    aligned[list(kinematics.FIXED_ORIENTATION)] = False
     first, euler, signs = _parameter_tables(axes)
     feature_source = np.asarray(anatomy.POSE_FEATURE_SOURCES, np.int64)
     feature_of_joint = np.full(24, -1, np.int64)
@@ -188,8 +162,8 @@ def skeleton_tables(skel: torch.nn.Module) -> Skeleton:
         joint_template=regressor @ template,
         joint_directions=np.einsum("jv,vck->jck", regressor, directions),
         aligned=aligned,
-        bone_sum=bone_sum,
-        bone_source=np.einsum("jab,jb->ja", base, source),
+        bone_sum=kinematics.BONE_SUM.astype(np.int64),
+        bone_source=kinematics.bone_directions(base, offsets),
         rest_frames=base @ apose.transpose(0, 2, 1),
         feature_source=feature_source,
         feature_of_joint=feature_of_joint,
@@ -217,7 +191,7 @@ def _parameter_tables(axes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return first, euler, signs
 
 
-def smpl_tables(smpl: torch.nn.Module) -> SmplTree:
+def smpl_tables(smpl: SMPL) -> SmplTree[np.ndarray]:
     """Kinematic tables of a loaded smplx SMPL layer (first 10 betas)."""
     template, directions = numpy_of(smpl.v_template), numpy_of(smpl.shapedirs)[:, :, :10]
     regressor = numpy_of(smpl.J_regressor)
@@ -244,7 +218,7 @@ def basis_matrix(template: np.ndarray, shapedirs: np.ndarray, posedirs: np.ndarr
 
 
 def vertex_set(
-    skel: torch.nn.Module,
+    skel: SKEL,
     indices: np.ndarray,
     masses: np.ndarray,
     dtype: torch.dtype,
@@ -256,12 +230,11 @@ def vertex_set(
     posedirs = numpy_of(skel.posedirs)[indices]
     masses = masses / masses.sum()
     first, second, moments = moment_basis(weights, masses, template, shapedirs)
-    numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
     return VertexSet(
         indices=indices,
         rows=torch.as_tensor(indices).to(device),
-        skinning=sparse_weights(weights, numpy_dtype),
-        masses=masses.astype(numpy_dtype),
+        skinning=sparse_weights(weights, dtype),
+        masses=masses.astype(_numpy(dtype)),
         basis=torch.as_tensor(basis_matrix(template, shapedirs, posedirs), dtype=dtype).to(device),
         pair_first=first,
         pair_second=second,
@@ -310,7 +283,7 @@ def moment_basis(
     return first.astype(np.int64), second.astype(np.int64), out.reshape(rows.size, -1)
 
 
-def regions(skel: torch.nn.Module) -> np.ndarray:
+def regions(skel: SKEL) -> np.ndarray:
     """(6890,) index into REGIONS of each vertex, by its heaviest bone."""
     return np.asarray(anatomy.REGION_OF_JOINT, np.int64)[numpy_of(skel.skin_weights).argmax(axis=1)]
 
@@ -318,3 +291,7 @@ def regions(skel: torch.nn.Module) -> np.ndarray:
 def numpy_of(tensor: torch.Tensor) -> np.ndarray:
     """float64 copy on the host."""
     return np.asarray(tensor.detach().cpu().to(torch.float64))
+
+
+def _numpy(dtype: torch.dtype) -> type[np.floating]:
+    return np.float64 if dtype == torch.float64 else np.float32

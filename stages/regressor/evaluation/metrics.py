@@ -19,6 +19,7 @@ from torch import Tensor
 
 from skel_fit import joint_limits
 from skel_fit.anatomy import POSE_NAMES
+from skel_fit.rotations import axis_angle_to_matrix, euler_from_matrix, nearest_rotation
 
 MILLIMETRES = 1000.0
 PERCENT = 100.0
@@ -70,14 +71,9 @@ def fit_similarity(source: Tensor, target: Tensor) -> Similarity:
     _check_points(source, target)
     source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
     centred, wanted = source - source_mean, target - target_mean
-    u, s, vt = torch.linalg.svd(centred.transpose(-1, -2) @ wanted)
-    v, ut = vt.transpose(-1, -2), u.transpose(-1, -2)
-    # det is +-1 up to rounding; `< 0` rather than sign() so that no rounding can yield rank 2.
-    flip = torch.where(torch.linalg.det(v @ ut) < 0, -1.0, 1.0).to(s)
-    signs = torch.stack([torch.ones_like(flip), torch.ones_like(flip), flip], -1)
-    rotation = (v * signs[:, None, :]) @ ut
+    rotation, stretch = nearest_rotation(wanted.transpose(-1, -2) @ centred)
     extent = centred.square().sum((-1, -2))
-    scale = (s * signs).sum(-1) / torch.where(extent > 0, extent, torch.ones_like(extent))
+    scale = stretch.sum(-1) / torch.where(extent > 0, extent, torch.ones_like(extent))
     moved = scale[:, None] * (rotation @ source_mean.transpose(-1, -2)).squeeze(-1)
     return Similarity(scale, rotation, target_mean.squeeze(1) - moved)
 
@@ -228,7 +224,9 @@ def smpl_limit_excess(
     columns = []
     for part in SMPL_PARTS:
         first = 3 * (part.joint - 1)  # the root is not part of body_pose
-        angles = tait_bryan(axis_angle_matrix(body_pose[:, first : first + 3]), part.order)
+        angles = euler_from_matrix(
+            axis_angle_to_matrix(body_pose[:, first : first + 3]), part.order
+        )
         excess = limit_excess(angles, part.lower, part.upper, tolerance)
         if euler == "best":
             turn = angles.new_tensor([math.pi, math.pi, math.pi])
@@ -238,31 +236,3 @@ def smpl_limit_excess(
             excess = torch.where(better, second, excess)
         columns.append(excess.amax(-1))
     return torch.stack(columns, -1)
-
-
-def axis_angle_matrix(axis_angle: Tensor) -> Tensor:
-    """(B, 3, 3) rotations of axis-angle vectors (B, 3), radians."""
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    angle = torch.linalg.vector_norm(axis_angle, dim=-1)[:, None, None]
-    eye = torch.eye(3, dtype=skew.dtype, device=skew.device)
-    # sinc forms: no division by the angle.
-    return (
-        eye
-        + torch.sinc(angle / math.pi) * skew
-        + 0.5 * torch.sinc(angle / (2 * math.pi)).square() * (skew @ skew)
-    )
-
-
-def tait_bryan(rotation: Tensor, order: tuple[int, int, int]) -> Tensor:
-    """(B, 3) angles (a, b, c), radians, with R = R_i(a) R_j(b) R_k(c) for order (i, j, k).
-
-    rotation: (B, 3, 3). b in [-pi/2, pi/2]; a and c in (-pi, pi].
-    """
-    i, j, k = order
-    sign = 1.0 if (j - i) % 3 == 1 else -1.0
-    a = torch.atan2(-sign * rotation[:, j, k], rotation[:, k, k])
-    b = torch.asin((sign * rotation[:, i, k]).clamp(-1.0, 1.0))
-    c = torch.atan2(-sign * rotation[:, i, j], rotation[:, i, i])
-    return torch.stack([a, b, c], -1)

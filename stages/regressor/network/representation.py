@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skel_fit import anatomy
+from skel_fit import anatomy, kinematics
 from skel_fit.anatomy import (
     BALL_JOINTS,
     DOFS,
@@ -27,11 +27,17 @@ from skel_fit.anatomy import (
     MIRROR_SIGNS,
     NUM_JOINTS,
 )
-from skel_fit.rotations import rotation_about_axis
+from skel_fit.rotations import (
+    euler_from_matrix,
+    gram_schmidt,
+    rotation_about_axis,
+    rotation_of_cosine_sine,
+    safe_atan2,
+    unit,
+)
 
 PER_JOINT = 6
 SIZE = NUM_JOINTS * PER_JOINT
-_TINY = 1e-12
 
 
 def _indices(per_joint: dict[int, int]) -> tuple[int, ...]:
@@ -52,7 +58,6 @@ class _Tables:
     hand: Tensor  # (2,)
     ball_axes: Tensor  # (10, 3) which coordinate axis each of the three angles turns about
     ball_signs: Tensor  # (10, 3) its sign
-    ball_handed: Tensor  # (10,) +1 where (third, second, first) axes are a right-handed triple
     axes: Tensor  # (46, 3)
     hinge_dofs: Tensor  # (12,)
     hand_dofs: Tensor  # (2, 2)
@@ -65,8 +70,6 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
     ball = axes[dofs]
     which = ball.abs().argmax(-1)
     signs = torch.take_along_dim(ball, which[..., None], -1)[..., 0]
-    # Permutation sign of (third, second, first).
-    handed = torch.linalg.det(torch.eye(3, dtype=torch.float64)[which.flip(-1)])
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -77,7 +80,6 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
         hand=move(torch.tensor(HAND_JOINTS)),
         ball_axes=move(which),
         ball_signs=move(signs),
-        ball_handed=move(handed),
         axes=move(axes),
         hinge_dofs=move(torch.tensor([DOFS[j][0] for j in HINGE_JOINTS])),
         hand_dofs=move(torch.tensor([DOFS[j] for j in HAND_JOINTS])),
@@ -87,14 +89,7 @@ def _tables(device: torch.device, dtype: torch.dtype) -> _Tables:
 def pose_rotations(poses: Tensor) -> Tensor:
     """Bone-space joint rotations Rp_j of angles: (B, 46) radians -> (B, 24, 3, 3)."""
     tables = _tables(poses.device, poses.dtype)
-    single = rotation_about_axis(tables.axes.expand(*poses.shape, 3), poses)
-    joints = []
-    for dofs in DOFS:
-        turn = single[:, dofs[0]]
-        for dof in dofs[1:]:
-            turn = single[:, dof] @ turn
-        joints.append(turn)
-    return torch.stack(joints, 1)
+    return kinematics.joint_rotations(poses, tables.axes)
 
 
 def encode(poses: Tensor) -> Tensor:
@@ -114,50 +109,28 @@ def _padded(pairs: Tensor) -> Tensor:
     return torch.cat((pairs, pairs.new_zeros(*pairs.shape[:-1], PER_JOINT - 2)), -1)
 
 
-def gram_schmidt(rows: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) whose first two rows come from (..., 6), row by row.
-
-    Degenerate input (zero or parallel rows) gives finite values and gradients, not a rotation.
-    """
-    first, second = rows[..., :3], rows[..., 3:]
-    b1 = first / _length(first)
-    second = second - (b1 * second).sum(-1, keepdim=True) * b1
-    b2 = second / _length(second)
-    return torch.stack((b1, b2, torch.linalg.cross(b1, b2)), -2)
-
-
-def _length(vector: Tensor) -> Tensor:
-    return (vector * vector).sum(-1, keepdim=True).clamp(min=_TINY * _TINY).sqrt()
-
-
 def unit_pairs(code: Tensor) -> Tensor:
     """(cos q, -sin q) of the 12 hinges, normalised: (B, 144) -> (B, 12, 2)."""
     pairs = code.view(-1, NUM_JOINTS, PER_JOINT)[:, _tables(code.device, code.dtype).hinge, :2]
-    return pairs / _length(pairs)
+    return unit(pairs)
 
 
 def decode(code: Tensor) -> Tensor:
     """Representation (B, 144) -> angles (B, 46), radians.
 
     Hinges and the outer angles of ball joints in (-pi, pi], middle angles in [-pi/2, pi/2], hands
-    as given. At gimbal lock the first angle (the innermost rotation) is arbitrary, and the third
-    makes up for it.
+    as given. At gimbal lock the first angle (the innermost rotation) is 0, and the third makes up
+    for it.
     """
     tables = _tables(code.device, code.dtype)
     grid = code.view(-1, NUM_JOINTS, PER_JOINT)
-    hinge = _atan2(-grid[:, tables.hinge, 1], grid[:, tables.hinge, 0])
-    ball = _ball_angles(gram_schmidt(grid[:, tables.ball]), tables)
+    hinge = safe_atan2(-grid[:, tables.hinge, 1], grid[:, tables.hinge, 0])
+    turn = gram_schmidt(grid[:, tables.ball])
+    # the last angle is the outermost rotation; docs/reference/skel-model.md#pose-code
+    ball = euler_from_matrix(turn, tables.ball_axes.flip(-1)).flip(-1) * tables.ball_signs
     hand = grid[:, tables.hand, :2]
     parts = (ball.flatten(1), hinge, hand.flatten(1))
     return torch.cat(parts, 1)[:, _order(code.device)]
-
-
-def _atan2(y: Tensor, x: Tensor) -> Tensor:
-    """atan2 with value and gradient 0 next to the origin, where the true gradient has no bound."""
-    lost = y * y + x * x < _TINY * _TINY
-    return torch.atan2(
-        torch.where(lost, torch.zeros_like(y), y), torch.where(lost, torch.ones_like(x), x)
-    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -168,60 +141,19 @@ def _order(device: torch.device) -> Tensor:
     return torch.argsort(torch.tensor(listed)).to(device)
 
 
-def _ball_angles(turn: Tensor, tables: _Tables) -> Tensor:
-    """The three angles of M = Rot(a3, q3) Rot(a2, q2) Rot(a1, q1) for signed coordinate axes.
-
-    turn: (B, 10, 3, 3) -> (B, 10, 3). With i, j, k the axes of q3, q2, q1 and e their handedness:
-    M[i,k] = e sin, the textbook rules follow (skel-model.md section 5 lists the four cases).
-    """
-    k, j, i = (tables.ball_axes[:, n] for n in range(3))
-    e = tables.ball_handed
-
-    def entry(row: Tensor, column: Tensor) -> Tensor:
-        joints = torch.arange(turn.shape[1], device=turn.device)
-        return turn[:, joints, row, column]
-
-    cosine = _hypot(entry(i, i), entry(i, j))
-    middle = _atan2(e * entry(i, k), cosine)
-    inner = _atan2(-e * entry(i, j), entry(i, i))
-    # The outer angle is what remains after the inner one: together they are right also next to
-    # gimbal lock, where each by itself is read from rounding.
-    c, s = torch.cos(inner), e * torch.sin(inner)
-    outer = _atan2(e * (s * entry(k, i) + c * entry(k, j)), s * entry(j, i) + c * entry(j, j))
-    return torch.stack((inner, middle, outer), -1) * tables.ball_signs
-
-
-def _hypot(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(a^2 + b^2) with a zero gradient at the origin."""
-    square = a * a + b * b
-    zero = square == 0
-    return torch.where(zero, square, torch.where(zero, torch.ones_like(square), square).sqrt())
-
-
 def rotations(code: Tensor) -> Tensor:
     """Representation (B, 144) -> joint rotations Rp_j (B, 24, 3, 3), without Euler angles."""
     tables = _tables(code.device, code.dtype)
     grid = code.view(-1, NUM_JOINTS, PER_JOINT)
     batch = grid.shape[0]
     pairs = unit_pairs(code)
-    hinges = _about(tables.axes[tables.hinge_dofs], pairs[..., 0], -pairs[..., 1])
+    hinges = rotation_of_cosine_sine(tables.axes[tables.hinge_dofs], pairs[..., 0], -pairs[..., 1])
     hands = grid[:, tables.hand, :2]
     steps = rotation_about_axis(tables.axes[tables.hand_dofs].expand(batch, -1, -1, -1), hands)
     result = code.new_zeros(batch, NUM_JOINTS, 3, 3)
     result = result.index_copy(1, tables.ball, gram_schmidt(grid[:, tables.ball]))
     result = result.index_copy(1, tables.hinge, hinges)
     return result.index_copy(1, tables.hand, steps[:, :, 1] @ steps[:, :, 0])
-
-
-def _about(axis: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotations about unit axes (n, 3) by angles given as cosine and sine (B, n)."""
-    outer = axis[:, :, None] * axis[:, None, :]
-    eye = torch.eye(3, dtype=axis.dtype, device=axis.device)
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).view(-1, 3, 3)
-    cosine, sine = cosine[..., None, None], sine[..., None, None]
-    return outer + cosine * (eye - outer) + sine * cross
 
 
 def mirror_poses(poses: Tensor) -> Tensor:

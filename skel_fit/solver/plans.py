@@ -1,0 +1,110 @@
+"""Recipes bound to a model pair: which parameters, vertices, limits and priors a stage has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from smplx import SMPL
+from torch import Tensor
+
+from skel_fit import anatomy, joint_limits
+from skel_fit.recipe import FitConfig, Stage
+from skel_fit.shape import shape_transfer
+from skel_fit.skel import SKEL
+from skel_fit.solver import tables
+from skel_fit.solver.tables import PARAMETERS, SmplTree, SparseWeights, StageTables, VertexSet
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage bound to a model pair."""
+
+    stage: Stage
+    tables: StageTables[np.ndarray]
+    vertices: VertexSet
+
+
+@dataclass(frozen=True)
+class SmplSide:
+    """What the solver needs of an SMPL model."""
+
+    tree: SmplTree[np.ndarray]
+    skinning: SparseWeights[np.ndarray]
+    basis: Tensor  # (3V, 1+K+207) shape and pose basis, of the fit's dtype
+    shape_transfer: tuple[Tensor, Tensor]  # B (10,10), b (10,) of `skel_fit.shape`
+
+    @staticmethod
+    def of(skel: SKEL, smpl: SMPL, dtype: torch.dtype) -> SmplSide:
+        """Tables of a loaded model, on SKEL's device."""
+        matrix, offset = shape_transfer(skel, smpl)
+        basis = tables.basis_matrix(
+            tables.numpy_of(smpl.v_template),
+            tables.numpy_of(smpl.shapedirs)[:, :, :10],
+            tables.numpy_of(smpl.posedirs).T,
+        )
+        return SmplSide(
+            tables.smpl_tables(smpl),
+            tables.sparse_weights(tables.numpy_of(smpl.lbs_weights), dtype),
+            torch.as_tensor(basis, dtype=dtype).to(skel.device),
+            (matrix.to(skel.device, torch.float64), offset.to(skel.device, torch.float64)),
+        )
+
+
+def stored_limits(name: joint_limits.LimitsName) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper limits (49,), rounded inwards: results are stored as float32, and the limits
+    hold there too."""
+    table = joint_limits.limits(name)
+    free = np.full(PARAMETERS - 46, np.inf)
+    lower = np.concatenate([table[:, 0], -free])
+    upper = np.concatenate([table[:, 1], free])
+    lower32, upper32 = lower.astype(np.float32), upper.astype(np.float32)
+    lower32 = np.where(lower32 < lower, np.nextafter(lower32, np.float32(np.inf)), lower32)
+    upper32 = np.where(upper32 > upper, np.nextafter(upper32, np.float32(-np.inf)), upper32)
+    return lower32.astype(np.float64), upper32.astype(np.float64)
+
+
+def stage_plans(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> tuple[StagePlan, ...]:
+    """The stages of the recipe; stages that look at the same vertices share their tables."""
+    smpl_weights = None if smpl is None else tables.numpy_of(smpl.lbs_weights)
+    lower, upper = stored_limits(config.limits)
+    prior = np.zeros(PARAMETERS)
+    prior[list(anatomy.SPINE_DOFS)] = config.prior_spine
+    prior[list(anatomy.SCAPULA_DOFS)] = config.prior_scapula
+    dtype = getattr(torch, config.dtype)
+    plans: list[StagePlan] = []
+    for stage in config.resolved_recipe().stages:
+        chosen = _chosen_vertices(stage, smpl_weights, skel.template.shape[0])
+        same = [p.vertices for p in plans if np.array_equal(p.vertices.indices, chosen)]
+        vertices = (
+            same[0]
+            if same
+            else tables.vertex_set(skel, chosen, np.ones(chosen.size), dtype, skel.device)
+        )
+        joint_masses = np.zeros(24)
+        joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
+        bound = StageTables(
+            free=stage.free_parameters(),
+            lower=lower,
+            upper=upper,
+            prior=prior,
+            joint_masses=joint_masses,
+            pair_first=vertices.pair_first,
+            pair_second=vertices.pair_second,
+        )
+        plans.append(StagePlan(stage, bound, vertices))
+    return tuple(plans)
+
+
+def _chosen_vertices(stage: Stage, smpl_weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Numbers of the vertices that a stage looks at."""
+    mask = np.ones(count, bool)
+    if stage.vertices is not None:
+        if smpl_weights is None:
+            raise ValueError(f"stage {stage.name}: its vertex mask needs an SMPL model")
+        mask = stage.vertices.select(smpl_weights)
+    chosen = np.nonzero(mask)[0][:: stage.stride]
+    if chosen.size == 0:
+        raise ValueError(f"stage {stage.name}: its vertex mask selects no vertex")
+    return chosen

@@ -1,0 +1,323 @@
+"""Frames of one body coupled by the velocity of its skin, and their Gauss-Newton minimisation.
+
+Theory: docs/sequences.md. The whole sequence is one problem; only passes over vertices go through
+windows of frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from torch import Tensor
+
+from skel_fit.kinematics import Identity
+from skel_fit.rotations import axis_angle_to_matrix
+from skel_fit.solver.blocks import GoalOf, Solution, padded
+from skel_fit.solver.box_step import Box, box_step, damping_of
+from skel_fit.solver.curvature import Pairs, Twists, curvature, unpacked
+from skel_fit.solver.engine import Solver
+from skel_fit.solver.kernels_torch import TorchKernels
+
+_FLAT = 1e-6  # relative fall of the objective that is no progress any more
+_TRIES = 8
+_ACTIVE_SET_PASSES = 5
+
+
+class View(NamedTuple):
+    """Exact objective and forces at the poses of n frames, float64."""
+
+    shares: Tensor  # (n,) m^2; their sum is the objective
+    moments: Tensor  # (n,24,12) of the coupled residual
+    corrective: Tensor  # (n,207) of the coupled residual
+
+
+class Model(NamedTuple):
+    """Half gradient and half Gauss-Newton matrix at the poses of n frames, float64."""
+
+    gradient: Tensor  # (n,49)
+    diagonal: Tensor  # (n,49,49)
+    beside: Tensor  # (n-1,49,49): rows of a frame, columns of the next
+
+
+@dataclass(frozen=True)
+class SequenceProblem:
+    """sum_t E_t(q_t) + weight sum_t mean_v |A_{t+1} r_{t+1} - A_t r_t|^2 over n frames, m^2.
+
+    E_t is the objective of the last stage (docs/solver.md), r_t the residual of the skin in the
+    root frame and A_t the global orientation: A r is the residual in the world, where the velocity
+    error is the difference of neighbours. Poses are (n,49) as in `Solver`; memory is that of the
+    poses and matrices, vertices are visited a block at a time.
+    """
+
+    solver: Solver
+    goal: GoalOf
+    betas: Tensor  # (10,) of SKEL, float64
+    orient: Tensor  # (n,3) SMPL global orientation, axis-angle, rad
+    weight: float
+
+    @property
+    def frames(self) -> int:
+        return self.orient.shape[0]
+
+    def refine(self, frames: Tensor, starts: Tensor) -> Solution:
+        """Frames fitted on their own from the given poses (k,49)."""
+        return self.solver.narrow().refine(
+            lambda rows: self.goal(frames[rows]),
+            self.betas.expand(frames.numel(), -1),
+            starts,
+        )
+
+    def energies(self, poses: Tensor) -> Tensor:
+        """E_t of every frame, (n,) m^2."""
+        parts = []
+        for index in torch.arange(self.frames, device=poses.device).split(self.solver.width):
+            look = self.look(index, poses)
+            own = look.residual.double().square().sum(dim=(0, 1)) * look.mass + look.extra
+            parts.append(own[: index.numel()])
+        return torch.cat(parts)
+
+    def view(self, poses: Tensor) -> View:
+        """Visit every vertex of every frame once: shares of the objective, forces."""
+        parts = []
+        for inner, window in self._windows():
+            look = self.look(window, poses)
+            count = window.numel()
+            turn = axis_angle_to_matrix(self.orient[window]).to(look.residual.dtype)
+            world = _turn_points(turn, look.residual[:, :, :count])
+            change = world[:, :, 1:] - world[:, :, :-1]  # velocity error, one frame interval
+            own = world.double().square().sum(dim=(0, 1)) * look.mass + look.extra[:count]
+            between = change.double().square().sum(dim=(0, 1)) * (look.mass * self.weight)
+            # between frames: half a share each, so that a frame knows what its own step changed
+            share = own + 0.5 * (_padded(between, 1, 0) + _padded(between, 0, 1))
+            pull = _padded(change, 1, 0) - _padded(change, 0, 1)
+            coupled = _turn_points(turn.transpose(1, 2), world + self.weight * pull)
+            moments, corrective = self._forces(look, coupled)
+            keep = slice(inner.start - int(window[0]), inner.stop - int(window[0]))
+            parts.append((share[keep], moments[keep], corrective[keep]))
+        return View(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def linearise(self, poses: Tensor, view: View) -> Model:
+        """Gradient and Gauss-Newton matrix at poses (n,49), where `view` was taken."""
+        solver, plan = self.solver, self.solver.plans[-1]
+        kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
+        owner = kernels.skeleton.joint_of_parameter
+        first, second = (
+            torch.as_tensor(part, device=poses.device)
+            for part in (plan.tables.pair_first, plan.tables.pair_second)
+        )
+        pairs = Pairs(first, second, kernels.subtree)
+        keep = torch.as_tensor(plan.tables.free, device=poses.device).double()
+        keep = keep[:, None] * keep
+        parts: list[tuple[Tensor, ...]] = []
+        for inner, window in self._windows():
+            # the neighbour to the right is needed, the one to the left is not
+            index = window[window >= inner.start]
+            count = index.numel()
+            shape = self._identity(count)
+            moments = solver.pair_moments(plan, shape)
+            neighbours = (index > 0).double() + (index < self.frames - 1).double()
+            gradient, diagonal, bones = kernels.linearise(
+                plan.tables,
+                shape,
+                moments * (1.0 + self.weight * neighbours)[:, None, None],
+                self._joint_targets(index),
+                (view.moments[index], view.corrective[index]),
+                poses[index],
+            )
+            turned = Twists.turned(bones, shape.joints, axis_angle_to_matrix(self.orient[index]))
+            beside = curvature(
+                turned.rows(slice(0, count - 1)),
+                turned.rows(slice(1, count)),
+                unpacked(moments)[: count - 1],
+                pairs,
+                owner,
+            )
+            size = inner.stop - inner.start
+            parts.append((gradient[:size], diagonal[:size], -self.weight * keep * beside[:size]))
+        return Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _windows(self) -> list[tuple[slice, Tensor]]:
+        """Blocks of frames, and the same with a neighbour at each side."""
+        size, n = max(self.solver.width - 2, 1), self.frames
+        found = []
+        for first in range(0, n, size):
+            last = min(first + size, n)
+            window = torch.arange(max(first - 1, 0), min(last + 1, n), device=self.orient.device)
+            found.append((slice(first, last), window))
+        return found
+
+    def _identity(self, count: int) -> Identity[Tensor]:
+        return self.solver.kernels.identity(self.betas.expand(count, -1).contiguous())
+
+    def _joint_targets(self, index: Tensor) -> Tensor:
+        if not self.solver.plans[-1].tables.joint_masses.any():
+            return torch.zeros(index.numel(), 24, 3, dtype=torch.float64, device=index.device)
+        targets = self.goal(padded(index, self.solver.width)).targets
+        return self.solver.joint_targets(targets)[: index.numel()]
+
+    def look(self, index: Tensor, poses: Tensor) -> Look:
+        solver, plan = self.solver, self.solver.plans[-1]
+        index = padded(index, solver.width)
+        shape = self._identity(index.numel())
+        targets = self.goal(index).targets
+        transforms, points = solver.evaluate(plan.vertices, poses[index], shape)
+        skin = solver.kernels.skin(solver.skinning, transforms, points)
+        extra = solver.kernels.extra_energy(
+            plan.tables, shape, solver.joint_targets(targets), poses[index]
+        )
+        return Look(transforms, points, targets, skin, skin - targets, extra)
+
+    def _forces(self, look: Look, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (n,24,12) and corrective pull (n,207) of residuals (V,3,n) in the root frame."""
+        solver, vertices = self.solver, self.solver.plans[-1].vertices
+        count = residual.shape[2]
+        wanted = look.skin.clone()
+        wanted[:, :, :count] -= residual
+        _, moments, pull = solver.kernels.residual_moments(
+            vertices, look.transforms, look.points, wanted
+        )
+        corrective = vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        moments = moments.permute(2, 0, 1)[:count].double().contiguous()
+        return moments, corrective.T[:count].double().contiguous()
+
+
+class Look(NamedTuple):
+    """A padded block of frames with its vertices, root frame."""
+
+    transforms: Tensor  # (24,12,n)
+    points: Tensor  # (V,3,n)
+    targets: Tensor  # (V,3,n) m
+    skin: Tensor  # (V,3,n) m
+    residual: Tensor  # (V,3,n) m
+    extra: Tensor  # (n,) joint and prior terms
+
+    @property
+    def mass(self) -> float:
+        return 1.0 / self.skin.shape[0]
+
+
+def _turn_points(turn: Tensor, points: Tensor) -> Tensor:
+    """turn (n,3,3) times points (V,3,n)."""
+    rows = []
+    for i in range(3):
+        total = turn[:, i, 0] * points[:, 0]
+        for j in (1, 2):
+            total = total + turn[:, i, j] * points[:, j]
+        rows.append(total)
+    return torch.stack(rows, dim=1)
+
+
+def _padded(values: Tensor, before: int, after: int) -> Tensor:
+    """Zeros around the last dimension."""
+    return torch.nn.functional.pad(values, (before, after))
+
+
+def smooth(problem: SequenceProblem, poses: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimise the coupled problem from poses (n,49) inside the limits.
+
+    Levenberg-Marquardt over the whole sequence: a step is taken if the objective falls, damping is
+    per frame. Returns poses (n,49), steps (n,) and whether each frame settled (n,).
+    """
+    n, tolerance = poses.shape[0], problem.solver.tolerance(problem.solver.plans[-1])
+    view = problem.view(poses)
+    damping = torch.full((n,), 1e-4, dtype=torch.float64, device=poses.device)
+    moved = torch.full_like(damping, torch.inf)
+    steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
+    for _ in range(rounds):
+        model = problem.linearise(poses, view)
+        before = view.shares.sum()
+        for _ in range(_TRIES):
+            step = _step(problem, model, poses, damping)
+            trial = problem.view(poses + step)
+            worse = trial.shares > view.shares
+            if trial.shares.sum() <= before:
+                break
+            # a higher sum has a frame whose share rose: that one has to shorten its step
+            damping = torch.where(worse, (10.0 * damping).clamp(min=1e-4), damping)
+        else:
+            # nothing falls any more: at the optimum to rounding
+            return poses, steps, torch.ones_like(worse)
+        poses, view, moved = poses + step, trial, step.abs().amax(dim=1)
+        steps += 1
+        damping = torch.where(worse, damping, 0.2 * damping).clamp(min=1e-8)
+        flat = before - view.shares.sum() <= _FLAT * before
+        if flat or bool((moved < tolerance).all()):
+            return poses, steps, torch.ones_like(worse)
+    return poses, steps, moved < tolerance
+
+
+def _step(problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor) -> Tensor:
+    """Damped Gauss-Newton step (n,49) of all frames together, inside the limits.
+
+    On the host: the banded solver is there.
+    """
+    solver = problem.solver
+    free = solver.plans[-1].tables.free
+    at, gradient = (t.cpu()[:, free] for t in (poses, model.gradient))
+    chosen = torch.as_tensor(np.nonzero(free)[0], device=poses.device)
+    diagonal, beside = (
+        t[:, chosen][:, :, chosen].cpu().numpy() for t in (model.diagonal, model.beside)
+    )
+    scale = torch.as_tensor(np.diagonal(diagonal, axis1=1, axis2=2).copy())
+    extra = damping_of(scale, damping.cpu()).numpy()
+    lower, upper = (torch.as_tensor(bound[free]) for bound in (solver.lower, solver.upper))
+
+    def solve(right: Tensor, held: Tensor) -> Tensor:
+        found = solve_block_tridiagonal(diagonal, beside, extra, held.numpy(), right.numpy())
+        return torch.as_tensor(found)
+
+    def times(values: Tensor) -> Tensor:
+        return torch.as_tensor(_times(diagonal, beside, values.numpy()))
+
+    box = Box(lower, upper, torch.ones(at.shape[1], dtype=torch.bool))
+    step = torch.zeros(poses.shape, dtype=poses.dtype)
+    step[:, free] = box_step(at, gradient, box, times, solve, _ACTIVE_SET_PASSES)
+    return step.to(poses.device)
+
+
+def _times(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The block-tridiagonal matrix times values (n,f)."""
+    out = np.einsum("tij,tj->ti", diagonal, values)
+    out[:-1] += np.einsum("tij,tj->ti", beside, values[1:])
+    out[1:] += np.einsum("tji,tj->ti", beside, values[:-1])
+    return out
+
+
+def solve_block_tridiagonal(
+    diagonal: np.ndarray,
+    beside: np.ndarray,
+    extra: np.ndarray,
+    held: np.ndarray,
+    right: np.ndarray,
+) -> np.ndarray:
+    """Solve a symmetric positive block-tridiagonal system, (n,f).
+
+    diagonal: (n,f,f); beside: (n-1,f,f), rows of a block and columns of the next; extra: (n,f)
+    added to the diagonal; held: (n,f) bool, unknowns that are zero; right: (n,f). Banded Cholesky
+    in float64: time and memory grow with n. Where the matrix is not positive to rounding, the
+    diagonal is raised.
+    """
+    n, f = right.shape
+    keep = (~held).astype(float)
+    blocks = diagonal * keep[:, :, None] * keep[:, None, :]
+    blocks[:, range(f), range(f)] += np.where(held, 1.0, extra)
+    below = (beside * keep[:-1, :, None] * keep[1:, None, :]).transpose(0, 2, 1)
+    band = np.zeros((2 * f, n, f))
+    for column in range(f):
+        band[: f - column, :, column] = blocks[:, column:, column].T
+        band[f - column : 2 * f - column, :-1, column] = below[:, :, column].T
+    band = band.reshape(2 * f, n * f)
+    values = (right * keep).reshape(-1)
+    lift = 0.0
+    while True:
+        raised = band.copy()
+        raised[0] *= 1.0 + lift
+        try:
+            factor = cholesky_banded(raised, lower=True, check_finite=False)
+            return cho_solve_banded((factor, True), values, check_finite=False).reshape(n, f)
+        except LinAlgError:
+            lift = max(10.0 * lift, 1e-10)
