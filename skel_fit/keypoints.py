@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from skel_fit.anatomy import LANDMARKS, SMPL_PARENTS
 from skel_fit.errors import ModelFileError
@@ -168,15 +167,16 @@ class SmplKeypoints:
         self, poses: np.ndarray, betas: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Posed joints, joint rotations, global rotations, rest joints."""
+        import torch
+
+        from skel_fit.kinematics import chain, rest_offsets
+        from skel_fit.rotations import axis_angle_to_matrix
+
         rest = self.joint_template + np.einsum("jck,nk->njc", self.joint_directions, betas)
-        local = Rotation.from_rotvec(poses.reshape(-1, 3)).as_matrix().reshape(-1, 24, 3, 3)
-        world, joints = local.copy(), rest.copy()
-        for joint in range(1, 24):
-            parent = SMPL_PARENTS[joint]
-            world[:, joint] = world[:, parent] @ local[:, joint]
-            bone = (rest[:, joint] - rest[:, parent])[..., None]
-            joints[:, joint] = joints[:, parent] + (world[:, parent] @ bone)[..., 0]
-        return joints, local, world, rest
+        vectors, joints = torch.as_tensor(poses), torch.as_tensor(rest)
+        local = axis_angle_to_matrix(vectors.view(-1, 24, 3))
+        world, placed = chain(local, rest_offsets(joints, SMPL_PARENTS), SMPL_PARENTS)
+        return placed.numpy(), local.numpy(), world.numpy(), rest
 
     def _keypoints(self, poses: np.ndarray, betas: np.ndarray) -> np.ndarray:
         joints, local, world, rest = self._transforms(poses, betas)

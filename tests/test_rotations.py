@@ -113,7 +113,7 @@ def test_compiled_rotations(seed, size):
     numba_kinematics.rotation_about_axis(axis, angle, made)
     near(made, rotations.rotation_about_axis(tensor(axis), tensor(angle)))
     source, target = draw.normal(size=(2, 3))
-    for end in (target, source, 1e-3 * target, np.zeros(3)):
+    for end in (target, source, 1e-3 * target):
         numba_kinematics.minimal_rotation(source, end, made)
         near(made, rotations.minimal_rotation(tensor(source), tensor(end)), 1e-9)
     near(

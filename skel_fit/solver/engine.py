@@ -88,9 +88,7 @@ class Solver:
             joint_regressor=skel.joint_regressor.to(device, dtype),
             smpl=side,
             kernels=kernels(skeleton, None if side is None else side.tree, dtype, device),
-            plans=stage_plans(
-                skel, None if smpl is None else tables.numpy_of(smpl.lbs_weights), config
-            ),
+            plans=stage_plans(skel, smpl, config),
             block=block,
             width=-(-block // LANES) * LANES,
         )

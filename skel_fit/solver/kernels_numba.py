@@ -55,7 +55,7 @@ class NumbaKernels:
         made = Identity(
             betas, betas.new_empty(n, 24, 3), betas.new_empty(n, 24, 3, 3), betas.new_empty(n, 5)
         )
-        identity(self.skeleton, _of_numpy(made))
+        identity(self.skeleton, *_arrays(*made))
         return made
 
     def start(
@@ -76,7 +76,7 @@ class NumbaKernels:
         n = poses.shape[0]
         transforms = torch.empty(24, 12, n, dtype=self.dtype)
         features = torch.empty(1 + shape.betas.shape[1] + 207, n, dtype=self.dtype)
-        pose_bones(self.skeleton, poses.numpy(), _of_numpy(shape), *_arrays(transforms, features))
+        pose_bones(self.skeleton, *_arrays(poses, *shape, transforms, features))
         return transforms, features
 
     def skin(
@@ -84,7 +84,7 @@ class NumbaKernels:
     ) -> Tensor:
         """Skinned points (V,3,n)."""
         out = torch.empty_like(points)
-        skin(skinning, *_arrays(transforms, points, out))
+        skin(*skinning, *_arrays(transforms, points, out))
         return out
 
     def residual_moments(
@@ -95,7 +95,7 @@ class NumbaKernels:
         energy = torch.empty(n, dtype=torch.float64)
         moments, pull = torch.empty(24, 12, n, dtype=self.dtype), torch.empty_like(points)
         residual_moments(
-            vertices.skinning,
+            *vertices.skinning,
             vertices.masses,
             *_arrays(transforms, points, targets, energy, moments, pull),
         )
@@ -113,7 +113,7 @@ class NumbaKernels:
         n = points.shape[2]
         squares, largest = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
         totals = torch.empty(len(REGIONS), n, dtype=torch.float64)
-        judge(skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
+        judge(*skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
         return squares, totals, largest
 
     def extra_energy(
@@ -125,7 +125,7 @@ class NumbaKernels:
     ) -> Tensor:
         """Joint and prior terms (n,) of the objective."""
         out = poses.new_empty(poses.shape[0])
-        extra_energy(self.skeleton, stage, _of_numpy(shape), *_arrays(joint_targets, poses, out))
+        extra_energy(self.skeleton, stage, *_arrays(*shape[1:], joint_targets, poses, out))
         return out
 
     def minimise(
@@ -142,21 +142,16 @@ class NumbaKernels:
     ) -> None:
         """One round (in place on `state`) for the active rows; `evaluated` is (energy, moments,
         corrective (207,n)) at state.poses."""
+        energy, moments, corrective = evaluated
         minimise(
             self.skeleton,
             stage,
-            _of_numpy(shape),
-            *_arrays(pair_moments, joint_targets),
-            _arrays(*evaluated),
-            active.numpy(),
+            *_arrays(*shape[1:], pair_moments, joint_targets, state.poses),
+            *_arrays(energy, moments, corrective, active),
             max_steps,
             tolerance,
-            SearchState(*_arrays(*state)),
+            *_arrays(*state[1:]),
         )
-
-
-def _of_numpy(shape: Identity[Tensor]) -> Identity[np.ndarray]:
-    return Identity(*_arrays(*shape))
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

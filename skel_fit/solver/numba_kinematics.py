@@ -1,8 +1,10 @@
 """Kinematics of SKEL and SMPL, one row at a time (numba).
 
 Twins of the same names: `skel_fit.rotations`, `skel_fit.kinematics`, `kernels_torch`. Sources:
-docs/reference/skel-model.md, docs/solver.md. Lengths in
-metres, angles in radians, float64.
+docs/reference/skel-model.md, docs/solver.md. Metres, radians, float64.
+
+Results are promised to the last bit: the compiler fuses products and sums as it sees them, so that
+even another signature moves the last digit of every converted row. Hence the long argument lists.
 """
 
 from __future__ import annotations
@@ -83,16 +85,14 @@ def arc(length, angle):
 
 @njit(inline="always")
 def minimal_rotation(source, target, out):
-    """Minimal rotation taking source/|source| to target/|target|: identity if antiparallel, zero
-    where a vector has no length (as published)."""
+    """Minimal rotation taking source/|source| to target/|target| (identity if antiparallel, and
+    where a vector has no length: the float twin is zero there, as the published model)."""
     ns = math.sqrt(source[0] ** 2 + source[1] ** 2 + source[2] ** 2)
     nt = math.sqrt(target[0] ** 2 + target[1] ** 2 + target[2] ** 2)
     for i in range(3):
         for j in range(3):
             out[i, j] = 1.0 if i == j else 0.0
     if ns == 0.0 or nt == 0.0:
-        for i in range(3):
-            out[i, i] = 0.0
         return
     a0, a1, a2 = source[0] / ns, source[1] / ns, source[2] / ns
     b0, b1, b2 = target[0] / nt, target[1] / nt, target[2] / nt
@@ -112,10 +112,9 @@ def minimal_rotation(source, target, out):
 
 
 @njit(parallel=True, **OPTIONS)
-def identity(skeleton, shape):
+def identity(skeleton, betas, joints, frames, lengths):
     """Rest joints (n,24,3), joint frames Q = K Ra^T (n,24,3,3), lengths (n,5): spine arcs l of
-    11, 12, 13, scapula width W and height H, into `shape` from its betas."""
-    betas, joints, frames, lengths = shape
+    11, 12, 13, scapula width W and height H."""
     for row in prange(betas.shape[0]):
         rest = joints[row]
         for j in range(JOINTS):
@@ -315,11 +314,10 @@ def skinning_transforms(work, joints, out):
 
 
 @njit(parallel=True, **OPTIONS)
-def pose_bones(skeleton, poses, shape, transforms, features):
+def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
     n = poses.shape[0]
-    betas, joints, frames, lengths = shape
     shape_size = betas.shape[1]
     for row in prange(n):
         work = make_work()

@@ -6,8 +6,6 @@ names: `search_torch`, `curvature`, `box_step`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit, prange
 
@@ -309,32 +307,20 @@ def model_change(change, force_change, moments, local, local0, corrective, skele
 
 
 @njit(parallel=True, **OPTIONS)
-def extra_energy(skeleton, stage, shape, joint_targets, poses, out):
+def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, out):
     """Joint and prior terms (n,) of the objective."""
-    _, joints, frames, lengths = shape
     for row in prange(poses.shape[0]):
         work = make_work()
         bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
         out[row] = _extra_energy(stage, work, joint_targets[row], poses[row])
 
 
-class RowModel(NamedTuple):
-    """The model of one row around `start`."""
-
-    joints: np.ndarray  # (24,3)
-    frames: np.ndarray  # (24,3,3)
-    lengths: np.ndarray  # (5,)
-    pair_moments: np.ndarray  # (P,10)
-    joint_targets: np.ndarray  # (24,3)
-    start: np.ndarray  # (49,)
-    moments: np.ndarray  # (24,12)
-    corrective: np.ndarray  # (207,)
-
-
 @njit(**OPTIONS)
-def _minimise_row(skeleton, stage, work, model, max_steps, tolerance, damping, q):
-    """Levenberg-Marquardt on the model; q out. Returns damping, steps done."""
-    joints, frames, lengths, pair_moments, joint_targets, start, moments, corrective = model
+def _minimise_row(
+    skeleton, stage, work, joints, frames, lengths, pair_moments, joint_targets,
+    start, moments, corrective, max_steps, tolerance, damping, q,
+):  # fmt: skip
+    """Levenberg-Marquardt on the model around `start`; q out. Returns damping, steps done."""
     transforms0 = np.empty((JOINTS, 3, 4))
     transforms = np.empty((JOINTS, 3, 4))
     change = np.zeros((JOINTS, 3, 4))
@@ -423,30 +409,15 @@ def _minimise_row(skeleton, stage, work, model, max_steps, tolerance, damping, q
 
 @njit(parallel=True, **OPTIONS)
 def minimise(
-    skeleton,
-    stage,
-    shape,
-    pair_moments,
-    joint_targets,
-    evaluated,
-    active,
-    max_steps,
-    tolerance,
-    state,
-):
+    skeleton, stage, joints, frames, lengths, pair_moments, joint_targets,
+    poses, energy, moments, corrective, active, max_steps, tolerance,
+    best_poses, best_energy, best_moments, best_corrective, damping, failures, step_size, steps,
+):  # fmt: skip
     """One round for each active row: keep the better of candidate and best, then step from it.
 
-    state.poses (n,49) holds the candidate at which `evaluated`, energy (n,), moments (24,12,n) and
-    corrective (207,n), was found, and receives the next one. step_size (n,) is the largest
-    parameter change from the best pose; 0 where nothing moved."""
-    _, joints, frames, lengths = shape
-    energy, moments, corrective = evaluated
-    poses, best_poses, best_energy, best_moments, best_corrective = (
-        state.poses, state.best_poses, state.best_energy, state.best_moments, state.best_corrective
-    )  # fmt: skip
-    damping, failures, step_size, steps = (
-        state.damping, state.failures, state.step_size, state.steps
-    )  # fmt: skip
+    poses (n,49) holds the candidate at which energy (n,), moments (24,12,n) and corrective
+    (207,n) were evaluated, and receives the next one; best_* hold the best state so far.
+    step_size (n,) is the largest parameter change from the best pose; 0 where nothing moved."""
     for row in prange(poses.shape[0]):
         if not active[row]:
             continue
@@ -465,13 +436,11 @@ def minimise(
             failures[row] += 1
             damping[row] = max(damping[row] * 30.0, 1e-3)
         done = 0
-        model = RowModel(
-            joints[row], frames[row], lengths[row], pair_moments[row], joint_targets[row],
-            best_poses[row], best_moments[row], best_corrective[row],
-        )  # fmt: skip
         damping[row], done = _minimise_row(
-            skeleton, stage, work, model, max_steps, tolerance, damping[row], poses[row]
-        )
+            skeleton, stage, work, joints[row], frames[row], lengths[row], pair_moments[row],
+            joint_targets[row], best_poses[row], best_moments[row], best_corrective[row],
+            max_steps, tolerance, damping[row], poses[row],
+        )  # fmt: skip
         steps[row] += done
         largest = 0.0
         for d in range(PARAMETERS):

@@ -14,6 +14,7 @@ from numba import njit, prange
 from skel_fit.solver.numba_kinematics import JOINTS, OPTIONS
 from skel_fit.solver.tables import LANES
 
+
 # places in the scratch, in units of LANES: the blended 3x4 transform comes first
 _RESIDUAL = 12  # 3
 _OUTER = 15  # 12: residual times [x;1]
@@ -70,9 +71,8 @@ def _apply(scratch, lane, i, x, y, z):
 
 
 @njit(parallel=True, **OPTIONS)
-def skin(skinning, transforms, points, out):
+def skin(first, bones, weights, transforms, points, out):
     """Linear blend skinning: out (V,3,n) from points (V,3,n) and transforms (24,12,n)."""
-    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         scratch = np.zeros(_SCRATCH * LANES, points.dtype)
@@ -93,12 +93,13 @@ def skin(skinning, transforms, points, out):
 
 
 @njit(parallel=True, **OPTIONS)
-def residual_moments(skinning, masses, transforms, points, targets, energy, moments, pull):
+def residual_moments(
+    first, bones, weights, masses, transforms, points, targets, energy, moments, pull
+):
     """One fused pass: weighted squared residual, its bone moments and its pull on the offsets.
 
     energy (n,) = sum m |r|^2; moments (24,12,n) = C_k = sum m w r [x;1]^T; pull (V,3,n) =
     m (sum w R)^T r. Theory: docs/solver.md."""
-    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         sums = np.zeros((JOINTS, 12 * LANES), points.dtype)
@@ -154,10 +155,9 @@ def residual_moments(skinning, masses, transforms, points, targets, energy, mome
 
 
 @njit(parallel=True, **OPTIONS)
-def judge(skinning, region, transforms, points, targets, squares, totals, largest):
+def judge(first, bones, weights, region, transforms, points, targets, squares, totals, largest):
     """Exact final residual: squares (n,) sum of squared distances; totals (regions, n) sums of
     distances per region; largest (n,) maximum distance. region (V,) int."""
-    first, bones, weights = skinning
     for group in prange(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         s = np.zeros(_SCRATCH * LANES, points.dtype)
