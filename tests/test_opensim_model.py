@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial import cKDTree
-from skel_fit.pose_table import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 
 from skel_fit import anatomy, joint_limits
 from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, POSE_NAMES

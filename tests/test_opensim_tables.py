@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from skel_fit.pose_table import JOINT_NAMES, POSE_NAMES
 
 from skel_fit import joint_limits
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES

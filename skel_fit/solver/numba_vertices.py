@@ -14,7 +14,6 @@ from numba import njit, prange
 from skel_fit.solver.numba_kinematics import JOINTS, OPTIONS
 from skel_fit.solver.tables import LANES
 
-
 # places in the scratch, in units of LANES: the blended 3x4 transform comes first
 _RESIDUAL = 12  # 3
 _OUTER = 15  # 12: residual times [x;1]
