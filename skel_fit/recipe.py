@@ -132,13 +132,13 @@ class FitConfig(_Frozen):
 class SequenceConfig(_Frozen):
     """Options of a sequence. They change results, and are hashed into provenance."""
 
-    smoothing: float = Field(0.0, ge=0.0, le=1e4)
+    smoothing: float = Field(default=0.0, ge=0.0, le=1e4)
     """Weight of the squared error of the vertices' displacement from frame to frame, beside the
     squared error of their position. It draws the skin to the target's velocity, not to rest."""
-    jump: float = Field(0.5, gt=0.0)
+    jump: float = Field(default=0.5, gt=0.0)
     """A joint angle that changes by more between two frames (rad) makes the solver look whether the
     neighbour's branch fits as well."""
-    rounds: int = Field(30, ge=1, le=1000)
+    rounds: int = Field(default=30, ge=1, le=1000)
     """At most so many Gauss-Newton steps of the smoothing."""
 
 
