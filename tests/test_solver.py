@@ -20,7 +20,7 @@ from skel_fit import (
     load_smpl,
 )
 from skel_fit.default_body import default_body_directory
-from skel_fit.rotations import skew
+from skel_fit.rotations import skew, wrap_angle
 from skel_fit.solver import numba_kinematics, numba_minimise
 from skel_fit.solver.box_step import Box, dense_step
 from skel_fit.solver.dense import DenseProblem
@@ -303,8 +303,9 @@ def test_twists_are_the_derivatives_of_the_bones(twins):
 
     _, (turned, moved) = torch.func.jvp(posed, (start,), (tangent,))
     spin, slide = spin.sum(2), slide.sum(2)
-    near(turned, skew(spin) @ floats.rotations)
-    near(moved, torch.linalg.cross(spin, floats.positions) + slide)
+    # the file's frames are orthonormal to float32 rounding only
+    near(turned, skew(spin) @ floats.rotations, 1e-6)
+    near(moved, torch.linalg.cross(spin, floats.positions) + slide, 1e-6)
 
 
 def test_twins_of_pose_bones_and_pose_smpl(evaluated, twins):
@@ -329,7 +330,8 @@ def test_twins_of_the_start(evaluated, twins, branch, free):
         lower, upper = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
     choice = torch.full((24,), branch)
     found = [k.start(rotations, shape, lower, upper, choice) for k in (solver.kernels, plain)]
-    near(found[0], found[1], 1e-9)
+    # SMPL's rotations are orthonormal to 1e-8 only; without limits pi may be written as -pi
+    near(wrap_angle(found[0] - found[1]), 0.0, 1e-6)
 
 
 def test_twins_of_gradient_and_curvature(evaluated, twins):
