@@ -80,9 +80,7 @@ class KeypointBody(nn.Module):
         """
         with torch.autocast(poses.device.type, enabled=False):
             identity = self.skel.shape(betas)
-            turns = self.skel.joint_rotations(poses) if rotations is None else rotations
-            local = identity.bases @ turns @ identity.bases.transpose(-1, -2)
-            world, positions = self._chain(local, self.skel.local_translations(poses, identity))
+            world, positions, local = self.skel.bone_transforms(poses, identity, rotations)
             features = self.skel.pose_features(local)
             rest = betas @ self._by_shape.t() + features @ self._by_feature.t()
             rest = self._rest + rest.view(len(betas), -1, 3)
@@ -91,11 +89,3 @@ class KeypointBody(nn.Module):
             moved = (world[:, self._bone] @ arm[..., None]).squeeze(-1)
             pairs = moved + share * positions[:, self._bone]
             return PosedKeypoints(self._gather @ pairs, positions)
-
-    def _chain(self, local: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """World rotations and positions of the bones from local rotations and offsets."""
-        turns, places = [local[:, 0]], [steps[:, 0]]
-        for joint, parent in enumerate(self.skel.parents[1:], start=1):
-            turns.append(turns[parent] @ local[:, joint])
-            places.append(places[parent] + (turns[parent] @ steps[:, joint, :, None]).squeeze(-1))
-        return torch.stack(turns, 1), torch.stack(places, 1)

@@ -343,6 +343,10 @@ class SKEL(nn.Module):
         self._check("poses", poses, (NUM_POSES,))
         return kinematics.joint_rotations(poses, self.axes)
 
+    def local_translations(self, poses: Tensor, identity: SkelIdentity) -> Tensor:
+        """Local translations t_i (#local-translation), body axes: (B, 24, 3)."""
+        return kinematics.local_offsets(poses, identity.offsets, identity.lengths)
+
     def bone_transforms(
         self, poses: Tensor, identity: SkelIdentity, turns: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -356,7 +360,7 @@ class SKEL(nn.Module):
         bases = identity.bases
         turns = self.joint_rotations(poses) if turns is None else turns
         local = bases @ turns @ bases.transpose(-1, -2)
-        offsets = kinematics.local_offsets(poses, identity.offsets, identity.lengths)
+        offsets = self.local_translations(poses, identity)
         rotations, positions = kinematics.chain(local, offsets, PARENTS)
         return rotations, positions, local
 
