@@ -29,6 +29,7 @@ _DECIDES_NOTHING = (
     "pipeline.atomic",
     "pipeline.configuration",
     "pipeline.errors",
+    "pipeline.extras",
     "pipeline.manifest",
     "pipeline.plan",
     "pipeline.provenance",
@@ -36,9 +37,14 @@ _DECIDES_NOTHING = (
     "pipeline.rundir",
     "pipeline.summary",
     "stages.drawing.charts",
+    "stages.drawing.meshes",
     "stages.drawing.pages",
     "stages.drawing.pictures",
+    "stages.formats",
+    "stages.regressor.evaluation.page",
+    "stages.regressor.evaluation.results",
     "stages.regressor.training.reporting",
+    "stages.terminal",
     # The stand-in body is an input: its files are hashed like any model file.
     "skel_fit.default_body",
 )

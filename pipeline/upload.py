@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import InputError, OutputError, PlanMismatch, UsageError
+from pipeline.extras import install_hint
 from pipeline.paths import is_inside
 from pipeline.plan import Plan
 from pipeline.receipts import ShardState, receipt_path, shard_path
@@ -52,7 +53,10 @@ class Mirror:
         """
         try:
             filesystem, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            hint = install_hint("s3") if url.startswith("s3") else "install its package"
+            raise UsageError(f"--upload {url}: {_one_line(error)}; {hint}") from error
+        except ValueError as error:
             raise UsageError(f"--upload {url}: {_one_line(error)}") from error
         mirror = cls(run, plan, url, filesystem, str(root).rstrip("/"))
         mirror._claim()

@@ -8,58 +8,116 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from pipeline.errors import Incomplete, OutputError
-from pipeline.plan import Plan
-from pipeline.run import Preview, Request, Result, convert, preview
+from stages import options
+from stages.formats import counts, duration, millimetres, rate
+from stages.terminal import Progress, aligned
 
-PLAIN_INTERVAL = 30.0
-"""Seconds between progress lines when stderr is no terminal."""
+if TYPE_CHECKING:
+    from pipeline.run import Preview, Request, Result
 
 
-def run_convert(
-    request: Request, *, dry_run: bool = False, quiet: bool = False, log_json: Path | None = None
+def convert(
+    subset: Annotated[
+        str, typer.Argument(metavar="SUBSET", help="A name in manifests/ or a YAML file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Output directory.", show_default="outputs/SUBSET")
+    ] = None,
+    data_root: options.DataRoot = None,
+    models: options.Models = None,
+    device: options.FitDevice = "cpu",
+    executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs shards.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes or Ray actors.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Convert the first N rows, rounded up to shards.")
+    ] = None,
+    shards: Annotated[str | None, typer.Option(help="Convert these shards, e.g. 3,7-9.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try shards again that failed three times.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
+    quiet: options.Quiet = False,
+    log_json: Annotated[
+        Path | None, typer.Option(help="Append events to this file, one JSON object a line.")
+    ] = None,
+    upload: Annotated[
+        str | None, typer.Option(help="Also copy finished shards there, e.g. s3://bucket/coco.")
+    ] = None,
+    fitter: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
+    """Convert a subset to SKEL shards, or resume where an earlier run stopped."""
+    from pipeline.manifest import data_root as find_data_root
+    from pipeline.manifest import load_manifest
+
+    manifest = load_manifest(subset)
+    directory = out or Path("outputs") / manifest.name
+    if not dry_run:
+        _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
+
+    from pipeline.fitters import DEFAULT_FITTER
+    from pipeline.run import Request, parse_shards, preview
+
+    request = Request(
+        manifest=manifest,
+        directory=directory,
+        data_root=find_data_root(data_root),
+        models=models,
+        device=device,
+        executor=executor,
+        workers=workers,
+        limit=limit,
+        shards=parse_shards(shards) if shards else None,
+        retry_failed=retry_failed,
+        fitter=fitter or DEFAULT_FITTER,
+        upload=upload,
+    )
+    if dry_run:
+        print(_preview_table(preview(request), request))
+    else:
+        _run(request, quiet, log_json)
+
+
+def _run(request: Request, quiet: bool, log_json: Path | None) -> None:
     """Convert and print the closing table.
 
     Raises:
         Incomplete: a shard that was asked for is not done.
         PipelineError: as `pipeline.run.convert`.
     """
-    if dry_run:
-        print(_preview_table(preview(request), request))
-        return
-    with _event_log(log_json) as log, _progress(quiet) as progress:
+    from pipeline.run import convert
+
+    shown = _Shown(quiet)
+    with _event_log(log_json) as log:
 
         def report(event: str, data: dict[str, Any]) -> None:
-            progress(event, data)
+            shown.report(event, data)
             if event != "tick":
                 log(event, data)
 
-        result = convert(request, report)
+        try:
+            result = convert(request, report)
+        finally:
+            shown.close()
         log("end", {"complete": result.summary.complete, "digest": result.summary.digest})
     print(_table(result, request))
     if not result.ok:
         raise Incomplete(_what_is_missing(result, request))
 
 
-def rows_per_second(rows: float | None) -> str:
-    return "-" if rows is None else f"{rows:,.1f} rows/s"
+def _refuse_if_locked(directory: Path) -> None:
+    from pipeline.rundir import RunDirectory
 
-
-def duration(seconds: float | None) -> str:
-    """1:02:03 from seconds."""
-    if seconds is None:
-        return "-"
-    whole = int(seconds + 0.5)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def aligned(rows: list[tuple[str, str]]) -> str:
-    """Two columns of text."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    run_directory = RunDirectory(directory)
+    if run_directory.is_locked():
+        with run_directory.lock():  # raises Locked
+            pass
 
 
 @contextmanager
@@ -82,107 +140,48 @@ def _event_log(path: Path | None) -> Iterator[Callable[[str, dict[str, Any]], No
         yield write
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    if quiet:
-        yield lambda event, data: None
-    elif sys.stderr.isatty():
-        bars = _Bars()
-        try:
-            yield bars.report
-        finally:
-            bars.close()
-    else:
-        yield _Lines(sys.stderr).report
+class _Shown:
+    """The events of a run as progress: rows, with shards, workers and failures beside them."""
 
-
-class _Bars:
-    """Rows with rate and ETA of this run, and shards, on a terminal."""
-
-    def __init__(self) -> None:
-        self._rows: Any = None
-        self._shards: Any = None
-        self._failed = 0
-        self._running = 0
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._progress: Progress | None = None
+        self._shards = self._done = self._failed = 0
 
     def report(self, event: str, data: dict[str, Any]) -> None:
-        from tqdm import tqdm
-
-        if event == "start":
+        if event == "damaged":  # comes before the start
+            self._say(f"shard {data['shard']} is redone: {data['reason']}")
+        elif event == "start":
+            self._shards, self._done = data["shards"], data["shards_done"]
             self._failed = data["shards_failed"]
-            self._rows = tqdm(
-                total=data["rows"],
-                initial=data["rows_done"],
-                unit=" rows",
-                unit_scale=True,
-                desc=data["subset"],
-                smoothing=0.05,
+            self._progress = Progress(
+                data["subset"], data["rows"], "rows", done=data["rows_done"], quiet=self._quiet
             )
-            self._shards = tqdm(
-                total=data["shards"], initial=data["shards_done"], unit=" shards", desc="shards"
-            )
-        elif event == "damaged":
-            tqdm.write(f"shard {data['shard']} is redone: {data['reason']}", file=sys.stderr)
-        elif event in ("shard_failed", "shard_quarantined"):
-            self._failed += event == "shard_quarantined"
-            tqdm.write(_failure_line(event, data), file=sys.stderr)
-        elif event == "shard_done":
-            self._rows.update(data["rows"])
-            self._shards.update(1)
-        elif event == "tick":
-            self._running = data["running"]
-            self._shards.set_postfix_str(
-                f"{self._running} running, {self._failed} failed", refresh=False
-            )
-            self._rows.refresh()
-            self._shards.refresh()
-
-    def close(self) -> None:
-        for bar in (self._shards, self._rows):
-            if bar is not None:
-                bar.close()
-
-
-class _Lines:
-    """Plain lines: at the start, on trouble, and at most every 30 seconds in between."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._start: dict[str, Any] = {}
-        self._rows = self._shards = 0
-        self._clock = self._last = time.monotonic()
-
-    def report(self, event: str, data: dict[str, Any]) -> None:
-        if event == "start":
-            self._start = data
-            self._clock = self._last = time.monotonic()
             self._say(
                 f"{data['subset']}: {data['rows']} rows in {data['shards']} shards, "
                 f"{data['shards_done']} done, {data['shards_failed']} failed"
             )
-        elif event == "damaged":
-            self._say(f"shard {data['shard']} is redone: {data['reason']}")
         elif event in ("shard_failed", "shard_quarantined"):
+            self._failed += event == "shard_quarantined"
             self._say(_failure_line(event, data))
-        elif event == "shard_done":
-            self._rows += data["rows"]
-            self._shards += 1
-        elif event == "tick" and time.monotonic() - self._last >= PLAIN_INTERVAL:
-            self._last = time.monotonic()
-            self._say(self._line(data["running"]))
+        elif self._progress is not None and event == "shard_done":
+            self._done += 1
+            self._progress.update(data["rows"], self._note())
+        elif self._progress is not None and event == "tick":
+            self._progress.update(0, f"{self._note()}, {data['running']} running")
 
-    def _line(self, running: int) -> str:
-        done = self._start["rows_done"] + self._rows
-        rate = self._rows / (self._last - self._clock)
-        left = (self._start["rows"] - done) / rate if rate else None
-        return (
-            f"{done}/{self._start['rows']} rows, {rows_per_second(rate)}, ETA {duration(left)}, "
-            f"{self._start['shards_done'] + self._shards}/{self._start['shards']} shards, "
-            f"{running} running"
-        )
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+    def _note(self) -> str:
+        return f"{self._done}/{self._shards} shards, {self._failed} failed"
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if self._progress is not None:
+            self._progress.say(text)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _failure_line(event: str, data: dict[str, Any]) -> str:
@@ -197,32 +196,29 @@ def _failure_line(event: str, data: dict[str, Any]) -> str:
 def _table(result: Result, request: Request) -> str:
     summary = result.summary
     errors = summary.vertex_error_mean
-    rejected = ", ".join(f"{reason} {n}" for reason, n in summary.rejected.items()) or "none"
-    rate = result.rows_converted / result.seconds if result.rows_converted else None
+    pace = result.rows_converted / result.seconds if result.rows_converted else None
     rows = [
         ("subset", summary.name + (" (stand-in bodies)" if result.standin else "")),
         ("rows in", f"{summary.rows}"),
         ("rows written", f"{summary.rows_written}"),
-        ("rejected", rejected),
+        ("rejected", counts(summary.rejected)),
         (
             "shards",
             f"{result.converted} converted now, {result.skipped} done before, "
             f"{len(summary.failed)} failed, {len(summary.missing)} pending",
         ),
-        ("time", f"{duration(result.seconds)} ({rows_per_second(rate)})"),
+        ("time", f"{duration(result.seconds)} ({rate(pace)})"),
         (
             "vertex error",
-            "  ".join(f"{name} {_millimetres(errors[name])}" for name in ("median", "p95", "max")),
+            "  ".join(
+                f"{name} {millimetres(errors[name], 2)} mm" for name in ("median", "p95", "max")
+            ),
         ),
         ("bytes", f"{summary.bytes:,}"),
         ("digest", summary.digest or "- (not complete)"),
         ("next", _next(result, request)),
     ]
     return aligned(rows)
-
-
-def _millimetres(metres: float | None) -> str:
-    return "-" if metres is None else f"{metres * 1000:.2f} mm"
 
 
 def _next(result: Result, request: Request) -> str:
@@ -245,7 +241,7 @@ def _what_is_missing(result: Result, request: Request) -> str:
 
 
 def _preview_table(found: Preview, request: Request) -> str:
-    plan: Plan = found.plan
+    plan = found.plan
     models = ", ".join(model.name for model in plan.models) or "none"
     if any(model.standin for model in plan.models):
         models += " (stand-in)"

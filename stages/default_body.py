@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from skel_fit.default_body import write_default_body
 
+def default_body(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files, made if missing.")],
+) -> None:
+    """Write the licence-free stand-in body models into a folder."""
+    from skel_fit.default_body import write_default_body
 
-def default_body(out: Path) -> None:
-    """Write the stand-in pair (SMPL, SKEL and joint regressors) into the folder `out`."""
     for path in write_default_body(out):
-        typer.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    typer.echo("Stand-in body: not SMPL, not SKEL; never compare its numbers with published ones.")
+        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print("Stand-in body: not SMPL, not SKEL; never compare its numbers with published ones.")

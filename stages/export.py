@@ -2,124 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import ValidationError
+import typer
 
-from pipeline.dataset import Dataset, open_dataset
-from pipeline.errors import UsageError
-from pipeline.exporters.base import Exported, Exporter, ExportOptions
-from pipeline.exporters.hmr_skel import HmrSkelNpz
-from pipeline.task import conversion_models
-from stages.convert import aligned
+from stages import options
+from stages.formats import count, counts
+from stages.terminal import aligned, print_json
 
-
-def exporters() -> dict[str, Exporter[Any]]:
-    """Every format by the name that `--format` has for it."""
-    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints),)
-    return {exporter.name: exporter for exporter in found}
+if TYPE_CHECKING:
+    from pipeline.exporters.base import Exported
 
 
 def export(
-    directory: Path,
-    out: Path,
-    *,
-    format: str = HmrSkelNpz.name,
-    models: Path | None = None,
-    as_json: bool = False,
-    **options: Any,
-) -> Exported:
-    """Write the file and print what is in it.
+    directory: options.Directory,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    format: Annotated[str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads.")] = "hmr-skel-npz",
+    keypoints3d: Annotated[
+        Literal["add", "replace", "none"] | None,
+        typer.Option(help="The 44 keypoints; add: where the labels have none.", show_default="add"),
+    ] = None,
+    rejected: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option(help="Rows without a fit.", show_default="drop"),
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Leave out rows with a mean error above this, mm.")
+    ] = None,
+    models: options.Models = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a converted dataset as a file for other programs."""
+    from stages.exporting import export_dataset
 
-    Args:
-        directory: output of a complete conversion.
-        out: the file to write.
-        format: a key of `exporters()`.
-        models: folder with body models, for formats that need bodies; by default where the
-            conversion had them.
-        as_json: print one JSON object.
-        options: those of the format; None counts as not given.
-
-    Raises:
-        UsageError: no such format, or an option that it does not have.
-        Incomplete: the conversion is not complete.
-        InputError: no dataset, or models missing.
-        OutputError: the file cannot be written.
-    """
-    known = exporters()
-    if format not in known:
-        raise UsageError(f"--format {format}: expected {', '.join(known)}")
-    chosen = _options(known[format], options)
-    exported = known[format].write(open_dataset(directory), out, chosen, models)
-    print(json.dumps(exported.to_json(), sort_keys=True) if as_json else _table(exported))
-    return exported
-
-
-def _options(exporter: Exporter[Any], given: dict[str, Any]) -> ExportOptions:
-    """The options of a format from those of the command line."""
-    told = {name: value for name, value in given.items() if value is not None}
-    try:
-        return exporter.options.model_validate(told)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = str(problem["loc"][0])
-        if name not in exporter.options.model_fields:
-            raise UsageError(
-                f"--{name.replace('_', '-')}: format {exporter.name} has no such option"
-            ) from None
-        raise UsageError(
-            f"--{name.replace('_', '-')} {problem['input']}: {problem['msg']}".replace(
-                "Input should be", "expected"
-            )
-        ) from None
-
-
-class _SkelKeypoints:
-    """The 44 keypoints of the fitted SKEL mesh, by the recipe that our regressor is trained with.
-
-    With them a network that predicts the pose exactly has zero keypoint error (datasets.md 2.4).
-    """
-
-    def __init__(self, dataset: Dataset, models: Path | None) -> None:
-        noted = dataset.attrs["models_directory"]
-        self._models = conversion_models(dataset.plan, noted, models)
-        self._bodies: dict[str, Any] = {}
-
-    def __call__(self, poses: NDArray, betas: NDArray, genders: NDArray) -> NDArray:
-        import torch
-
-        points = np.empty((len(poses), 44, 3))
-        tensors = [torch.as_tensor(np.asarray(v, np.float64)) for v in (poses, betas)]
-        with torch.no_grad():
-            # Every row through every body: the size of a call stays the same for any mixture.
-            for gender in np.unique(genders):
-                found = self._body(str(gender))(*tensors).keypoints.numpy()
-                points[genders == gender] = found[genders == gender]
-        return points
-
-    def _body(self, gender: str) -> Any:
-        import torch
-
-        from skel_fit.keypoint_body import KeypointBody
-        from skel_fit.keypoints import keypoint_matrix
-        from skel_fit.model_files import load_skel
-
-        if gender not in self._bodies:
-            skel = load_skel(self._models, gender, dtype=torch.float64)
-            self._bodies[gender] = KeypointBody(skel, keypoint_matrix(self._models))
-        return self._bodies[gender]
+    exported = export_dataset(
+        directory, out, format=format, models=models,
+        keypoints3d=keypoints3d, rejected=rejected, max_error=max_error,
+    )  # fmt: skip
+    if as_json:
+        print_json(exported.to_json())
+    else:
+        print(_table(exported))
 
 
 def _table(exported: Exported) -> str:
-    left = ", ".join(f"{reason} {n:,}" for reason, n in exported.left_out.items()) or "none"
     lines = [
         ("file", str(exported.path)),
-        ("rows", f"{exported.rows:,}"),
-        ("left out", left),
+        ("rows", count(exported.rows)),
+        ("left out", counts(exported.left_out)),
         ("columns", ", ".join(exported.columns)),
     ]
     if exported.attention:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.rundir import RunDirectory
-from pipeline.summary import age, summarise, throughput
-from stages.convert import aligned, duration, rows_per_second
+from stages import options
+from stages.formats import counts, duration, rate
+from stages.terminal import aligned, print_json
 
 
-def status(directory: Path) -> dict[str, Any]:
+def status(directory: options.Directory, as_json: options.AsJson = False) -> None:
+    """Counts, failures with reasons, throughput and ETA of a conversion."""
+    found = state_of(directory)
+    if as_json:
+        print_json(found)
+    else:
+        print(_table(found))
+
+
+def state_of(directory: Path) -> dict[str, Any]:
     """Counts, failures with reasons, throughput and ETA of a run directory.
 
     File sizes are compared with the receipts; `hmr-skel verify` also reads the bytes.
@@ -19,15 +27,18 @@ def status(directory: Path) -> dict[str, Any]:
     Raises:
         InputError: not a run directory.
     """
+    from pipeline.rundir import RunDirectory
+    from pipeline.summary import age, summarise, throughput
+
     run = RunDirectory(directory)
     plan = run.plan()
     states = run.inspect_all(plan, checksums=False)
     receipts = [state.receipt for state in states if state.receipt is not None]
     summary = summarise(plan, states)
     running = run.is_locked()
-    rate = throughput(receipts)
+    pace = throughput(receipts)
     left = summary.rows - summary.rows_written
-    counts = {
+    shards = {
         name: sum(state.state == name for state in states)
         for name in ("done", "pending", "failed", "damaged")
     }
@@ -40,7 +51,7 @@ def status(directory: Path) -> dict[str, Any]:
         "rows_written": summary.rows_written,
         "rejected": dict(summary.rejected),
         "status": dict(summary.status),
-        "shards": {"total": plan.shards, **counts},
+        "shards": {"total": plan.shards, **shards},
         "failures": [dict(item) for item in summary.failed],
         "damaged": [
             {"shard": state.shard, "reason": state.reason}
@@ -53,8 +64,8 @@ def status(directory: Path) -> dict[str, Any]:
             if not found.settled().quarantined
         ],
         "vertex_error_mean": dict(summary.vertex_error_mean),
-        "rows_per_second": rate,
-        "eta_seconds": left / rate if running and rate and left else None,
+        "rows_per_second": pace,
+        "eta_seconds": left / pace if running and pace and left else None,
         "seconds_since_last_shard": age(receipts),
         "digest": summary.digest,
         "bytes": summary.bytes,
@@ -62,26 +73,21 @@ def status(directory: Path) -> dict[str, Any]:
     }
 
 
-def print_status(directory: Path, as_json: bool) -> None:
-    """Print `status` as a table or as one JSON object."""
-    found = status(directory)
-    if as_json:
-        print(json.dumps(found, sort_keys=True))
-        return
+def _table(found: dict[str, Any]) -> str:
     shards = found["shards"]
     state = "complete" if found["complete"] else "running" if found["running"] else "not complete"
     rows = [
         ("subset", found["subset"] + (" (stand-in bodies)" if found["standin"] else "")),
         ("state", state),
         ("rows", f"{found['rows_written']} of {found['rows']}"),
-        ("rejected", _counts(found["rejected"])),
-        ("status", _counts(found["status"])),
+        ("rejected", counts(found["rejected"])),
+        ("status", counts(found["status"])),
         (
             "shards",
             ", ".join(f"{shards[name]} {name}" for name in ("done", "pending", "failed", "damaged"))
             + f" of {shards['total']}",
         ),
-        ("throughput", rows_per_second(found["rows_per_second"])),
+        ("throughput", rate(found["rows_per_second"])),
         ("ETA", duration(found["eta_seconds"])),
         ("last shard", f"{duration(found['seconds_since_last_shard'])} ago"),
         ("digest", found["digest"] or "-"),
@@ -93,8 +99,4 @@ def print_status(directory: Path, as_json: bool) -> None:
         )
     for item in found["damaged"]:
         rows.append(("damaged", f"shard {item['shard']}: {item['reason']}"))
-    print(aligned(rows))
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+    return aligned(rows)

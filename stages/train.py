@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pipeline.atomic import make_directory
+import typer
+
 from pipeline.errors import UsageError
-from pipeline.fitters import models_directory
-from pipeline.manifest import load_manifest
-from stages.convert import aligned
+from stages import options
+from stages.terminal import aligned
+
+if TYPE_CHECKING:
+    from stages.regressor.training.trainer import Trainer
 
 
-def run_train(
-    directories: Sequence[Path],
-    out: Path,
-    *,
-    recipe: str = "default",
-    changes: Sequence[str] = (),
-    images: Sequence[Path] = (),
-    models: Path | None = None,
-    device: str = "cpu",
-    quiet: bool = False,
-) -> None:
-    """Train, or resume, and print the closing table.
+@dataclass(frozen=True)
+class Request:
+    """What to train on, how, and where to."""
 
-    directories: converted datasets; images: where their pictures are (one for each, or none: what
-    the conversion recorded); recipe, changes: as `config.load_recipe`.
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Outputs of conversions.")
+    ]
+    out: Annotated[Path, typer.Option(help="Folder of the run; given again: resume.")]
+    recipe: Annotated[str, typer.Option(help="A name, or a YAML file.")] = "default"
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A recipe to merge on top, or key.path=value; repeatable."),
+    ] = None
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder, tar or folder of tars with the pictures; one for each DIR."),
+    ] = None
+    models: options.Models = None
+    device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun one GPU each.")] = "cpu"
+    quiet: options.Quiet = False
 
-    Raises:
-        PipelineError: see `rows.load_collection`, `training.Trainer.run`.
-    """
+
+@options.command_line(Request)
+def train(request: Request) -> None:
+    """Train a regressor on converted datasets, or resume where an earlier run stopped."""
+    from pipeline.atomic import make_directory
+    from pipeline.fitters import models_directory
     from stages.regressor.config import load_recipe
     from stages.regressor.data.rows import Place, load_collection
     from stages.regressor.training.distributed import processes
@@ -39,25 +51,26 @@ def run_train(
     from stages.regressor.training.run_folder import describe
     from stages.regressor.training.trainer import Trainer
 
+    images, directories = request.images or [], request.directories
     if images and len(images) != len(directories):
         raise UsageError(
             f"--images: {len(images)} given for {len(directories)} datasets; give one for each"
         )
-    chosen = load_recipe(recipe, changes)
+    chosen = load_recipe(request.recipe, request.changes or ())
     places = [
         Place(directory, images[k] if images else None) for k, directory in enumerate(directories)
     ]
-    with processes(device) as process:
+    with processes(request.device) as process:
         collection = load_collection(places, chosen.data)
-        folder = models or collection.models or models_directory("default-body", None)
-        speaks = process.is_first and not quiet
+        models = request.models or collection.models or models_directory("default-body", None)
+        speaks = process.is_first and not request.quiet
         if speaks and collection.skipped:
             left_out = ", ".join(f"{n} {reason}" for reason, n in collection.skipped.items())
             print(f"rows left out: {left_out}", file=sys.stderr)
-        make_directory(out)
-        log = out / "tensorboard" if process.is_first else None
-        reporter = Reporter(log, sys.stderr if speaks else None)
-        trainer = Trainer(chosen, collection, folder, out, process, reporter)
+        make_directory(request.out)
+        log = request.out / "tensorboard" if process.is_first else None
+        reporter = Reporter(log, quiet=not speaks)
+        trainer = Trainer(chosen, collection, models, request.out, process, reporter)
         if speaks:
             print(_opening(trainer), file=sys.stderr)
         result = trainer.run()
@@ -65,7 +78,7 @@ def run_train(
         print(aligned([("recipe", chosen.name), *describe(result)]))
 
 
-def _opening(trainer) -> str:  # type: ignore[no-untyped-def]
+def _opening(trainer: Trainer) -> str:
     count = sum(p.numel() for p in trainer.network.parameters())
     body = " on the stand-in body" if trainer.collection.standin else ""
     return (
@@ -73,11 +86,3 @@ def _opening(trainer) -> str:  # type: ignore[no-untyped-def]
         f"{len(trainer.validation_set)} for validation{body}; {count / 1e6:.1f} M parameters, "
         f"{trainer.total_steps} steps on {trainer.process.device}"
     )
-
-
-def dataset_directories(given: Sequence[Path], subset: str) -> list[Path]:
-    """The datasets of a run: those given, else where the subset's conversion puts its own."""
-    return list(given) if given else [Path("outputs") / load_manifest(subset).name]
-
-
-__all__ = ["dataset_directories", "run_train"]

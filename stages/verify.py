@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from pipeline.errors import Incomplete
-from pipeline.verify import verify
-from stages.convert import aligned
+from stages import options
+from stages.terminal import aligned, print_json
 
 
-def run_verify(
-    directory: Path,
-    *,
-    data_root: Path | None = None,
-    models: Path | None = None,
-    device: str = "cpu",
-    as_json: bool = False,
+def verify(
+    directory: options.Directory,
+    as_json: options.AsJson = False,
+    data_root: options.DataRoot = None,
+    models: options.Models = None,
+    device: options.FitDevice = "cpu",
 ) -> None:
-    """Verify and print; JSON keys `ok`, `rows`, `digest`, `problems` and the sample's figures.
+    """Re-read every shard, account for every row, recompute residuals of a sample."""
+    from pipeline.verify import verify as check
 
-    Raises:
-        Incomplete: something is wrong or missing.
-    """
-    found = verify(directory, data_root=data_root, models=models, device=device)
+    found = check(directory, data_root=data_root, models=models, device=device)
+    largest = found.largest_residual_difference
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "ok": found.ok,
-                    "rows": found.rows,
-                    "digest": found.digest,
-                    "problems": list(found.problems),
-                    "sampled": found.sampled,
-                    "largest_residual_difference": found.largest_residual_difference,
-                },
-                sort_keys=True,
-            )
+        print_json(
+            {
+                "ok": found.ok,
+                "rows": found.rows,
+                "digest": found.digest,
+                "problems": list(found.problems),
+                "sampled": found.sampled,
+                "largest_residual_difference": largest,
+            }
         )
     else:
         rows = [
             ("result", "ok" if found.ok else f"{len(found.problems)} problems"),
             ("rows", str(found.rows)),
             ("digest", found.digest or "-"),
-            (
-                "recomputed",
-                f"{found.sampled} rows, residuals within "
-                f"{found.largest_residual_difference * 1e6:.2f} µm",
-            ),
+            ("recomputed", f"{found.sampled} rows, residuals within {largest * 1e6:.2f} µm"),
             *(("problem", text) for text in found.problems),
         ]
         print(aligned(rows))

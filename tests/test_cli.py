@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +62,31 @@ def test_help_is_quick_and_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -
     found = subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    for module in ("torch", "ray", "h5py", "numba"):
+    for module in ("torch", "ray", "h5py", "numba", "numpy"):
         assert f"'{module}'" not in found.stdout
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--version")
+    assert (code, out) == (0, f"hmr-skel {version('hmr-skel')}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("hmr-skel ", "convert"),
+        ("hmr-skel evaluate --crop ", "square"),
+        ("hmr-skel export --keypoints3d ", "replace"),
+    ],
+)
+def test_the_shell_completes_verbs_and_choices(words: str, offered: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.cli"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        env={**os.environ, "_HMR_SKEL_COMPLETE": "complete_bash", "COMP_WORDS": words,
+             "COMP_CWORD": str(words.count(" "))},
+    )  # fmt: skip
+    assert offered in done.stdout.split()
 
 
 def test_status_and_verify_agree_in_text_and_json(

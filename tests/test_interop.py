@@ -20,10 +20,11 @@ from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from skel_fit.root import root_rotation
 from skel_fit.rotations import matrix_to_axis_angle
-from stages.audit import audit, findings
 from stages.card import card
 from stages.cli import run as command
-from stages.export import export
+from stages.exporting import export_dataset
+from stages.inspection.audit import audit
+from stages.inspection.audit_summary import findings, summarise
 from tests.demo_rows import REAL, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
 
@@ -58,7 +59,7 @@ def fitted(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(fitted) -> Path:
     path = fitted.parent / "demo-release_skel.npz"
-    export(fitted, path)
+    export_dataset(fitted, path)
     return path
 
 
@@ -125,12 +126,12 @@ def test_export_import_export_is_identical_for_real_fits_with_keypoints(exported
     (tmp_path / exported.name).write_bytes(exported.read_bytes())
     again = convert_labels(tmp_path, exported.name, REAL, models="default-body", shard_rows=5)
     second = tmp_path / "two_skel.npz"
-    export(again, second, keypoints3d="replace")
+    export_dataset(again, second, keypoints3d="replace")
     one, two = members(exported), members(second)
     assert one.keys() == two.keys()
     for name in one:
         assert one[name].tobytes() == two[name].tobytes(), name
-    export(again, second)  # keeps the keypoints that came with the labels: the same file
+    export_dataset(again, second)  # keeps the keypoints that came with the labels: the same file
     assert {n: v.tobytes() for n, v in members(second).items()} == {
         n: v.tobytes() for n, v in one.items()
     }
@@ -209,13 +210,15 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(plain, tmp_path):
         export_hmr_skel(open_dataset(plain), tmp_path / "absent" / "a_skel.npz", HmrSkelOptions())
 
 
-def test_bad_choices_are_usage_errors(plain, tmp_path):
-    for change in (
-        {"format": "csv"}, {"keypoints3d": "some"}, {"rejected": "hide"}, {"max_error": 0.0},
-        {"colour": "red"},
+def test_bad_choices_are_usage_errors(plain, tmp_path, capsys):
+    for option, value in (
+        ("--format", "csv"), ("--keypoints3d", "some"), ("--rejected", "hide"), ("--max-error", "0")
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=r"expected|no such option"):
-            export(plain, tmp_path / "a.npz", **change)
+        assert command(["export", str(plain), "--out", str(tmp_path / "a.npz"), option, value]) == 2
+        assert option in capsys.readouterr().err
+    assert not (tmp_path / "a.npz").exists()
+    with pytest.raises(UsageError, match="no such option"):
+        export_dataset(plain, tmp_path / "a.npz", colour="red")
 
 
 def test_an_incomplete_dataset_is_not_exported_and_gets_no_card(tmp_path, labels):
@@ -239,7 +242,7 @@ def test_audit_of_our_own_export_finds_our_own_residuals(exported, fitted):
     assert found.judgement.root_error.max() < 1e-3
     assert found.judgement.translation_error.max() < 1e-5
     assert (found.judgement.residual_centred <= found.judgement.residual + 1e-3).all()
-    summary = found.summary
+    summary = summarise(found)
     assert summary["judged"] == summary["rows"] == 8
     assert summary["limit_violations"]["rows"] == 0
     assert summary["repeated_labels"] == summary["repeated_fits"] == 0
@@ -269,7 +272,7 @@ def test_audit_measures_what_was_done_to_the_labels(exported, tmp_path):
     path = tmp_path / "bad_skel.npz"
     np.savez(path, **columns)
     found = audit(path, standin=True)
-    judged, summary = found.judgement, found.summary
+    judged, summary = found.judgement, summarise(found)
     assert summary["rejected"] == {"non_finite_skel": 1}
     at = {int(row): i for i, row in enumerate(judged.row)}
     assert 3 not in at
@@ -281,7 +284,7 @@ def test_audit_measures_what_was_done_to_the_labels(exported, tmp_path):
     assert bent["knee_angle_r"]["furthest_deg"] == pytest.approx(30.0, abs=1e-3)
     assert summary["repeated_labels"] == 1
     assert summary["repeated_fits"] == 1
-    assert audit(path, standin=True, limits_name="none").summary["limit_violations"]["rows"] == 0
+    assert summarise(audit(path, standin=True, limits_name="none"))["limit_violations"]["rows"] == 0
     said = " ".join(findings(summary))
     for words in ("1 of 8 rows cannot be judged", "leave the joint limits", "repeat an earlier"):
         assert words in said
@@ -293,17 +296,17 @@ def test_audit_without_stored_translations_places_by_the_closed_form(exported, t
     path = tmp_path / "demo-release-skel-no-trans.npz"
     np.savez(path, **columns)
     found = audit(path, standin=True)
-    assert found.summary["translation_error_mm"] is None
+    assert summarise(found)["translation_error_mm"] is None
     np.testing.assert_allclose(
         found.judgement.residual, audit(exported, standin=True).judgement.residual, atol=2e-6
     )
-    assert any("No translation is stored" in text for text in findings(found.summary))
+    assert any("No translation is stored" in text for text in findings(summarise(found)))
 
 
 def test_the_wrong_gender_shows(exported):
-    right = audit(exported, standin=True).summary["residual_mm"]["mean"]
+    right = summarise(audit(exported, standin=True))["residual_mm"]["mean"]
     wrong = audit(exported, standin=True, smpl_gender="neutral", skel_gender="male")
-    assert wrong.summary["residual_mm"]["mean"] > 1.2 * right
+    assert summarise(wrong)["residual_mm"]["mean"] > 1.2 * right
 
 
 def test_audit_prints_json_text_and_a_page(exported, tmp_path, capsys):
@@ -329,16 +332,15 @@ def test_audit_refuses_what_it_cannot_judge(plain, exported, tmp_path, monkeypat
     assert command(["audit", str(exported)]) == 5
     assert "SKEL v1.1.1" in capsys.readouterr().err
     assert command(["audit", str(tmp_path / "absent.npz"), "--stand-in"]) == 5
-    for change in ({"limits_name": "some"}, {"sample": 0}):
-        with pytest.raises(UsageError):
-            audit(exported, standin=True, **change)
+    for option, value in (("--limits", "some"), ("--sample", "0")):
+        assert command(["audit", str(exported), "--stand-in", option, value]) == 2
 
 
 def test_a_file_of_rejected_rows_is_judged_without_rows(exported, tmp_path):
     columns = members(exported)
     columns["skel_poses"][:] = np.nan
     np.savez(tmp_path / "none_skel.npz", **columns)
-    summary = audit(tmp_path / "none_skel.npz", standin=True).summary
+    summary = summarise(audit(tmp_path / "none_skel.npz", standin=True))
     assert summary["judged"] == 0
     assert summary["rejected"] == {"non_finite_skel": 8}
     assert findings(summary) == ["No row has both a valid SMPL and a valid SKEL label."]
@@ -353,8 +355,8 @@ ORDER = [
 
 
 def test_the_card_has_the_templates_order_and_the_datas_numbers(fitted):
-    path = card(fitted)
-    text = path.read_text(encoding="utf-8")
+    card(fitted)
+    text = (fitted / "README.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     meta = yaml.safe_load(front)
     assert meta["size_categories"] == ["n<1K"]
@@ -375,7 +377,8 @@ def test_the_card_has_the_templates_order_and_the_datas_numbers(fitted):
 
 
 def test_the_card_counts_rejected_rows_and_escapes_names(plain, tmp_path):
-    text = card(plain, tmp_path / "card.md").read_text(encoding="utf-8")
+    card(plain, tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "| `non_finite_pose` | 2 | NaN or infinity in the pose |" in text
     assert "Stand-in" not in text
     assert "<b>" not in text

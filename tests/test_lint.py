@@ -12,7 +12,7 @@ from pipeline.demo import write_demo
 from pipeline.errors import InputError
 from skel_fit.default_body import default_body_directory
 from stages.cli import run
-from stages.lint import CHECKS, CORRUPT_AIC, lint_file
+from stages.inspection.label_defects import CHECKS, CORRUPT_AIC, lint_file
 from tests.label_files import amass, hmr_skel, person, write_npz, write_tar
 
 

@@ -17,18 +17,18 @@ from pipeline.errors import InputError, UsageError
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
-from stages import evaluate as verb
 from stages.cli import run as run_cli
-from stages.evaluation_page import evaluation_page, worst_rows
 from stages.regressor.config import load_recipe
 from stages.regressor.data.images import open_images
 from stages.regressor.evaluation.bodies import EvaluationBodies
 from stages.regressor.evaluation.eval_readers import read_eval_rows
 from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.metrics import fit_similarity
+from stages.regressor.evaluation.page import evaluation_page, worst_rows
 from stages.regressor.evaluation.predictors import MeanPose, SkelLabels, StoredPredictions
 from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
 from stages.regressor.evaluation.query import Query
+from stages.regressor.evaluation.results import ProtocolResult, as_json, columns_of, table
 from stages.regressor.evaluation.scoring import (
     floor_values,
     label_violations,
@@ -461,11 +461,11 @@ def query_of(rows: EvalRows) -> Query:
 # --- what is printed -----------------------------------------------------------------------------
 
 
-def finished(tmp_path, bodies, chosen: EvaluationProtocol) -> verb.ProtocolResult:
+def finished(tmp_path, bodies, chosen: EvaluationProtocol) -> ProtocolResult:
     rows = label_rows()
     predictors = (stored(tmp_path / "mine.npz", rows), MeanPose.published())
     outcomes = {p.name: run_protocol(chosen, rows, p, bodies) for p in predictors}
-    return verb.ProtocolResult(
+    return ProtocolResult(
         protocol=chosen, rows=rows, bodies=bodies, images=None, predictors=predictors,
         outcomes=outcomes, floor=floor_values(chosen, rows, bodies), violations=None,
         complete=True, summaries={n: o.summary() for n, o in outcomes.items()},
@@ -474,11 +474,11 @@ def finished(tmp_path, bodies, chosen: EvaluationProtocol) -> verb.ProtocolResul
 
 def test_published_numbers_stand_beside_licensed_results_only(tmp_path, bodies):
     result = finished(tmp_path, bodies, load_protocol("moyo-hard"))
-    heading, lines = verb.columns_of(result)
+    heading, lines = columns_of(result)
     assert heading == ["", "mine", "mean pose", "% of mean pose", "floor",
                        "published: CameraHMR", "published: HSMR", "published: SKEL-CF"]  # fmt: skip
     assert lines[0][-3:] == ["96.0", "120.0", "90.0"]
-    text = verb.table([result])
+    text = table([result])
     assert "WARNING" not in text
     assert "published count is 9725" in text
     page = evaluation_page([result], worst=0)
@@ -486,22 +486,22 @@ def test_published_numbers_stand_beside_licensed_results_only(tmp_path, bodies):
     assert "STAND-IN" not in page
 
     standin = replace(result, rows=replace(result.rows, standin=True))
-    heading, _ = verb.columns_of(standin)
+    heading, _ = columns_of(standin)
     assert not any("published" in cell for cell in heading)
-    text = verb.table([standin])
+    text = table([standin])
     assert text.startswith("WARNING: Evaluated on the licence-free stand-in body")
     page = evaluation_page([standin], worst=0)
     results, _, apart = page.partition("NOT COMPARABLE")
     assert "STAND-IN BODY" in results
     assert "SKEL-CF, arXiv" not in results
     assert "SKEL-CF, arXiv" in apart
-    recorded = verb.as_json([standin], verb.Request(("moyo-hard",), tmp_path))
+    recorded = as_json([standin], 32)
     assert recorded["warning"]
     assert recorded["protocols"][0]["published"]["warning"]
 
 
 def test_numbers_copied_from_another_protocol_get_no_column(tmp_path, bodies):
-    heading, _ = verb.columns_of(finished(tmp_path, bodies, load_protocol("3dpw-chmr")))
+    heading, _ = columns_of(finished(tmp_path, bodies, load_protocol("3dpw-chmr")))
     assert "published: HSMR" not in heading
     assert "published: SKEL-CF" in heading
 
@@ -731,7 +731,7 @@ def test_one_added_file_is_evaluated_with_columns_of_its_own(tmp_path, monkeypat
         (["demo"], 2, "give it with --shards"),
         (["emdb"], 5, "eval-labels/emdb_test.npz: no label file for protocol emdb"),
         (["emdb", "coco", "--labels", "x.npz"], 2, "go with a single protocol"),
-        (["demo", "--crop", "round"], 2, "expected recipe, protocol, grown, square"),
+        (["demo", "--crop", "round"], 2, "'round' is not one of"),
         (["demo", "--fov-channels", "red"], 2, "expected rgb, bgr, protocol"),
     ],
 )

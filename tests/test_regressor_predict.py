@@ -15,7 +15,7 @@ from skel_fit.keypoint_body import KeypointBody
 from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
-from stages.drawing.glb import Part, glb_bytes
+from stages.drawing.meshes import Part, glb_bytes
 from stages.regressor.config import load_recipe
 from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import open_images
@@ -51,7 +51,7 @@ def files() -> Demo:
 def trained_in_a_moment(files: Demo, out: Path, *changes: str) -> Path:
     recipe = load_recipe("tiny", [*MICRO, "train.epochs=1", "data.enlarge_box=true", *changes])
     rows = load_collection([Place(files.shards)], recipe.data)
-    Trainer(recipe, rows, files.models, out, HERE, Reporter(None, None)).run()
+    Trainer(recipe, rows, files.models, out, HERE, Reporter(None, quiet=True)).run()
     return out / "best.pt"
 
 
@@ -158,7 +158,7 @@ def test_prediction_and_validation_agree(files: Demo, checkpoint: Path) -> None:
     trained = TrainedNetwork(checkpoint)
     recipe = trained.recipe
     rows = load_collection([Place(files.shards)], recipe.data)
-    run = Trainer(recipe, rows, files.models, checkpoint.parent, HERE, Reporter(None, None))
+    run = Trainer(recipe, rows, files.models, checkpoint.parent, HERE, Reporter(None, quiet=True))
     scores = validate(trained.network, run.validation_set, run.bodies, recipe, HERE)
     stored = load_checkpoint(checkpoint)["scores"]
     assert scores.pa_mpjpe == pytest.approx(stored["pa_mpjpe"], rel=1e-6)

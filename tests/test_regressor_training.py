@@ -56,7 +56,7 @@ def trainer(  # type: ignore[no-untyped-def]
     found = load_collection([Place(files.shards)] * places, recipe.data)
     if edit is not None:
         found = edit(found)
-    reporter = Reporter(out / "tensorboard" if log else None, stream=None)
+    reporter = Reporter(out / "tensorboard" if log else None, quiet=True)
     return Trainer(recipe, found, files.models, out, HERE, reporter)
 
 
@@ -492,7 +492,7 @@ def test_models_of_the_other_kind_are_refused(
     recipe = load_recipe("tiny", [*MICRO, "data.other_gender=skip"])
     found = load_collection([Place(files.shards)], recipe.data)
     with pytest.raises(InputError, match="the labels were made with the licence-free stand-in"):
-        Trainer(recipe, found, folder, tmp_path, HERE, Reporter(None, None))
+        Trainer(recipe, found, folder, tmp_path, HERE, Reporter(None, quiet=True))
 
 
 def test_the_command_line_says_what_is_wrong(

@@ -17,17 +17,12 @@ from pipeline.errors import InputError, OutputError
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.joint_limits import limits
-from stages.drawing import charts, pages
+from stages import formats
+from stages.drawing import charts
 from stages.drawing.pictures import ERROR_COLORS, Poser, error_colors
-from stages.report import (
-    angle_statistics,
-    collect,
-    error_statistics,
-    genders,
-    person,
-    report,
-    typical_and_worst,
-)
+from stages.inspection.people import person, typical_and_worst
+from stages.inspection.statistics import angle_statistics, collect, error_statistics, genders
+from stages.report import report
 from tests.demo_rows import EVIL, EVIL_SPLIT, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
 
@@ -316,8 +311,8 @@ def test_ticks_are_round_and_inside():
     ("value", "text"), [(0, "0 %"), (1e-5, "< 0.1 %"), (0.123, "12.3 %"), (None, "–")]
 )
 def test_shares(value, text):
-    assert pages.share(value) == text
+    assert formats.share(value) == text
 
 
 def test_sizes():
-    assert [pages.size(v) for v in (7, 1500, 3_200_000)] == ["7 B", "1.5 kB", "3.2 MB"]
+    assert [formats.size(v) for v in (7, 1500, 3_200_000)] == ["7 B", "1.5 kB", "3.2 MB"]

@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 760, 230, 46, 40, 22
+_BARS = 60
 
 
 def histogram(
@@ -51,6 +52,21 @@ def histogram(
         )
         parts.append(_text(x + 4, _TOP + 8 + 13 * level, f"{name} {value:.1f}", "start", "marked"))
     return _svg(_WIDTH, _HEIGHT, parts, f"Histogram, {label}")
+
+
+def distribution(values: NDArray[np.float64], label: str, *, axis: float) -> Markup | None:
+    """Histogram of finite values >= 0 with median and p95; None where nothing could be seen.
+
+    axis: the share of the values up to which the axis goes; the last bar holds all beyond.
+    """
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    top = max(float(np.quantile(values, axis)) * 1.05, 1e-3)
+    edges = np.linspace(0.0, top, _BARS + 1)
+    counts, _ = np.histogram(np.minimum(values, top), bins=edges)
+    marks = {"median": float(np.median(values)), "p95": float(np.quantile(values, 0.95))}
+    return histogram(counts, edges, marks, label)
 
 
 def strip(

@@ -30,6 +30,7 @@ MARGIN = 1.10
 TOO_CLOSE = 0.3
 """Metres; a body nearer to the camera (labels without translation) is drawn by a camera of ours."""
 _OWN_FOCAL, _OWN_DISTANCE = 1200.0, 4.0
+_FAR_FOCAL, _FAR_DISTANCE = 1500.0, 6.0
 
 # Distance in metres -> colour; flat beyond the last. Also the legend of the pages.
 ERROR_COLORS: tuple[tuple[float, tuple[float, float, float]], ...] = (
@@ -88,18 +89,12 @@ class Bodies:
     def window(self) -> tuple[float, float, float]:
         """Left, top and side (pixels) of the square that holds target and skin."""
         points = self.skin if self.target is None else np.concatenate([self.skin, self.target])
-        uv = Camera(self.cam_int, 1, 1).project(points)
-        low, high = uv.min(axis=0), uv.max(axis=0)
-        side = MARGIN * float((high - low).max())
-        left, top = (low + high) / 2 - side / 2
-        return float(left), float(top), side
+        return _window(self.cam_int, points)
 
     def turned(self, degrees: float) -> Bodies:
         """The same bodies turned about the vertical through the middle of the skin."""
         middle = (self.skin.min(axis=0) + self.skin.max(axis=0)) / 2
-        angle = np.radians(degrees)
-        c, s = np.cos(angle), np.sin(angle)
-        matrix = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+        matrix = _about_vertical(degrees)
 
         def turn(points: NDArray) -> NDArray:
             return (points - middle) @ matrix.T + middle
@@ -136,7 +131,7 @@ class Poser:
         if cam_int is None or points[:, 2].min() < TOO_CLOSE:
             middle = (skin.min(axis=0) + skin.max(axis=0)) / 2
             offset = np.array([0.0, 0.0, _OWN_DISTANCE]) - middle
-            cam_int = np.array([[_OWN_FOCAL, 0, 0], [0, _OWN_FOCAL, 0], [0, 0, 1.0]])
+            cam_int = _pinhole(_OWN_FOCAL)
         return Bodies(
             target=None if target is None else target + offset,
             skin=skin + offset,
@@ -211,6 +206,38 @@ def skeleton_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
     )
 
 
+def views(
+    bodies: Bodies, size: int, *, target: str = "SMPL target", skin: str = "SKEL skin"
+) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Captioned pictures: target and distances where there is a target, skin, skeleton."""
+    drawn = [(skin, skin_picture(bodies, size)), ("skeleton", skeleton_picture(bodies, size))]
+    if bodies.target is not None:
+        drawn.insert(0, (target, target_picture(bodies, size)))
+        drawn.insert(2, ("distance", distance_picture(bodies, size)))
+    return drawn
+
+
+def meshes_picture(meshes: Sequence[Mesh], degrees: float, size: int) -> NDArray[np.uint8]:
+    """Meshes of one colour each in one frame, (size, size, 3): turned about the vertical, before a
+    camera of ours.
+    """
+    parts = [np.asarray(mesh.vertices) for mesh in meshes]
+    points = np.concatenate(parts)
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    moved = (points - middle) @ _about_vertical(degrees).T + (0.0, 0.0, _FAR_DISTANCE)
+    firsts = np.cumsum([0, *map(len, parts)])
+    joined = Mesh(
+        moved,
+        np.concatenate([np.asarray(m.faces) + k for m, k in zip(meshes, firsts, strict=False)]),
+        np.concatenate(
+            [np.tile(np.asarray(m.colors), (len(p), 1)) for m, p in zip(meshes, parts, strict=True)]
+        ),
+    )
+    cam_int = _pinhole(_FAR_FOCAL)
+    camera = Camera(cam_int, 1, 1).cropped(*_window(cam_int, moved), size)
+    return render(joined, camera, background=BACKGROUND, supersample=2)
+
+
 def error_colors(distances: NDArray) -> NDArray[np.float32]:
     """(V, 3) colours of distances (V,), metres."""
     stops = np.array([stop for stop, _ in ERROR_COLORS])
@@ -238,6 +265,25 @@ def trimmed(drawn: Sequence[NDArray[np.uint8]], margin: int = 8) -> list[NDArray
         return list(drawn)
     window = slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin)
     return [picture[:, window] for picture in drawn]
+
+
+def _about_vertical(degrees: float) -> NDArray[np.float64]:
+    """(3, 3) rotation about y."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
+
+
+def _pinhole(focal: float) -> NDArray[np.float64]:
+    return np.array([[focal, 0, 0], [0, focal, 0], [0, 0, 1.0]])
+
+
+def _window(cam_int: NDArray, points: NDArray) -> tuple[float, float, float]:
+    """Left, top and side (pixels) of the square, with a margin, that holds all points."""
+    uv = Camera(cam_int, 1, 1).project(points)
+    low, high = uv.min(axis=0), uv.max(axis=0)
+    side = MARGIN * float((high - low).max())
+    left, top = (low + high) / 2 - side / 2
+    return float(left), float(top), side
 
 
 def _draw(bodies: Bodies, mesh: Mesh, size: int, light: Light | None = None) -> NDArray[np.uint8]:

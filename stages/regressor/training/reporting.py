@@ -1,19 +1,21 @@
 """What a training run says while it runs: progress, TensorBoard scalars and pictures.
 
-On a terminal a bar with ETA, elsewhere plain lines; only the first process speaks.
+Only the first process speaks. Without TensorBoard a run says so and goes on.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipeline.errors import UsageError
+from pipeline.extras import require
+from stages import formats
 from stages.drawing import overlays
 from stages.regressor.config import Recipe
 from stages.regressor.data.crops import seen_picture
@@ -28,41 +30,39 @@ from stages.regressor.network.view import (
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.losses import LossTerms
 from stages.regressor.training.validation import Scores, autocast
+from stages.terminal import Progress
 
-_LINE_SECONDS = 30.0
 _SCALAR_STEPS = 10
 
 
 class Reporter:
-    """Progress to `stream` (None: silent) and events to the folder `log` (None: none)."""
+    """Progress on stderr unless `quiet`, and events to the folder `log` (None: none)."""
 
-    def __init__(self, log: Path | None, stream: TextIO | None = sys.stderr) -> None:
-        self._log, self._stream = log, stream
+    def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
+        self._log, self._quiet = log, quiet
         self._writer: Any = None
-        self._bar: Any = None
-        self._total = self._first = self._last = 0
-        self._began = self._said = 0.0
+        self._progress = Progress("train", 0, "steps", quiet=True)
+        self._began = 0.0
         self._rows = 0
-        self._waited = self._spent = 0.0
+        self._waited = 0.0
 
     def start(self, step: int, total: int) -> None:
         """The run begins, or goes on, at `step` of `total`."""
-        self._total, self._first, self._last = total, step, step
-        self._began = self._said = time.monotonic()
+        self._began = time.monotonic()
+        self._progress = Progress("train", total, "steps", done=step, quiet=self._quiet)
         if self._log is not None:
+            try:
+                require("tensorboard", "tensorboard")
+            except UsageError as error:
+                self._progress.say(f"no TensorBoard events: {error}")
+                return
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._log), purge_step=step + 1)
-        if self._stream is not None and self._stream.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=step, unit="step", file=self._stream,
-                             smoothing=0.05, desc="train")  # fmt: skip
 
     def stop(self) -> None:
         """The run ends, well or not."""
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -72,31 +72,26 @@ class Reporter:
         """An optimiser step is done; waited: seconds it spent waiting for rows."""
         self._rows += rows
         self._waited += waited
-        self._last = step
-        now = time.monotonic()
-        speak = self._bar is None and now - self._said >= _LINE_SECONDS
-        write = self._writer is not None and (step % _SCALAR_STEPS == 0 or step == self._total)
-        if not (speak or write or self._bar is not None):
-            return
-        total = float(terms.total.detach())
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {total:.3f}", refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif speak:
-            self._say(f"step {step}/{self._total}: loss {total:.4f}, {self._pace(step, now)}")
-            self._said = now
+        last = step == self._progress.total
+        write = self._writer is not None and (step % _SCALAR_STEPS == 0 or last)
+        speak = self._progress.due
+        # Reading the loss waits for the device, so only when somebody sees it.
+        total = float(terms.total.detach()) if write or speak else float("nan")
+        spent = max(time.monotonic() - self._began, 1e-9)
+        note = f"loss {total:.4f}, {formats.rate(self._rows / spent)}" if speak else ""
+        self._progress.update(step - self._progress.done, note)
         if write:
             self._scalars(step, {
                 "loss/total": total, "run/rate": rate, "run/gradient_norm": norm,
-                "run/rows_per_second": self._rows / max(now - self._began, 1e-9),
-                "run/share_waiting_for_rows": self._waited / max(now - self._began, 1e-9),
+                "run/rows_per_second": self._rows / spent,
+                "run/share_waiting_for_rows": self._waited / spent,
                 **{f"loss/{name}": float(value) for name, value in terms.terms.items()},
             })  # fmt: skip
 
     def validation(self, step: int, scores: Scores, better: bool) -> None:
         """A validation is done."""
-        self._say(
-            f"step {step}/{self._total}: validation MPJPE {scores.mpjpe:.1f} mm, PA-MPJPE "
+        self._progress.say(
+            f"step {step}/{self._progress.total}: validation MPJPE {scores.mpjpe:.1f} mm, PA-MPJPE "
             f"{scores.pa_mpjpe:.1f} mm, 2D {scores.keypoints_2d:.1f} % of the box"
             + (" (best)" if better else "")
         )
@@ -121,20 +116,6 @@ class Reporter:
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-
-    def _pace(self, step: int, now: float) -> str:
-        spent = max(now - self._began, 1e-9)
-        steps = step - self._first
-        left = (self._total - step) * spent / max(steps, 1)
-        return f"{self._rows / spent:.1f} rows/s, {left / 60:.0f} min left"
-
-    def _say(self, text: str) -> None:
-        if self._stream is None:
-            return
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
 
 
 @torch.no_grad()

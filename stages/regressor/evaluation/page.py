@@ -9,15 +9,30 @@ import numpy as np
 import torch
 
 from pipeline.errors import InputError
-from stages import evaluate as verb
 from stages.drawing.overlays import LABELLED, PREDICTED, draw_limbs
-from stages.drawing.pages import data_uri, page
-from stages.drawing.pictures import BACKGROUND, MARGIN
-from stages.drawing.render import SKIN_COLOR, TARGET_COLOR, Camera, Mesh, render
+from stages.drawing.pages import data_uris, page
+from stages.drawing.pictures import meshes_picture
+from stages.drawing.render import SKIN_COLOR, TARGET_COLOR, Mesh
+from stages.formats import decimal
 from stages.regressor.data.crops import Crop, apply
 from stages.regressor.data.images import decode
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.metrics import root_points
-from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
+from stages.regressor.evaluation.protocols import (
+    EvaluationProtocol,
+    load_protocol,
+    protocol_files,
+)
+from stages.regressor.evaluation.query import Predictor
+from stages.regressor.evaluation.results import (
+    STANDIN_WARNING,
+    ProtocolResult,
+    columns_of,
+    headline,
+    metric_label,
+    number,
+)
 from stages.regressor.evaluation.scoring import (
     predict,
     predicted_body,
@@ -25,27 +40,27 @@ from stages.regressor.evaluation.scoring import (
     truth,
     truth_body,
 )
+from stages.regressor.evaluation.setting import first_gender
 
 SIZE = 300
-_OWN_FOCAL, _OWN_DISTANCE = 1500.0, 6.0
 _PHOTO_MARGIN = 1.3
 
 
-def evaluation_page(results: Sequence[verb.ProtocolResult], *, worst: int) -> str:
+def evaluation_page(results: Sequence[ProtocolResult], *, worst: int) -> str:
     """The HTML text. worst: how many of the worst rows of each protocol are drawn."""
     standin = any(result.standin for result in results)
     return page(
         "evaluation.html.j2",
         {
-            "standin": verb.STANDIN_WARNING if standin else None,
+            "standin": STANDIN_WARNING if standin else None,
             "protocols": [_protocol(result, worst) for result in results],
             "elsewhere": _elsewhere(results) if standin else [],
         },
     )
 
 
-def _protocol(result: verb.ProtocolResult, worst: int) -> dict[str, Any]:
-    heading, lines = verb.columns_of(result)
+def _protocol(result: ProtocolResult, worst: int) -> dict[str, Any]:
+    heading, lines = columns_of(result)
     scored = next(iter(result.summaries))
     protocol = result.protocol
     drawn = {estimate.drawn for estimate in result.summaries[scored].values()}
@@ -55,13 +70,13 @@ def _protocol(result: verb.ProtocolResult, worst: int) -> dict[str, Any]:
         "family": protocol.family,
         "about": protocol.about,
         "notes": protocol.notes,
-        "headline": verb.headline(result),
+        "headline": headline(result),
         "complete": result.complete,
         "heading": heading,
         "lines": lines,
         "drawn": "videos" if drawn == {"groups"} else "rows",
         "violations": [
-            (verb.metric_label(name), f"{value:.1f}")
+            (metric_label(name), decimal(value))
             for name, value in (result.violations or {}).items()
         ],
         "violations_rule": protocol.truth.body,
@@ -101,13 +116,13 @@ def _published(protocol: EvaluationProtocol) -> list[dict[str, Any]]:
             "method": row.method,
             "source": row.source,
             "note": row.note,
-            "values": [(verb.metric_label(k), verb.number(v, k)) for k, v in row.values.items()],
+            "values": [(metric_label(k), number(v, k)) for k, v in row.values.items()],
         }
         for row in protocol.published
     ]
 
 
-def _elsewhere(results: Sequence[verb.ProtocolResult]) -> list[dict[str, Any]]:
+def _elsewhere(results: Sequence[ProtocolResult]) -> list[dict[str, Any]]:
     """Published numbers of every protocol, for a part of the page away from the results."""
     names = {*protocol_files(), *(result.protocol.name for result in results)}
     known = {result.protocol.name: result.protocol for result in results}
@@ -129,7 +144,7 @@ def ranking_metric(protocol: EvaluationProtocol) -> str:
     return found or protocol.metrics[0]
 
 
-def worst_rows(result: verb.ProtocolResult, count: int) -> list[tuple[int, str]]:
+def worst_rows(result: ProtocolResult, count: int) -> list[tuple[int, str]]:
     """(position, why) of the median row and the worst ones of the scored predictor."""
     outcome = next(iter(result.outcomes.values()))
     values = outcome.values[ranking_metric(result.protocol)]
@@ -143,20 +158,20 @@ def worst_rows(result: verb.ProtocolResult, count: int) -> list[tuple[int, str]]
     return picked
 
 
-def _cases(result: verb.ProtocolResult, worst: int) -> list[dict[str, Any]]:
+def _cases(result: ProtocolResult, worst: int) -> list[dict[str, Any]]:
     picked = worst_rows(result, worst)
     outcome = next(iter(result.outcomes.values()))
     cases = []
     for position, why in picked:
         shots = _pictures(result, position)
         values = [
-            (verb.metric_label(name), verb.number(float(outcome.values[name][position]), name))
+            (metric_label(name), number(float(outcome.values[name][position]), name))
             for name in (*result.protocol.point_metrics,
                          *(n for n in result.protocol.metrics if n.startswith("pck")))
             if name in outcome.values
         ]  # fmt: skip
         violated = [
-            verb.metric_label(name).removesuffix(", %")
+            metric_label(name).removesuffix(", %")
             for name in result.protocol.metrics
             if ">" in name and outcome.values[name][position] > 0
         ]
@@ -167,14 +182,14 @@ def _cases(result: verb.ProtocolResult, worst: int) -> list[dict[str, Any]]:
                 "why": why,
                 "values": values,
                 "violated": violated,
-                "pictures": [(caption, data_uri(picture)) for caption, picture in shots],
+                "pictures": data_uris(shots),
             }
         )
     return cases
 
 
 @torch.no_grad()
-def _pictures(result: verb.ProtocolResult, position: int) -> list[tuple[str, np.ndarray]]:
+def _pictures(result: ProtocolResult, position: int) -> list[tuple[str, np.ndarray]]:
     """Photograph with keypoints, then truth and prediction from the front and the side."""
     protocol, bodies = result.protocol, result.bodies
     rows = result.rows.take(np.array([position]))
@@ -206,23 +221,23 @@ def _pictures(result: verb.ProtocolResult, position: int) -> list[tuple[str, np.
         meshes.append(Mesh(moved, meshes[0].faces, TARGET_COLOR))
         caption = "prediction (skin), truth (blue), roots together"
     for angle, view in ((0.0, "camera's side"), (90.0, "from the side")):
-        shots.append((f"{caption}; {view}", _draw(meshes, angle)))
+        shots.append((f"{caption}; {view}", meshes_picture(meshes, angle, SIZE)))
     return shots
 
 
-def _root(protocol: EvaluationProtocol, vertices: torch.Tensor, points: torch.Tensor):  # type: ignore[no-untyped-def]
+def _root(
+    protocol: EvaluationProtocol, vertices: torch.Tensor, points: torch.Tensor
+) -> torch.Tensor:
     if protocol.roots:
         return root_points(points, protocol.roots[0].joints)
     return vertices.mean(1, keepdim=True)
 
 
-def _faces(bodies, predictor, rows) -> np.ndarray:  # type: ignore[no-untyped-def]
-    gender = predictor.skel_gender
-    gender = str(rows.skel_gender[0]) if gender == "column" else gender
-    return bodies.model("skel", gender).faces.cpu().numpy()
+def _faces(bodies: EvaluationBodies, predictor: Predictor, rows: EvalRows) -> np.ndarray:
+    return bodies.model("skel", first_gender(predictor, rows)).faces.cpu().numpy()
 
 
-def _photograph(result: verb.ProtocolResult, rows) -> tuple[np.ndarray, Crop] | None:  # type: ignore[no-untyped-def]
+def _photograph(result: ProtocolResult, rows: EvalRows) -> tuple[np.ndarray, Crop] | None:
     """The square around the box, (SIZE, SIZE, 3), and its map; None without a readable picture."""
     name = str(rows.name[0])
     if result.images is None or not result.images.has([name])[0]:
@@ -239,27 +254,3 @@ def _photograph(result: verb.ProtocolResult, rows) -> tuple[np.ndarray, Crop] | 
     matrix[:, 2] += matrix[:, :2].sum(1) * 0.5 - 0.5  # pixel corners -> OpenCV's pixel centres
     cut = cv2.warpAffine(np.ascontiguousarray(picture), matrix, (SIZE, SIZE))
     return cut, crop
-
-
-def _draw(meshes: Sequence[Mesh], degrees: float) -> np.ndarray:
-    """Meshes in the camera frame, turned about the vertical, before a camera of ours."""
-    points = np.concatenate([np.asarray(mesh.vertices) for mesh in meshes])
-    middle = (points.min(0) + points.max(0)) / 2
-    angle = np.radians(degrees)
-    c, s = np.cos(angle), np.sin(angle)
-    turn = np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
-    moved = (points - middle) @ turn.T + (0.0, 0.0, _OWN_DISTANCE)
-    count = len(np.asarray(meshes[0].vertices))
-    joined = Mesh(
-        moved,
-        np.concatenate([np.asarray(mesh.faces) + k * count for k, mesh in enumerate(meshes)]),
-        np.concatenate([np.tile(np.asarray(mesh.colors), (count, 1)) for mesh in meshes]),
-    )
-    cam_int = np.array([[_OWN_FOCAL, 0, 0], [0, _OWN_FOCAL, 0], [0, 0, 1.0]])
-    camera = Camera(cam_int, 1, 1)
-    pixels = camera.project(moved)
-    low, high = pixels.min(0), pixels.max(0)
-    side = MARGIN * float((high - low).max())
-    left, top = (low + high) / 2 - side / 2
-    window = camera.cropped(float(left), float(top), side, SIZE)
-    return render(joined, window, background=BACKGROUND, supersample=2)

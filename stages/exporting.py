@@ -1,0 +1,109 @@
+"""A converted dataset as a file for other programs: every format by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.dataset import Dataset, open_dataset
+from pipeline.errors import UsageError
+from pipeline.exporters.base import Exported, Exporter, ExportOptions
+from pipeline.exporters.hmr_skel import HmrSkelNpz
+from pipeline.task import conversion_models
+
+
+def exporters() -> dict[str, Exporter[Any]]:
+    """Every format by the name that `--format` has for it."""
+    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints),)
+    return {exporter.name: exporter for exporter in found}
+
+
+def export_dataset(
+    directory: Path,
+    out: Path,
+    *,
+    format: str = HmrSkelNpz.name,
+    models: Path | None = None,
+    **options: Any,
+) -> Exported:
+    """Write the file; returns what is in it.
+
+    Args:
+        directory: output of a complete conversion.
+        out: the file to write.
+        format: a key of `exporters()`.
+        models: folder with body models, for formats that need bodies; by default where the
+            conversion had them.
+        options: those of the format; None counts as not given.
+
+    Raises:
+        UsageError: no such format, or an option that it does not have.
+        Incomplete: the conversion is not complete.
+        InputError: no dataset, or models missing.
+        OutputError: the file cannot be written.
+    """
+    known = exporters()
+    if format not in known:
+        raise UsageError(f"--format {format}: expected {', '.join(known)}")
+    chosen = _options(known[format], options)
+    return known[format].write(open_dataset(directory), out, chosen, models)
+
+
+def _options(exporter: Exporter[Any], given: dict[str, Any]) -> ExportOptions:
+    """The options of a format from those of the command line."""
+    told = {name: value for name, value in given.items() if value is not None}
+    try:
+        return exporter.options.model_validate(told)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        if name not in exporter.options.model_fields:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: format {exporter.name} has no such option"
+            ) from None
+        raise UsageError(
+            f"--{name.replace('_', '-')} {problem['input']}: {problem['msg']}".replace(
+                "Input should be", "expected"
+            )
+        ) from None
+
+
+class _SkelKeypoints:
+    """The 44 keypoints of the fitted SKEL mesh, by the recipe that our regressor is trained with.
+
+    With them a network that predicts the pose exactly has no keypoint error
+    (docs/reference/label-formats.md#hmr-skel-training).
+    """
+
+    def __init__(self, dataset: Dataset, models: Path | None) -> None:
+        noted = dataset.attrs["models_directory"]
+        self._models = conversion_models(dataset.plan, noted, models)
+        self._bodies: dict[str, Any] = {}
+
+    def __call__(self, poses: NDArray, betas: NDArray, genders: NDArray) -> NDArray:
+        import torch
+
+        points = np.empty((len(poses), 44, 3))
+        tensors = [torch.as_tensor(np.asarray(v, np.float64)) for v in (poses, betas)]
+        with torch.no_grad():
+            # Every row through every body: the size of a call stays the same for any mixture.
+            for gender in np.unique(genders):
+                found = self._body(str(gender))(*tensors).keypoints.numpy()
+                points[genders == gender] = found[genders == gender]
+        return points
+
+    def _body(self, gender: str) -> Any:
+        import torch
+
+        from skel_fit.keypoint_body import KeypointBody
+        from skel_fit.keypoints import keypoint_matrix
+        from skel_fit.model_files import load_skel
+
+        if gender not in self._bodies:
+            skel = load_skel(self._models, gender, dtype=torch.float64)
+            self._bodies[gender] = KeypointBody(skel, keypoint_matrix(self._models))
+        return self._bodies[gender]

@@ -1,0 +1,1 @@
+"""What label files and converted datasets hold: statistics, defects, judgements and their pages."""

@@ -1,0 +1,161 @@
+"""Rows of a converted dataset as bodies to draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.columns import SKEL_COLUMNS
+from pipeline.dataset import Dataset
+from pipeline.errors import InputError, UsageError
+from pipeline.rundir import RunDirectory
+from pipeline.task import conversion_models, open_plan_source
+from skel_fit.errors import ModelFileError
+from stages.drawing import pictures
+from stages.drawing.pictures import Person, Poser
+from stages.inspection.statistics import Columns
+
+WORST_ROWS = 3
+
+
+def poser_of(dataset: Dataset, given: Path | None) -> tuple[Poser | None, str]:
+    """Something to pose rows with, or why not. Never other models than those of the conversion."""
+    plan = dataset.plan
+    if not plan.models:
+        return None, f"fitter '{plan.fitter}' uses no body models"
+    try:
+        directory = conversion_models(plan, dataset.attrs["models_directory"], given)
+    except (InputError, ModelFileError) as error:
+        if given is not None:
+            raise
+        return None, str(error)
+    return Poser(directory), ""
+
+
+def typical_and_worst(columns: Columns) -> list[tuple[str, int]]:
+    """(why, position) of the rows to show: the median of each gender group, then the worst."""
+    chosen: list[tuple[str, int]] = []
+    for code, name in sorted(enumerate(columns.pair_names), key=lambda item: item[1]):
+        rows = np.flatnonzero((columns.pair == code) & columns.fitted)
+        if rows.size:
+            order = rows[np.argsort(columns.error[rows], kind="stable")]
+            chosen.append((f"median of {name}", int(order[(len(order) - 1) // 2])))
+    fitted = np.flatnonzero(columns.fitted)
+    worst = fitted[np.argsort(-columns.error[fitted], kind="stable")][:WORST_ROWS]
+    chosen += [(_ordinal(place), int(row)) for place, row in enumerate(worst)]
+    return chosen
+
+
+def person(dataset: Dataset, position: int) -> Person:
+    """One row of a dataset as bodies to draw.
+
+    The SMPL target comes from the original columns where they are CameraHMR's, else from the
+    label file if it is still where it was converted.
+    """
+    row = {
+        name: dataset.read(name, position, position + 1)[0]
+        for name in (*SKEL_COLUMNS, "smpl_gender", "skel_gender", "source_row")
+    }
+    number = int(row["source_row"])
+    return Person(
+        row=number,
+        skel=(row["skel_poses"], row["skel_betas"], row["skel_trans"]),
+        skel_gender=str(row["skel_gender"]),
+        smpl=_stored_target(dataset, position) or _source_target(dataset, number),
+        smpl_gender=str(row["smpl_gender"]),
+        cam_int=_optional(dataset, "cam_int", position),
+    )
+
+
+def people(dataset: Dataset, columns: Columns, poser: Poser, size: int = 340) -> NDArray[np.uint8]:
+    """Four people in a row of three pictures each: SMPL target, SKEL skin, skeleton.
+
+    One from each quarter of the dataset: a row with about the median error (typical, not chosen
+    for its fit) that turns three quarters to the camera, women and men in turn.
+    """
+    fitted = np.flatnonzero(columns.fitted)
+    if len(fitted) < 4:
+        raise UsageError("a picture of people needs at least four fitted rows")
+    middle = float(np.median(columns.error[fitted]))
+    chosen = []
+    for place, part in enumerate(np.array_split(fitted, 4)):
+        gender = ("female", "male")[place % 2]
+        wanted = [code for code, name in enumerate(columns.pair_names) if name.endswith(gender)]
+        own = part[np.isin(columns.pair[part], wanted)]
+        near = own if own.size else part
+        near = near[np.argsort(np.abs(columns.error[near] - middle), kind="stable")]
+        chosen.append(_best_turned(dataset, near[: len(near) // 8 + 1], poser))
+    groups = []
+    for position in chosen:
+        bodies = poser.bodies(person(dataset, position))
+        drawn = [pictures.skin_picture(bodies, size), pictures.skeleton_picture(bodies, size)]
+        if bodies.target is not None:
+            drawn.insert(0, pictures.target_picture(bodies, size))
+        groups.append(pictures.side_by_side(pictures.trimmed(drawn), gap=2))
+    return pictures.side_by_side(groups, gap=14)
+
+
+def _best_turned(dataset: Dataset, positions: NDArray[np.int64], poser: Poser) -> int:
+    """The row whose pelvis looks three quarters towards the camera, not from very near."""
+    import torch
+
+    from skel_fit.root import root_rotation
+
+    scores = []
+    for position in positions.tolist():
+        shown = person(dataset, position)
+        skel = poser.model("skel", shown.skel_gender)
+        turn = root_rotation(skel, torch.as_tensor(shown.skel[0][None, :3]))[0].numpy()
+        # Column 2 is the way the body looks; z = -1 is straight at the camera.
+        scores.append(abs(turn[2, 2] + 0.85) + (float(shown.skel[2][2]) < 3.0))
+    return int(positions[int(np.argmin(scores))])
+
+
+def _stored_target(dataset: Dataset, position: int) -> tuple[NDArray, NDArray, NDArray] | None:
+    """SMPL parameters from CameraHMR columns in the shards (label-formats.md#camerahmr)."""
+    if dataset.plan.source_format != "camerahmr":
+        return None
+    poses = _optional(
+        dataset, str(dataset.plan.source_options.get("pose_key", "pose_cam")), position
+    )
+    betas = _optional(dataset, "shape", position)
+    if poses is None or betas is None or poses.size != 72:
+        return None
+    transl = _optional(dataset, "trans_cam", position)
+    return (
+        poses.reshape(72).astype(np.float64),
+        betas.reshape(-1)[:10].astype(np.float64),
+        np.zeros(3) if transl is None else transl.astype(np.float64),
+    )
+
+
+def _source_target(dataset: Dataset, row: int) -> tuple[NDArray, NDArray, NDArray] | None:
+    places = RunDirectory(dataset.directory).places()
+    path = places.get("source")
+    if not path or not Path(path).exists():
+        return None
+    source = open_plan_source(dataset.plan, Path(path), Path(places.get("data_root") or "."))
+    rows = source.read(row, row + 1)
+    return rows.poses[0], rows.betas[0], rows.transl[0]
+
+
+def _optional(dataset: Dataset, source_name: str, position: int) -> NDArray | None:
+    """One row of an original column by its name in the label file."""
+    for item in dataset.plan.fields:
+        if item.source == source_name:
+            return np.asarray(dataset.read(item.stored, position, position + 1)[0])
+    return None
+
+
+def image_name(dataset: Dataset, position: int) -> str:
+    name = _optional(dataset, "imgname", position)
+    if name is None:
+        return ""
+    value = name.item()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _ordinal(place: int) -> str:
+    return "worst" if place == 0 else f"{('second', 'third')[place - 1]} worst"

@@ -1,0 +1,124 @@
+"""What every verb says: progress on stderr, tables on stdout.
+
+Progress is a bar on a terminal; elsewhere a plain line at most every 30 seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from types import TracebackType
+from typing import Any
+
+from stages.formats import duration, rate
+
+PLAIN_INTERVAL = 30.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+class Progress:
+    """How far a verb is, on stderr.
+
+    Args:
+        name: what is done, e.g. the subset.
+        total: units of work in all; done: of them before this run, which rate and ETA leave out.
+        unit: of work, plural.
+        quiet: say nothing at all.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
+    ) -> None:
+        self._name, self._unit, self._quiet = name, unit, quiet
+        self.total = total
+        self._first = self.done = done
+        self._began = self._said = time.monotonic()
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True,
+                             desc=name, smoothing=0.05, file=sys.stderr)  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """`count` units more are done (0: still at work). note: what else to show."""
+        self.done += count
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+            if not count:
+                self._bar.refresh()
+        elif time.monotonic() - self._said >= PLAIN_INTERVAL:
+            self._said = time.monotonic()
+            self.say(self._line(note))
+
+    @property
+    def due(self) -> bool:
+        """The next `update` would be seen: for notes that cost something to make."""
+        late = time.monotonic() - self._said >= PLAIN_INTERVAL
+        return not self._quiet and (self._bar is not None or late)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """The work ended, well or not."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _line(self, note: str) -> str:
+        pace = (self.done - self._first) / max(self._said - self._began, 1e-9)
+        left = (self.total - self.done) / pace if pace else None
+        text = (
+            f"{self._name}: {self.done} of {self.total} {self._unit}, "
+            f"{rate(pace, self._unit)}, ETA {duration(left)}"
+        )
+        return f"{text}, {note}" if note else text
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns of text."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column to the left, the others to the right; rows may differ in
+    length.
+    """
+    columns = zip_longest(*rows, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on one line, keys in order."""
+    print(json.dumps(values, sort_keys=True))
