@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.atomic import canonical_json
-from pipeline.errors import InputError
+from pipeline.errors import InputError, PlanMismatch
 from pipeline.import_graph import closure, modules_below
 
 Purpose = Literal["shard", "regressor"]
@@ -48,6 +50,8 @@ _DECIDES_NOTHING = (
     # The stand-in body is an input: its files are hashed like any model file.
     "skel_fit.default_body",
 )
+# Files that this code reads while it works and whose content no plan holds.
+_READS: dict[Purpose, tuple[str, ...]] = {"shard": ("skel_fit/recipes/*.yaml",), "regressor": ()}
 _ROOT = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("h5py", "numba", "numpy", "scipy", "smplx", "torch")
 
@@ -88,15 +92,67 @@ def code_version(purpose: Purpose) -> dict[str, str]:
     """Digest of every source file that decides a result of this kind, as the process began.
 
     Found by following the imports from where such a result is computed, so that no list of files
-    goes stale. Recipes and protocols are not code: results store what these say.
+    goes stale; a plan names the recipe of its fit, so the recipes count too. Recipes of trainings
+    and protocols do not: results store what these say.
 
     purpose: "shard", the bytes of a converted shard; "regressor", what a training or an evaluation
     of the regressor gives.
     """
+    return _version_of({m: path.read_bytes() for m, path in _sources(purpose).items()})
+
+
+def _sources(purpose: Purpose) -> dict[str, Path]:
+    """Module or path below the root -> file."""
+    read = (path for pattern in _READS[purpose] for path in sorted(_ROOT.glob(pattern)))
+    return code_files(purpose) | {path.relative_to(_ROOT).as_posix(): path for path in read}
+
+
+def _version_of(sources: Mapping[str, bytes]) -> dict[str, str]:
     digest = hashlib.sha256()
-    for module, path in sorted(code_files(purpose).items()):
-        digest.update(module.encode() + b"\0" + path.read_bytes() + b"\0")
+    for module, source in sorted(sources.items()):
+        digest.update(module.encode() + b"\0" + source + b"\0")
     return {"sha256": digest.hexdigest()}
+
+
+class OneCode:
+    """Holds this process to the code of a plan, whatever is edited while it works.
+
+    Python reads a module when it is first imported, which may be in the middle of a shard. So the
+    files are compared with the plan as the process begins, and the file of every module once more
+    after it was imported (`check`, before a result counts).
+
+    Raises PlanMismatch where this machine's files are not the plan's.
+    """
+
+    def __init__(self, purpose: Purpose, expected: Mapping[str, str]) -> None:
+        self._files = _sources(purpose)
+        sources = {module: path.read_bytes() for module, path in self._files.items()}
+        found = _version_of(sources)
+        if found != dict(expected):
+            digests = (value["sha256"][:12] for value in (found, expected))
+            raise _other_code("has code {} instead of the plan's {}".format(*digests))
+        self._digests = {module: sha256_bytes(source) for module, source in sources.items()}
+        self._read = set(sources) - code_files(purpose).keys()
+        self._unseen = set(sources) - self._read
+        self.check()
+
+    def check(self) -> None:
+        """Raises PlanMismatch where what was imported or read since is no longer the plan's."""
+        new = self._unseen & sys.modules.keys()
+        self._unseen -= new
+        for name in sorted(new | self._read):
+            path = self._files[name]
+            if not path.is_file() or sha256_bytes(path.read_bytes()) != self._digests[name]:
+                raise _other_code(f"uses {path.name}, which was edited while it ran")
+
+
+def _other_code(what: str) -> PlanMismatch:
+    return PlanMismatch(
+        f"this worker ({platform.node()}) {what} (code.sha256); its rows are not written: install "
+        "the code of the plan there, or convert into another directory (--out); finished shards "
+        "are kept",
+        ("code.sha256",),
+    )
 
 
 def code_files(purpose: Purpose) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, models_directory, resolve_fitter
 from pipeline.plan import Plan
-from pipeline.provenance import file_record, machine, sha256_bytes, software
+from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.receipts import Receipt, histogram, largest, receipt_path, shard_path
 from pipeline.sequences import runs, whole_sequences
@@ -52,6 +52,7 @@ class ShardWorker:
         _check_device(job.device)
         self.job = job
         _check_software(job.plan)
+        self._code = OneCode("shard", job.plan.code)
         self._source = open_plan_source(job.plan, job.source.path, job.source.data_root)
         factory = resolve_fitter(job.plan.fitter)
         check_models(job.plan, job.models)
@@ -62,6 +63,7 @@ class ShardWorker:
 
         Raises:
             InputError: the source changed since it was hashed.
+            PlanMismatch: this process runs other code than the plan's.
             OutputError: the file could not be written.
         """
         started, clock = time.time(), time.perf_counter()
@@ -75,6 +77,7 @@ class ShardWorker:
         _check_rows(rows, first, last)
         columns = shard_columns(plan, rows, self._fitter)
         columns = _part(columns, slice(start - first, stop - first))
+        self._code.check()
         data = build_shard(columns, root_attributes(plan, shard), plan.compression)
         write_bytes(shard_path(self.job.directory, shard), data)
         receipt = Receipt(

@@ -32,6 +32,7 @@ from tests.faults.harness import (
     FAULTY,
     TRIVIAL,
     Bench,
+    copy_code,
     leftovers,
     make_bench,
     shard_digests,
@@ -239,6 +240,35 @@ def test_a_killed_driver_takes_its_workers_along(tmp_path: Path, reference: dict
     wait_until_gone(driver.pid)
     check_whole(bench, reference)
     driver.communicate()
+
+
+def test_a_worker_with_other_code_writes_nothing(tmp_path: Path, reference: dict[str, str]) -> None:
+    """One run, one code: a worker that starts after an edit refuses; before, its shards were mixed
+    in, with exit 0."""
+    bench = make_bench(tmp_path / "bench", code=copy_code(tmp_path / "code"))
+    bench.order("slow-all", "0.5")
+    driver = bench.start("--workers", "2")
+    wait_for_calls(bench, 3)
+    edited = bench.code / "tests" / "faults" / "fitters.py"  # no part of the plan: may change
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    edited = bench.code / "pipeline" / "columns.py"
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    os.kill(bench.calls()[-1][0], signal.SIGKILL)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 4, errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("hmr-skel: this worker") and "code.sha256" in last
+    assert shard_digests(bench.out).items() <= reference.items()
+    assert not summary_exists(bench), "no claim about a mixed dataset"
+    assert bench.run().returncode == 4, "a rerun plans with the edited code"
+    edited.write_text(edited.read_text().removesuffix("\n# edited\n"))
+    (bench.faults / "slow-all").unlink()
+    assert bench.run().returncode == 0
+    check_whole(bench, reference)
+
+
+def summary_exists(bench: Bench) -> bool:
+    return (bench.out / "summary.json").exists()
 
 
 def test_a_file_size_limit_ends_cleanly(tmp_path: Path, reference: dict[str, str]) -> None:

@@ -155,3 +155,28 @@ def test_a_module_that_is_not_followed_hides_what_only_it_imports(tmp_path: Path
 def test_an_unknown_entry_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no module pipeline\.gone"):
         modules_below(tmp_path, "pipeline.gone")
+
+
+@pytest.mark.parametrize(
+    "edited", ["pipeline/shards.py", "skel_fit/recipes/full.yaml", "skel_fit/default_body/files.py"]
+)
+def test_one_code_sees_what_is_edited_while_it_works(copy: Path, edited: str) -> None:
+    """What is imported already may be edited; what is read later, or was never the plan's, not."""
+    script = (
+        "import sys; from pathlib import Path; from pipeline import provenance as p, errors\n"
+        "plan = p.code_version('shard'); one = p.OneCode('shard', plan); one.check()\n"
+        f"path = Path({edited!r}); path.write_text(path.read_text() + '\\n# edited\\n')\n"
+        "if path.suffix == '.py':\n"
+        "    __import__(path.with_suffix('').as_posix().replace('/', '.'))\n"
+        "def fails(work):\n"
+        "    try: work()\n"
+        "    except errors.PlanMismatch as error: return path.name in str(error) or 'instead' in "
+        "str(error)\n"
+        "print(fails(one.check), fails(lambda: p.OneCode('shard', plan)))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=copy, env={"PYTHONPATH": str(copy)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    decides = "default_body" not in edited
+    assert ran.stdout.split() == [str(decides or None), str(decides or None)]

@@ -17,6 +17,7 @@ from tests.faults.harness import (
     FAULTY,
     REPOSITORY,
     Bench,
+    copy_code,
     leftovers,
     make_bench,
     shard_digests,
@@ -153,6 +154,25 @@ def test_what_can_never_fit_is_refused_at_once(bench: Bench) -> None:
     done = bench.run(*OPTIONS)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("hmr-skel: no Ray node can hold")
+
+
+def test_a_node_with_other_code_does_not_work(
+    cluster: tuple[Any, Path], bench: Bench, tmp_path: Path
+) -> None:
+    """One run, one code, on a cluster: before, such a node's shards were mixed in, with exit 0."""
+    code = copy_code(tmp_path / "code")
+    (code / "pipeline" / "columns.py").open("a").write("\n# edited\n")
+    os.environ["PYTHONPATH"] = str(code)
+    node = cluster[0].add_node(**NODE)
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    try:
+        bench.order("slow-all", "0.2")
+        done = bench.run("--executor", "ray", "--workers", "3")
+        assert done.returncode == 4, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("hmr-skel: this worker") and "code.sha256" in last
+    finally:
+        cluster[0].remove_node(node)
 
 
 def test_a_worker_that_cannot_start_ends_the_run(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -75,6 +76,8 @@ class Bench:
     root: Path
     orders: Path | None = None
     """Folder of the orders when it has to be fixed before the bench exists (Ray nodes)."""
+    code: Path = REPOSITORY
+    """Folder of the sources that the processes of this bench run."""
 
     @property
     def manifest(self) -> Path:
@@ -130,7 +133,7 @@ class Bench:
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(self.code),
             "HMR_SKEL_FAULTS": str(self.faults),
             "OMP_NUM_THREADS": "1",
         }
@@ -171,13 +174,23 @@ def make_bench(
     shard_rows: int = 8,
     bad_rows: Iterable[int] = (3, 17),
     orders: Path | None = None,
+    code: Path = REPOSITORY,
     **changes: Any,
 ) -> Bench:
-    bench = Bench(root, orders)
+    bench = Bench(root, orders, code)
     bench.faults.mkdir(parents=True, exist_ok=True)
     write_source(bench.labels, rows, bad_rows=[row for row in bad_rows if row < rows])
     write_manifest(bench.manifest, shard_rows, **changes)
     return bench
+
+
+def copy_code(root: Path) -> Path:
+    """The rooms and what misbehaves on purpose, free to be edited."""
+    skip = shutil.ignore_patterns("__pycache__", "*.npz")
+    for room in ("skel_fit", "pipeline", "stages", "manifests", "tests/faults"):
+        shutil.copytree(REPOSITORY / room, root / room, ignore=skip)
+    shutil.copy(REPOSITORY / "tests" / "__init__.py", root / "tests")
+    return root
 
 
 def shard_digests(directory: Path) -> dict[str, str]:
