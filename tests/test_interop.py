@@ -162,7 +162,7 @@ def test_keypoints_are_those_of_the_fitted_mesh(exported):
 
 
 def test_the_file_has_what_the_training_reader_takes(exported):
-    """The accepted keys and shapes of datasets.md 2.4."""
+    """The accepted keys and shapes of label-formats.md#hmr-skel-training."""
     written = members(exported)
     n = len(written["imgname"])
     assert written["imgname"].dtype.kind == "U"
@@ -377,8 +377,8 @@ def test_the_card_has_the_templates_order_and_the_datas_numbers(fitted):
 
 
 def test_the_card_counts_rejected_rows_and_escapes_names(plain, tmp_path):
-    card(plain, tmp_path / "card.md")
-    text = (tmp_path / "card.md").read_text(encoding="utf-8")
+    card(plain, tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| `non_finite_pose` | 2 | NaN or infinity in the pose |" in text
     assert "Stand-in" not in text
     assert "<b>" not in text

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skel_fit import anatomy, joint_limits
+from skel_fit import anatomy, joint_limits, keypoints
 from stages.regressor.config import load_recipe
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
@@ -66,6 +66,14 @@ def test_start_joints() -> None:
     assert tuple(numbers(words[words.index(": SMPL") : words.index("[ours]")])) == (
         anatomy.START_SMPL_JOINT
     )
+
+
+def test_mirror_of_the_keypoints() -> None:
+    lists = re.findall(r"`\[([^\]]+)\]`", text("evaluation.md", "keypoints-44-mirror"))
+    openpose, extra = lists[:2]
+    assert tuple(numbers(openpose)) == keypoints.MIRROR[:25]
+    first = numbers(extra.replace("…", ","))[:13]
+    assert tuple(25 + k for k in first) == keypoints.MIRROR[25:38]
 
 
 def test_elevation_limits() -> None:

@@ -1,6 +1,6 @@
 """The 24 x 6 pose representation: 46 angles <-> 144 numbers, of which 88 carry information.
 
-Source: reference/skel-model.md section 5, regressor.md 3.1. It encodes the bone-space rotation Rp_j
+Source: docs/reference/skel-model.md#pose-code. It encodes the bone-space rotation Rp_j
 of each joint: three angles as the first two rows of Rp_j; one angle as (cos q, -sin q); two angles
 (the hands) raw. Unused numbers are zero when encoded and ignored when decoded.
 
@@ -157,7 +157,8 @@ def rotations(code: Tensor) -> Tensor:
 
 
 def mirror_poses(poses: Tensor) -> Tensor:
-    """Angles of the left-right mirrored person: (B, 46) -> (B, 46); an involution (6.5).
+    """Angles of the left-right mirrored person: (B, 46) -> (B, 46); an involution
+    (regressor.md#flip).
 
     Exact for every joint but the ankles, whose axes the model does not mirror.
     """
@@ -174,7 +175,8 @@ def turn_root(poses: Tensor, turn: Tensor, root_frame: Tensor | None = None) -> 
     """Angles after the person is turned about its root in the camera frame.
 
     poses: (B, 46); turn: (B, 3, 3) rotation applied from the left to the camera-frame orientation
-    O = F Rp_0 F^T; root_frame: F (3, 3), `NOMINAL_ROOT_FRAME` if absent (6.5). Only q0..q2 change.
+    O = F Rp_0 F^T; root_frame: F (3, 3), `NOMINAL_ROOT_FRAME` if absent. Only q0..q2 change
+    (regressor.md#roll).
     """
     frame = torch.as_tensor(NOMINAL_ROOT_FRAME, dtype=poses.dtype, device=poses.device)
     frame = frame if root_frame is None else root_frame
