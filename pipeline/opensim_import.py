@@ -7,7 +7,7 @@ is followed body by body, and the nearest SKEL angles are found; what does not f
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def import_opensim(
     model_path: Path,
     motion_path: Path,
     *,
-    models: Path | None = None,
+    models: Callable[[], Path] | None = None,
     gender: str = "male",
     ground: str = "y-up",
     units: str = "file",
@@ -94,7 +94,7 @@ def import_opensim(
 
     Args:
         model_path: .osim. motion_path: .mot or .sto with its coordinates.
-        models: folder with SKEL models; only for models that are not our own export.
+        models: says where the SKEL models are; asked only for models that are no export of ours.
         gender, ground: of the SKEL body that follows a foreign model, and the axes of its `trans`;
             own exports say theirs.
         units: of rotational columns: `file` (as the header says), `degrees` or `radians`.
@@ -196,7 +196,7 @@ def _foreign(
     model: osim_file.ForeignModel,
     values: Mapping[str, NDArray],
     count: int,
-    models: Path | None,
+    models: Callable[[], Path] | None,
     gender: str,
     ground_name: str,
     path: Path,
@@ -204,9 +204,9 @@ def _foreign(
 ) -> Imported:
     """The nearest SKEL angles to the bodies of another model; average shape."""
     if models is None:
-        raise InputError(f"{path}: is no export of ours, so a SKEL model is needed: --models DIR")
+        raise InputError(f"{path}: is no export of ours, so a SKEL model is needed")
     ground = GROUNDS[ground_name]
-    skel = load_skel(models, gender, dtype=torch.float64)
+    skel = load_skel(models(), gender, dtype=torch.float64)
     body = subjects(skel, torch.zeros(1, 10, dtype=torch.float64))[0]
     try:
         shared = document.template(skel)

@@ -1,4 +1,4 @@
-"""`hmr-skel export`: a converted dataset as a file for other programs."""
+"""`hmr-skel export`: a converted dataset for other programs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 def export(
     directory: options.Directory,
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
-    format: Annotated[str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads.")] = "hmr-skel-npz",
+    out: Annotated[Path, typer.Option("--out", help="The file or folder to write.")],
+    format: Annotated[
+        str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads; opensim: models and motions.")
+    ] = "hmr-skel-npz",
     keypoints3d: Annotated[
         Literal["add", "replace", "none"] | None,
         typer.Option(help="The 44 keypoints; add: where the labels have none.", show_default="add"),
@@ -30,15 +32,38 @@ def export(
     max_error: Annotated[
         float | None, typer.Option(help="Leave out rows with a mean error above this, mm.")
     ] = None,
+    rows: Annotated[
+        str | None, typer.Option(metavar="A:B", help="opensim: only rows A up to but without B.")
+    ] = None,
+    sequence: Annotated[str | None, typer.Option(help="opensim: only this sequence.")] = None,
+    angles: Annotated[
+        Literal["opensim", "skel"] | None,
+        typer.Option(help="opensim: order of three-angle joints.", show_default="opensim"),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.osim", help="opensim: give the motion to this model instead."),
+    ] = None,
+    ground: Annotated[
+        Literal["auto", "camera", "y-up", "z-up", "none"] | None,
+        typer.Option(help="opensim: which way is up in the data.", show_default="auto"),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HZ", help="opensim: frames a second.", show_default="of the data, else 30"
+        ),
+    ] = None,
     models: options.Models = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a converted dataset as a file for other programs."""
+    """Write a converted dataset for other programs."""
     from stages.exporting import export_dataset
 
     exported = export_dataset(
         directory, out, format=format, models=models,
-        keypoints3d=keypoints3d, rejected=rejected, max_error=max_error,
+        keypoints3d=keypoints3d, rejected=rejected, max_error=max_error, rows=rows,
+        sequence=sequence, angles=angles, into=into, ground=ground, rate=rate,
     )  # fmt: skip
     if as_json:
         print_json(exported.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, Exporter, ExportOptions
 from pipeline.exporters.hmr_skel import HmrSkelNpz
+from pipeline.exporters.opensim import OpenSim
 from pipeline.task import conversion_models
+from stages.terminal import Progress
 
 
 def exporters() -> dict[str, Exporter[Any]]:
     """Every format by the name that `--format` has for it."""
-    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints),)
+    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints), OpenSim(_people()))
     return {exporter.name: exporter for exporter in found}
 
 
@@ -70,6 +73,20 @@ def _options(exporter: Exporter[Any], given: dict[str, Any]) -> ExportOptions:
                 "Input should be", "expected"
             )
         ) from None
+
+
+def _people() -> Callable[[int, int], None]:
+    """Progress of formats that write one person after another: called with done and all."""
+    shown: list[Progress] = []
+
+    def tell(done: int, people: int) -> None:
+        if not shown:
+            shown.append(Progress("export", people, "people"))
+        shown[0].update()
+        if done == people:
+            shown.pop().close()
+
+    return tell
 
 
 class _SkelKeypoints:

@@ -15,6 +15,7 @@ from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, subject
+from stages import cli
 from tests.demo_rows import fitted_demo
 from tests.test_opensim_tables import old_model
 from tests.test_sequence import convert_amass, write_amass
@@ -203,8 +204,7 @@ def test_foreign_motion_becomes_the_nearest_skel(sequences, tmp_path) -> None:
     path = tmp_path / "out" / entry["mot"]
     text = path.read_text().replace("\tflex", "\tsomething_else")
     (tmp_path / "odd.mot").write_text(text)
-    models = default_body_directory()
-    kinds = {"models": models, "gender": "male", "ground": "z-up"}
+    kinds = {"models": default_body_directory, "gender": "male", "ground": "z-up"}
     found = import_opensim(tmp_path / "other.osim", path, **kinds)
     rows = entry["rows"]
     hip = [POSE_NAMES.index(f"hip_{name}_r") for name in ("flexion", "adduction")]
@@ -299,5 +299,82 @@ def test_motions_of_another_model_and_damaged_notes_are_refused(exported, tmp_pa
 def test_a_model_without_notes_needs_a_skel_model(exported, tmp_path) -> None:
     (tmp_path / "other.osim").write_text(old_model())
     (tmp_path / "m.mot").write_text("m\nnRows=1\ninDegrees=yes\nendheader\ntime\tflex\n0\t30\n")
-    with pytest.raises(InputError, match="--models DIR"):
+    with pytest.raises(InputError, match="a SKEL model is needed"):
         import_opensim(tmp_path / "other.osim", tmp_path / "m.mot")
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.run([str(argument) for argument in arguments])
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_export_and_import_by_the_command_line(sequences, tmp_path, capsys) -> None:
+    out = tmp_path / "osim"
+    name = str(sequences["sequence"][0])
+    command = ("export", sequences.directory, "--format", "opensim", "--out", out)
+    code, said, _ = run(capsys, *command, "--sequence", name, "--angles", "skel")
+    assert code == 0 and "12" in said
+    (entry,) = index_of(out)["files"]
+    assert entry["angles"] == "skel"
+    back = tmp_path / "back.npz"
+    files = (out / entry["osim"], out / entry["mot"])
+    code, said, _ = run(capsys, "import-opensim", *files, "--out", back, "--json")
+    assert code == 0 and json.loads(said)["frames"] == 12
+    with np.load(back) as file:
+        apart = file["skel_poses"] - sequences["skel_poses"][:12]
+    assert np.abs((apart + np.pi) % (2 * np.pi) - np.pi).max() < 1e-6
+
+
+def test_a_motion_of_others_by_the_command_line(tmp_path, capsys) -> None:
+    model, motion, out = (tmp_path / name for name in ("o.osim", "m.mot", "b.npz"))
+    model.write_text(old_model())
+    motion.write_text("m\nnRows=1\ninDegrees=yes\nendheader\ntime\tflex\textra\n0\t30\t1\n")
+    command = ("import-opensim", model, motion, "--out", out)
+    code, said, _ = run(capsys, *command, "--stand-in", "--gender", "female")
+    assert code == 0 and "extra" in said and "knee_angle_r" in said
+    with np.load(out) as file:
+        assert file["gender"] == "female" and np.isfinite(file["skel_poses"]).all()
+        assert file["ignored"].tolist() == ["extra"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"model": old_model().replace("CustomJoint", "BallJoint")}, 5, "BallJoint is not read"),
+        ({"model": old_model(names=("flex", "flex", "rot"))}, 5, "are named 'flex'"),
+        ({"motion": "0\t30\n0\t31"}, 5, "does not increase"),
+        ({"motion": "0\t0.3\n1\t0.5"}, 5, "look like radians"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tmp_path, capsys, change, code, message
+) -> None:
+    (tmp_path / "o.osim").write_text(change.get("model", old_model()))
+    rows = change.get("motion", "0\t30\n1\t31")
+    (tmp_path / "m.mot").write_text(f"m\nnRows=2\ninDegrees=yes\nendheader\ntime\tflex\n{rows}\n")
+    files = (tmp_path / "o.osim", tmp_path / "m.mot")
+    found, _, said = run(capsys, "import-opensim", *files, "--out", tmp_path / "out.npz")
+    assert found == code and message in said
+    assert said.startswith("hmr-skel: ") and said.count("\n") == 1
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_options_of_other_formats_are_refused(sequences, tmp_path, capsys) -> None:
+    command = ("export", sequences.directory, "--out", tmp_path / "out")
+    code, _, said = run(capsys, *command, "--rows", "0:3")
+    assert code == 2 and "--rows: format hmr-skel-npz has no such option" in said
+    opensim = (*command, "--format", "opensim")
+    for wrong, message in (
+        (("--rows", "a:b"), "--rows a:b"),
+        (("--rate", "0"), "--rate 0"),
+        (("--keypoints3d", "add"), "--keypoints3d: format opensim has no such option"),
+        (("--rejected", "keep"), "--rejected keep"),
+        (("--into", tmp_path / "absent.osim"), "cannot be read"),
+    ):
+        code, _, said = run(capsys, *opensim, *wrong)
+        assert code in (2, 5) and message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

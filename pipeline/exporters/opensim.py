@@ -74,6 +74,8 @@ class OpenSim:
     def write(
         self, dataset: Dataset, path: Path, options: OpenSimOptions, models: Path | None
     ) -> Exported:
+        if options.rejected == "keep":
+            raise UsageError("--rejected keep: rows without a fit have no pose to export")
         ground = recorded_ground(dataset.plan) if options.ground == "auto" else options.ground
         selection = Selection.of(dataset, options)
         chosen = _chosen(dataset, selection.kept, options)
