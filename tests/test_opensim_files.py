@@ -1,5 +1,6 @@
 """Export to OpenSim and import from it, through files: folders, index, refusals."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -21,14 +22,19 @@ from tests.test_opensim_tables import old_model
 from tests.test_sequence import convert_amass, write_amass
 
 
-@pytest.fixture(scope="module")
-def sequences(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Two short sequences of the demo motion, converted."""
-    folder = tmp_path_factory.mktemp("amass")
+@functools.cache
+def two_sequences(base: Path) -> Dataset:
+    """Two short sequences of the demo motion, converted; give `getbasetemp()` as `base`."""
+    folder = base / "two-sequences"
     write_amass(folder / "amass" / "S1" / "walk_poses.npz", range(200, 212), 1)
     female = np.array("female")
     write_amass(folder / "amass" / "S2" / "b_poses.npz", range(400, 406), 2, gender=female)
     return open_dataset(convert_amass(folder, "out"))
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return two_sequences(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.exporters.opensim import OpenSim, OpenSimOptions
 from skel_fit import joint_limits
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles, document, osim_file, subject, tables, transfer
+from tests.test_opensim_files import index_of, our_frames, two_sequences
 from tests.test_opensim_model import poses_inside_limits
 
 opensim = pytest.importorskip("opensim", reason="needs OpenSim: pip install 'hmr-skel[biomech]'")
@@ -174,6 +176,30 @@ def test_a_person_who_stands_weighs_what_the_segments_weigh(case: Case) -> None:
     assert columns["pelvis_ty_force"] == pytest.approx(mass * 9.80665, rel=1e-6)
     assert np.abs(columns["pelvis_tx_force"]).max() < 1e-6 * mass
     assert all(np.isfinite(column).all() for column in columns.values())
+
+
+def test_an_exported_sequence_opens_and_inverse_dynamics_runs(tmp_path_factory, tmp_path) -> None:
+    dataset = two_sequences(tmp_path_factory.getbasetemp())
+    OpenSim().write(dataset, tmp_path / "osim", OpenSimOptions(), None)
+    for entry in index_of(tmp_path / "osim")["files"]:
+        path, motion = (tmp_path / "osim" / entry[kind] for kind in ("osim", "mot"))
+        model = opensim.Model(str(path))
+        state = model.initSystem()
+        table = opensim.TimeSeriesTable(str(motion))  # a temporary would be freed too early
+        read = table.getMatrix().to_numpy()
+        turns = [name not in angles.TRANSLATIONS for name in angles.COORDINATES]
+        coordinates = [model.getCoordinateSet().get(name) for name in angles.COORDINATES]
+        bodies = [model.getBodySet().get(name) for name in JOINT_NAMES]
+        values = np.where(turns, np.radians(read), read)
+        position, axes = bodies_of(model, state, coordinates, bodies, values)
+        wanted, turned = our_frames(dataset, entry["rows"], entry["gender"])
+        ground = np.array(entry["ground"])
+        assert np.abs(position - wanted @ ground.T).max() <= 1e-6
+        assert np.abs(axes - ground @ turned).max() <= 1e-5
+        forces = inverse_dynamics(tmp_path, path, motion)
+        assert len(forces.columns) == 49 and np.isfinite(forces.values).all()
+        markers = opensim.TimeSeriesTableVec3(str(tmp_path / "osim" / entry["trc"]))
+        assert markers.getNumRows() == len(entry["rows"]) and markers.getNumColumns() == 72
 
 
 # ---- other people's models ----------------------------------------------------------------------
