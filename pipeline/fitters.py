@@ -21,6 +21,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.manifest import MODELS_VARIABLE
 from pipeline.plan import ModelRecord
 from pipeline.provenance import file_record
+from skel_fit.models import BodyModels, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -128,10 +129,10 @@ class SkelFit:
         pairs = tuple(pairs)
         wanted: set[tuple[Kind, str]] = {("smpl", smpl) for smpl, _ in pairs}
         wanted |= {("skel", skel) for _, skel in pairs}
-        records = []
+        held, records = BodyModels(directory), []
         for kind, gender in sorted(wanted):
             record = file_record(_model_file(directory, kind, gender))
-            standin = bool(_load(directory, kind, gender).standin)
+            standin = bool(_load(held, kind, gender, "float32").standin)
             records.append(ModelRecord(kind, gender, **record.to_json(), standin=standin))
         return tuple(records)
 
@@ -146,7 +147,10 @@ class _SkelFitter:
     directory: Path
     device: str
     request: FitRequest
-    _loaded: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    _held: BodyModels = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._held = BodyModels(self.directory, self.device)
 
     def fit(
         self,
@@ -213,14 +217,9 @@ class _SkelFitter:
 
         return torch.as_tensor(values, dtype=torch.float64, device=self.device)
 
-    def _pair(self, genders: tuple[str, str], dtype: str) -> tuple[Any, Any]:
-        return self._model("smpl", genders[0], dtype), self._model("skel", genders[1], dtype)
-
-    def _model(self, kind: Kind, gender: str, dtype: str) -> Any:
-        key = (kind, gender, dtype)
-        if key not in self._loaded:
-            self._loaded[key] = _load(self.directory, kind, gender, dtype).to(self.device)
-        return self._loaded[key]
+    def _pair(self, genders: tuple[str, str], precision: Precision) -> tuple[Any, Any]:
+        smpl = _load(self._held, "smpl", genders[0], precision)
+        return smpl, _load(self._held, "skel", genders[1], precision)
 
 
 @contextmanager
@@ -239,16 +238,12 @@ def _one_blas_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _load(directory: Path, kind: Kind, gender: str, dtype: str = "float32") -> Any:
-    import torch
-
+def _load(held: BodyModels, kind: Kind, gender: str, precision: Precision) -> Any:
     from skel_fit.errors import ModelFileError
-    from skel_fit.model_files import load_skel, load_smpl
 
-    path = _model_file(directory, kind, gender)
-    load = load_skel if kind == "skel" else load_smpl
+    _model_file(held.directory, kind, gender)
     try:
-        return load(path, gender, dtype=getattr(torch, dtype))
+        return held.model(kind, gender, precision)
     except ModelFileError as error:
         raise InputError(str(error)) from error
 

@@ -16,6 +16,7 @@ from pipeline.exporters.base import Exported, Exporter, ExportOptions
 from pipeline.exporters.hmr_skel import HmrSkelNpz
 from pipeline.exporters.opensim import OpenSim
 from pipeline.task import conversion_models
+from skel_fit.models import BodyModels
 from stages.terminal import Progress
 
 
@@ -98,7 +99,7 @@ class _SkelKeypoints:
 
     def __init__(self, dataset: Dataset, models: Path | None) -> None:
         noted = dataset.attrs["models_directory"]
-        self._models = conversion_models(dataset.plan, noted, models)
+        self._models = BodyModels(conversion_models(dataset.plan, noted, models))
         self._bodies: dict[str, Any] = {}
 
     def __call__(self, poses: NDArray, betas: NDArray, genders: NDArray) -> NDArray:
@@ -114,13 +115,9 @@ class _SkelKeypoints:
         return points
 
     def _body(self, gender: str) -> Any:
-        import torch
-
         from skel_fit.keypoint_body import KeypointBody
-        from skel_fit.keypoints import keypoint_matrix
-        from skel_fit.model_files import load_skel
 
         if gender not in self._bodies:
-            skel = load_skel(self._models, gender, dtype=torch.float64)
-            self._bodies[gender] = KeypointBody(skel, keypoint_matrix(self._models))
+            skel = self._models.model("skel", gender)
+            self._bodies[gender] = KeypointBody(skel, self._models.keypoint_matrix())
         return self._bodies[gender]

@@ -6,13 +6,13 @@ Frames and units as in `stages.drawing.render`: camera frame, metres.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skel_fit.models import BodyModels
 from stages.drawing.render import (
     BONE_COLOR,
     SKIN_COLOR,
@@ -64,7 +64,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Bodies:
+class BodyMeshes:
     """The meshes of one row in front of one camera.
 
     Attributes:
@@ -91,7 +91,7 @@ class Bodies:
         points = self.skin if self.target is None else np.concatenate([self.skin, self.target])
         return _window(self.cam_int, points)
 
-    def turned(self, degrees: float) -> Bodies:
+    def turned(self, degrees: float) -> BodyMeshes:
         """The same bodies turned about the vertical through the middle of the skin."""
         middle = (self.skin.min(axis=0) + self.skin.max(axis=0)) / 2
         matrix = _about_vertical(degrees)
@@ -100,23 +100,15 @@ class Bodies:
             return (points - middle) @ matrix.T + middle
 
         target = None if self.target is None else turn(self.target)
-        return Bodies(
+        return BodyMeshes(
             target, turn(self.skin), turn(self.bones), self.faces, self.bone_faces, self.cam_int
         )
 
 
-@dataclass
-class Poser:
-    """Poses rows with the models of a folder; each model is loaded once.
+class Poser(BodyModels):
+    """Poses rows with the models of a folder; each model is loaded once."""
 
-    Attributes:
-        models: folder with the SMPL and SKEL files.
-    """
-
-    models: Path
-    _loaded: dict[tuple[str, str], Any] = field(default_factory=dict)
-
-    def bodies(self, person: Person) -> Bodies:
+    def bodies(self, person: Person) -> BodyMeshes:
         """The meshes of one row.
 
         Raises:
@@ -132,7 +124,7 @@ class Poser:
             middle = (skin.min(axis=0) + skin.max(axis=0)) / 2
             offset = np.array([0.0, 0.0, _OWN_DISTANCE]) - middle
             cam_int = _pinhole(_OWN_FOCAL)
-        return Bodies(
+        return BodyMeshes(
             target=None if target is None else target + offset,
             skin=skin + offset,
             bones=bones + offset,
@@ -140,21 +132,6 @@ class Poser:
             bone_faces=skel.skeleton_faces.numpy(),
             cam_int=np.asarray(cam_int, dtype=np.float64),
         )
-
-    def model(self, kind: str, gender: str) -> Any:
-        """A loaded `smpl` or `skel` model, float64."""
-        import torch
-
-        from skel_fit.model_files import load_skel, load_smpl
-
-        if (kind, gender) not in self._loaded:
-            load = load_skel if kind == "skel" else load_smpl
-            self._loaded[kind, gender] = load(self.models, gender, dtype=torch.float64)
-        return self._loaded[kind, gender]
-
-    def standin(self) -> bool:
-        """Whether any model in use so far is of the licence-free pair."""
-        return any(model.standin for model in self._loaded.values())
 
     def _skel(self, skel: Any, values: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
         import torch
@@ -175,18 +152,18 @@ class Poser:
         return output.vertices[0].numpy()
 
 
-def target_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
+def target_picture(bodies: BodyMeshes, size: int) -> NDArray[np.uint8]:
     """The SMPL target, (size, size, 3)."""
     assert bodies.target is not None
     return _draw(bodies, Mesh(bodies.target, bodies.faces, TARGET_COLOR), size)
 
 
-def skin_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
+def skin_picture(bodies: BodyMeshes, size: int) -> NDArray[np.uint8]:
     """The SKEL skin, (size, size, 3)."""
     return _draw(bodies, Mesh(bodies.skin, bodies.faces, SKIN_COLOR), size)
 
 
-def distance_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
+def distance_picture(bodies: BodyMeshes, size: int) -> NDArray[np.uint8]:
     """The SKEL skin coloured by its distance to the target (`ERROR_COLORS`), (size, size, 3)."""
     distances = bodies.distances()
     assert distances is not None
@@ -194,7 +171,7 @@ def distance_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
     return _draw(bodies, mesh, size, Light(key=0.35, fill=0.35, ambient=0.40))
 
 
-def skeleton_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
+def skeleton_picture(bodies: BodyMeshes, size: int) -> NDArray[np.uint8]:
     """The skeleton seen through the SKEL skin, (size, size, 3)."""
     return render_translucent(
         Mesh(bodies.skin, bodies.faces, SKIN_COLOR),
@@ -207,7 +184,7 @@ def skeleton_picture(bodies: Bodies, size: int) -> NDArray[np.uint8]:
 
 
 def views(
-    bodies: Bodies, size: int, *, target: str = "SMPL target", skin: str = "SKEL skin"
+    bodies: BodyMeshes, size: int, *, target: str = "SMPL target", skin: str = "SKEL skin"
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Captioned pictures: target and distances where there is a target, skin, skeleton."""
     drawn = [(skin, skin_picture(bodies, size)), ("skeleton", skeleton_picture(bodies, size))]
@@ -286,7 +263,9 @@ def _window(cam_int: NDArray, points: NDArray) -> tuple[float, float, float]:
     return float(left), float(top), side
 
 
-def _draw(bodies: Bodies, mesh: Mesh, size: int, light: Light | None = None) -> NDArray[np.uint8]:
+def _draw(
+    bodies: BodyMeshes, mesh: Mesh, size: int, light: Light | None = None
+) -> NDArray[np.uint8]:
     camera = Camera(bodies.cam_int, 1, 1).cropped(*bodies.window(), size)
     return render(mesh, camera, background=BACKGROUND, light=light, supersample=2)
 

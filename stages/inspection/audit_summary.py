@@ -35,7 +35,7 @@ def summarise(found: Audit) -> dict[str, Any]:
         "rows": source.rows,
         "judged": rows,
         "rejected": dict(sorted(tally.rejected.items())),
-        "standin": found.poser.standin(),
+        "standin": found.poser.standin,
         "root_error_deg": _spread(judged.root_error),
         "translation_error_mm": _spread(judged.translation_error * 1000),
         "residual_mm": _spread(judged.residual * 1000),

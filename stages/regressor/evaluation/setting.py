@@ -77,7 +77,7 @@ def check_bodies(
     for what, standin in made:
         if standin != here:
             raise InputError(
-                f"{bodies.folder}: holds {kind[here]}, but {what} {kind[standin]}; its numbers "
+                f"{bodies.directory}: holds {kind[here]}, but {what} {kind[standin]}; its numbers "
                 "would mean other bodies; give the matching --models"
             )
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skel_fit.keypoint_body import KeypointBody
-from skel_fit.keypoints import MIRROR, keypoint_matrix
-from skel_fit.model_files import load_skel
+from skel_fit.keypoints import MIRROR
+from skel_fit.models import BodyModels
 from skel_fit.skel import SKEL
 from stages.regressor.data.loader import Batch
 from stages.regressor.network import representation
@@ -57,11 +57,14 @@ class RunBodies(nn.Module):
 
     def __init__(self, models: Path, gender: str, genders: tuple[str, ...]) -> None:
         super().__init__()
-        weights = keypoint_matrix(models)
+        held = BodyModels(models)
+        weights = held.keypoint_matrix()
         self.gender = gender
-        self.own = KeypointBody(load_skel(models, gender), weights)
+        self.own = KeypointBody(held.model("skel", gender, "float32"), weights)
         others = [g for g in genders if g != gender]
-        self.other = KeypointBody(load_skel(models, others[0]), weights) if others else None
+        self.other = None
+        if others:
+            self.other = KeypointBody(held.model("skel", others[0], "float32"), weights)
         if self.other is not None:
             matrix, offset = shape_map(self.other.skel, self.own.skel)
             self.register_buffer("_matrix", matrix.float(), persistent=False)
