@@ -1,0 +1,125 @@
+"""SKEL and SMPL bodies as moving surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skel_fit.rotations import axis_angle_to_matrix
+from skel_fit.skel import SKEL
+from stages.drawing.viewer.encoding import Surface, thinned
+
+MOST_BONE_VERTICES = 36_000
+"""A finer bone mesh is thinned: a page shall stay small."""
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Poses (F, 46 or 72) radians, betas (F, 10) and translations (F, 3) metres of F frames, and
+    the gender of each frame's model."""
+
+    poses: NDArray[np.floating]
+    betas: NDArray[np.floating]
+    transl: NDArray[np.floating]
+    genders: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+
+def skel_surfaces(models: dict[str, SKEL], given: Parameters) -> list[Surface]:
+    """Skin and bones.
+
+    models: by gender. Raises ValueError if frames of two genders have bone meshes that differ.
+    """
+    first = models[given.genders[0]]
+    if any(
+        model.skeleton_faces.shape != first.skeleton_faces.shape
+        or bool((model.skeleton_faces != first.skeleton_faces).any())
+        for model in models.values()
+    ):
+        raise ValueError("male and female bone meshes differ; view rows of one gender at a time")
+    frames = len(given)
+    skin = np.empty((frames, len(first.template), 3), np.float32)
+    bones = np.empty((frames, len(first.skeleton_template), 3), np.float32)
+    rotations, translations = np.empty((frames, 24, 3, 3)), np.empty((frames, 24, 3))
+    for gender, rows in _parts(given.genders):
+        model = models[gender]
+        poses, betas, transl = _tensors(given, rows, model.template)
+        with torch.no_grad():
+            output = model(poses, betas, transl, skeleton=True)
+            identity = model.shape(betas)
+            turned, positions, _ = model.bone_transforms(poses, identity)
+            moved = positions - (turned @ identity.joints[..., None]).squeeze(-1)
+        skin[rows], bones[rows] = output.skin_vertices.numpy(), output.skeleton_vertices.numpy()
+        rotations[rows] = turned.numpy()
+        translations[rows] = (moved + transl[:, None]).numpy()
+    weights = first.skeleton_weights.numpy()
+    kept, faces = thinned(
+        bones[0], first.skeleton_faces.numpy(), weights.argmax(axis=1), MOST_BONE_VERTICES
+    )
+    return [
+        Surface("skin", skin, rotations, translations, first.skin_weights.numpy(),
+                first.faces.numpy()),
+        Surface("bones", bones[:, kept], rotations, translations, weights[kept], faces),
+    ]  # fmt: skip
+
+
+def smpl_surface(models: dict[str, Any], given: Parameters) -> Surface:
+    """The target.
+
+    models: SMPL models by gender.
+    """
+    first = models[given.genders[0]]
+    frames = len(given)
+    vertices = np.empty((frames, first.v_template.shape[0], 3), np.float32)
+    rotations, translations = np.empty((frames, 24, 3, 3)), np.empty((frames, 24, 3))
+    for gender, rows in _parts(given.genders):
+        model = models[gender]
+        poses, betas, transl = _tensors(given, rows, model.v_template)
+        with torch.no_grad():
+            posed = model(
+                betas=betas, global_orient=poses[:, :3], body_pose=poses[:, 3:], transl=transl
+            )
+            rest = model(
+                betas=betas,
+                global_orient=torch.zeros_like(poses[:, :3]),
+                body_pose=torch.zeros_like(poses[:, 3:]),
+            )
+        turned = _chain(axis_angle_to_matrix(poses.view(-1, 24, 3)), model.parents.tolist())
+        joints, resting = posed.joints[:, :24], rest.joints[:, :24]
+        vertices[rows] = posed.vertices.numpy()
+        rotations[rows] = turned.numpy()
+        translations[rows] = (joints - (turned @ resting[..., None]).squeeze(-1)).numpy()
+    faces = np.asarray(first.faces, dtype=np.int64)
+    return Surface("target", vertices, rotations, translations, first.lbs_weights.numpy(), faces)
+
+
+def _chain(local: Tensor, parents: Sequence[int]) -> Tensor:
+    """World rotations (B, 24, 3, 3) of local ones."""
+    world = [local[:, 0]]
+    for joint in range(1, len(parents)):
+        world.append(world[parents[joint]] @ local[:, joint])
+    return torch.stack(world, 1)
+
+
+def _parts(genders: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
+    """Frames of one gender, a few at a time."""
+    found = []
+    for gender in sorted(set(genders)):
+        rows = np.flatnonzero(np.array(genders) == gender)
+        found += [(gender, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
+    return found
+
+
+def _tensors(given: Parameters, rows: NDArray, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values = (given.poses[rows], given.betas[rows], given.transl[rows])
+    poses, betas, transl = (torch.as_tensor(np.asarray(v), dtype=like.dtype) for v in values)
+    return poses, betas, transl
