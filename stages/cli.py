@@ -32,11 +32,12 @@ from stages.report import report
 from stages.status import status
 from stages.train import train
 from stages.verify import verify
+from stages.view import view
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, export, import_opensim, audit, card, default_body, lint,
-    demo_images, train, predict, evaluate, moyo_hard,
+    demo_images, train, predict, evaluate, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -160,7 +160,7 @@ def test_the_browser_shows_the_surface_that_was_packed(browser: Any, tmp_path: P
         found = page.evaluate("Array.from(viewer.stage.layer('skin').positions)")
         distance = np.linalg.norm(np.array(found).reshape(-1, 3) - surface.vertices[frame], axis=1)
         assert distance.max() < 1e-3
-    assert "34.6 mm mean" in page.inner_text("#residual")  # 20 mm along each axis
+    assert "mean 34.6 mm" in page.inner_text("#residual")  # 20 mm along each axis
     assert page.inner_text("#reached") == "knee angle r"
     page.evaluate("viewer.show(0)")
     assert page.inner_text("#reached") == "none"

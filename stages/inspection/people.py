@@ -58,12 +58,12 @@ def person(dataset: Dataset, position: int) -> Person:
         name: dataset.read(name, position, position + 1)[0]
         for name in (*SKEL_COLUMNS, "smpl_gender", "skel_gender", "source_row")
     }
-    number = int(row["source_row"])
+    target = targets(dataset, position, position + 1)
     return Person(
-        row=number,
+        row=int(row["source_row"]),
         skel=(row["skel_poses"], row["skel_betas"], row["skel_trans"]),
         skel_gender=str(row["skel_gender"]),
-        smpl=_stored_target(dataset, position) or _source_target(dataset, number),
+        smpl=None if target is None else (target[0][0], target[1][0], target[2][0]),
         smpl_gender=str(row["smpl_gender"]),
         cam_int=_optional(dataset, "cam_int", position),
     )
@@ -113,40 +113,57 @@ def _best_turned(dataset: Dataset, positions: NDArray[np.int64], poser: Poser) -
     return int(positions[int(np.argmin(scores))])
 
 
-def _stored_target(dataset: Dataset, position: int) -> tuple[NDArray, NDArray, NDArray] | None:
+def targets(dataset: Dataset, start: int, stop: int) -> tuple[NDArray, NDArray, NDArray] | None:
+    """SMPL poses (n, 72), betas (n, 10) and translations (n, 3) of rows start to stop, or None."""
+    return _stored_targets(dataset, start, stop) or _source_targets(dataset, start, stop)
+
+
+def _stored_targets(
+    dataset: Dataset, start: int, stop: int
+) -> tuple[NDArray, NDArray, NDArray] | None:
     """SMPL parameters from CameraHMR columns in the shards (label-formats.md#camerahmr)."""
     if dataset.plan.source_format != "camerahmr":
         return None
-    poses = _optional(
-        dataset, str(dataset.plan.source_options.get("pose_key", "pose_cam")), position
-    )
-    betas = _optional(dataset, "shape", position)
-    if poses is None or betas is None or poses.size != 72:
+    key = str(dataset.plan.source_options.get("pose_key", "pose_cam"))
+    poses = original(dataset, key, start, stop)
+    betas = original(dataset, "shape", start, stop)
+    if poses is None or betas is None or poses[0].size != 72:
         return None
-    transl = _optional(dataset, "trans_cam", position)
+    transl = original(dataset, "trans_cam", start, stop)
+    rows = stop - start
     return (
-        poses.reshape(72).astype(np.float64),
-        betas.reshape(-1)[:10].astype(np.float64),
-        np.zeros(3) if transl is None else transl.astype(np.float64),
+        poses.reshape(rows, 72).astype(np.float64),
+        betas.reshape(rows, -1)[:, :10].astype(np.float64),
+        np.zeros((rows, 3)) if transl is None else transl.astype(np.float64),
     )
 
 
-def _source_target(dataset: Dataset, row: int) -> tuple[NDArray, NDArray, NDArray] | None:
+def _source_targets(
+    dataset: Dataset, start: int, stop: int
+) -> tuple[NDArray, NDArray, NDArray] | None:
+    """SMPL parameters from the label file, if it is still where it was converted."""
     places = RunDirectory(dataset.directory).places()
     path = places.get("source")
     if not path or not Path(path).exists():
         return None
+    numbers = dataset.read("source_row", start, stop)
     source = open_plan_source(dataset.plan, Path(path), Path(places.get("data_root") or "."))
-    rows = source.read(row, row + 1)
-    return rows.poses[0], rows.betas[0], rows.transl[0]
+    rows = source.read(int(numbers[0]), int(numbers[-1]) + 1)
+    wanted = numbers - numbers[0]
+    return rows.poses[wanted], rows.betas[wanted], rows.transl[wanted]
+
+
+def original(dataset: Dataset, source_name: str, start: int, stop: int) -> NDArray | None:
+    """Rows of an original column by its name in the label file."""
+    for item in dataset.plan.fields:
+        if item.source == source_name:
+            return np.asarray(dataset.read(item.stored, start, stop))
+    return None
 
 
 def _optional(dataset: Dataset, source_name: str, position: int) -> NDArray | None:
-    """One row of an original column by its name in the label file."""
-    for item in dataset.plan.fields:
-        if item.source == source_name:
-            return np.asarray(dataset.read(item.stored, position, position + 1)[0])
-    return None
+    found = original(dataset, source_name, position, position + 1)
+    return None if found is None else np.asarray(found[0])
 
 
 def image_name(dataset: Dataset, position: int) -> str:

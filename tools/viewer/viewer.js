@@ -239,7 +239,8 @@ class Curve {
     const data = [times, values, constant(low), constant(high), held];
     const dashed = { stroke: "#b4533c", width: 1, dash: [4, 4], points: { show: false } };
     const series = [
-      {}, { stroke: "#24476b", width: 1.6, points: { show: times.length < 2 } }, dashed, dashed,
+      {}, header.moving ? { stroke: "#24476b", width: 1.6, points: { show: times.length < 2 } }
+        : { stroke: "#24476b", width: 0, paths: () => null, points: { show: true, size: 5, fill: "#24476b" } }, dashed, dashed,
       { stroke: "#b4533c", width: 0, paths: () => null, points: { show: true, size: 5, fill: "#b4533c", stroke: "#b4533c" } },
     ];
     const bands = [];
@@ -395,7 +396,7 @@ class Player {
     if (stage.layer("target")) stage.opacity("target", 0.45);
     const found = stage.residuals(on("residuals"));
     if (found) {
-      byId("residual").textContent = `${(found.mean * 1000).toFixed(1)} mm mean, ${(found.largest * 1000).toFixed(0)} mm at most`;
+      byId("residual").textContent = `mean ${(found.mean * 1000).toFixed(1)} mm, max ${(found.largest * 1000).toFixed(0)}`;
     }
     stage.grid.visible = on("ground");
     stage.body.position.set(0, 0, 0);

@@ -54,7 +54,7 @@ class Packer:
         """
         flat = np.ascontiguousarray(values).reshape(-1)
         if delta:
-            flat = np.diff(flat.astype(np.int64), prepend=0) % 2**32
+            flat = np.mod(np.diff(flat.astype(np.int64), prepend=0), 2**32)
         data = flat.astype("<" + kind).tobytes()
         entry = {"kind": kind, "start": self._size, "bytes": len(data), "delta": delta}
         padding = -len(data) % 4

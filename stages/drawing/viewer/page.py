@@ -123,6 +123,7 @@ def _header(scene: Scene, packed: list[Packed], packer: Packer) -> dict[str, Any
     return {
         "frames": len(scene.labels),
         "rate": scene.rate,
+        "moving": not scene.independent,
         "labels": scene.labels,
         "times": _numbers(scene.times),
         "layers": [item.description for item in packed],
