@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from skel_fit import load_skel
 from skel_fit.default_body import default_body_directory
@@ -90,7 +91,8 @@ def test_the_layers_are_the_bodies_of_the_dataset(rows: Path, tmp_path: Path) ->
     read = {name: stored(page, entry) for name, entry in layer["arrays"].items()}
     first = np.cumsum(read["first"].astype(np.int64)) % 2**32
     affine = _affine(read["quaternions"].reshape(3, 24, 4), read["translations"].reshape(3, 24, 3))
-    blend = _Blend(first, read["bone"], read["weight"], affine)
+    weights = csr_matrix((read["weight"] / 65535, read["bone"], first))
+    blend = _Blend(weights, affine)
     dataset = open_dataset(rows)
     for frame in range(3):
         rest = read["mean"] * layer["mean_step"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.spatial.transform import Rotation
 
 _REGULAR = 1e-4
@@ -84,7 +85,8 @@ def pack(surface: Surface, packer: Packer) -> Packed:
     first, bone, weight = _sparse(surface.weights)
     quaternions = _quaternions(surface.rotations)
     affine = _affine(quaternions, surface.translations)
-    blended = _Blend(first, bone, weight, affine)
+    steps_of = (weight / 65535.0, bone, first)
+    blended = _Blend(csr_matrix(steps_of, shape=surface.weights.shape), affine)
     mean, mean_step, components, steps, coefficients = _low_rank(surface, blended)
     description = {
         "name": surface.name,
@@ -118,18 +120,24 @@ def pack(surface: Surface, packer: Packer) -> Packed:
     return Packed(description, totals / frames, largest)
 
 
+def low_rank_rest(
+    surface: Surface,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+    """The rest surface as a mean (V, 3), components (C, V, 3) and their coefficients (F, C)."""
+    affine = np.concatenate([surface.rotations, surface.translations[..., None]], axis=-1)
+    blended = _Blend(csr_matrix(surface.weights), affine)
+    mean, mean_step, components, steps, coefficients = _low_rank(surface, blended)
+    shape = (-1, surface.vertices.shape[1], 3)
+    scaled = [component * step for component, step in zip(components, steps, strict=True)]
+    stacked = np.array(scaled, dtype=np.float64).reshape(shape)
+    return (mean * mean_step).reshape(shape)[0], stacked, coefficients
+
+
 class _Blend:
     """Blended affine maps of a frame, (V, 3, 4)."""
 
-    def __init__(
-        self, first: NDArray, bone: NDArray, weight: NDArray, affine: NDArray[np.float64]
-    ) -> None:
-        from scipy.sparse import csr_matrix
-
-        self._affine = affine
-        self._weights = csr_matrix(
-            (weight / 65535.0, bone, first), shape=(len(first) - 1, affine.shape[1])
-        )
+    def __init__(self, weights: csr_matrix, affine: NDArray[np.float64]) -> None:
+        self._weights, self._affine = weights, affine
 
     def maps(self, frame: int) -> NDArray[np.float64]:
         bones = self._affine.shape[1]

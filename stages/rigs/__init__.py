@@ -1,0 +1,1 @@
+"""Animated rigs of fitted bodies for other programs: binary glTF and BVH."""

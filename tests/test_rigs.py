@@ -1,0 +1,171 @@
+"""Rigs: glTF and BVH files read back by other libraries and posed again, against our bodies."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from typing import Any
+
+import bvhio
+import numpy as np
+import pytest
+import torch
+import trimesh
+from scipy.spatial.transform import Rotation
+
+from skel_fit import JOINT_NAMES, load_skel
+from skel_fit.default_body import default_body_directory
+from stages.drawing.viewer.bodies import Parameters
+from stages.rigs.bvh import bvh
+from stages.rigs.glb import glb
+from stages.rigs.rig import Rig, rig_of, strongest
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def given() -> Parameters:
+    random = np.random.default_rng(5)
+    ends = random.uniform(-0.5, 0.5, (2, 46))
+    share = np.linspace(0, 1, FRAMES)[:, None]
+    betas = np.repeat(random.normal(0, 1, (1, 10)), FRAMES, axis=0)
+    transl = np.column_stack([share, 1 + 0 * share, -share])
+    return Parameters(ends[0] + share * (ends[1] - ends[0]), betas, transl, ("male",) * FRAMES)
+
+
+@pytest.fixture(scope="module")
+def rig(given: Parameters) -> Rig:
+    models = {"male": load_skel(default_body_directory(), "male", dtype=torch.float64)}
+    return rig_of(models, given, rate=25.0)
+
+
+@pytest.fixture(scope="module")
+def truth(given: Parameters) -> Any:
+    model = load_skel(default_body_directory(), "male", dtype=torch.float64)
+    values = (torch.as_tensor(v) for v in (given.poses, given.betas, given.transl))
+    return model(*values, skeleton=True)
+
+
+class Reader:
+    """A glTF 2.0 binary read with the standard library alone, and posed as the standard says."""
+
+    def __init__(self, data: bytes) -> None:
+        length = struct.unpack("<I", data[12:16])[0]
+        self.json = json.loads(data[20 : 20 + length])
+        self.blob = data[28 + length :]
+
+    def array(self, number: int) -> np.ndarray:
+        accessor = self.json["accessors"][number]
+        view = self.json["bufferViews"][accessor["bufferView"]]
+        dtype = {5126: "<f4", 5121: "u1", 5125: "<u4"}[accessor["componentType"]]
+        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}[accessor["type"]]
+        start = view.get("byteOffset", 0)
+        values = np.frombuffer(self.blob[start : start + view["byteLength"]], dtype)
+        assert len(values) == accessor["count"] * width
+        return values.reshape(-1, width) if width > 1 else values
+
+    def channels(self) -> dict[tuple[int, str], np.ndarray]:
+        animation = self.json["animations"][0]
+        found = {}
+        for channel in animation["channels"]:
+            sampler = animation["samplers"][channel["sampler"]]
+            key = (channel["target"]["node"], channel["target"]["path"])
+            found[key] = self.array(sampler["output"])
+        return found
+
+    def vertices(self, name: str, frame: int) -> np.ndarray:
+        nodes, channels = self.json["nodes"], self.channels()
+        number = next(k for k, node in enumerate(nodes) if node["name"] == name)
+        mesh = self.json["meshes"][nodes[number]["mesh"]]["primitives"][0]
+        world: dict[int, np.ndarray] = {}
+
+        def walk(node: int, above: np.ndarray) -> None:
+            local = np.eye(4)
+            if (node, "rotation") in channels:
+                local[:3, :3] = Rotation.from_quat(channels[node, "rotation"][frame]).as_matrix()
+            moved = channels.get((node, "translation"))
+            local[:3, 3] = nodes[node]["translation"] if moved is None else moved[frame]
+            world[node] = above @ local
+            for child in nodes[node].get("children", []):
+                walk(child, world[node])
+
+        walk(self.json["skins"][0]["joints"][0], np.eye(4))
+        rest = self.array(mesh["attributes"]["POSITION"]).astype(np.float64)
+        weights = channels.get((number, "weights"))
+        for k, target in enumerate(mesh.get("targets") or []):
+            count = len(mesh["targets"])
+            rest = rest + weights.reshape(-1, count)[frame, k] * self.array(target["POSITION"])
+        skin = self.json["skins"][0]
+        inverse = self.array(skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
+        maps = np.stack([world[j] @ inverse[k] for k, j in enumerate(skin["joints"])])
+        joints = self.array(mesh["attributes"]["JOINTS_0"])
+        strength = self.array(mesh["attributes"]["WEIGHTS_0"])
+        homogeneous = np.column_stack([rest, np.ones(len(rest))])
+        return np.einsum("vk,vkij,vj->vi", strength, maps[joints], homogeneous)[:, :3]
+
+
+def test_the_file_posed_as_gltf_says_is_our_body(rig: Rig, truth: Any) -> None:
+    written = glb(rig, "walk", {"about": "a test"})
+    reader = Reader(written.data)
+    for frame in range(FRAMES):
+        skin = reader.vertices("skin", frame) - truth.skin_vertices[frame].numpy()
+        bones = reader.vertices("bones", frame) - truth.skeleton_vertices[frame].numpy()
+        assert np.linalg.norm(skin, axis=1).max() <= written.deviation[1] + 2e-5
+        assert np.linalg.norm(bones, axis=1).max() < 1e-3
+    assert written.deviation[1] < 3e-3
+    extras = reader.json["asset"]["extras"]
+    assert extras["skin_deviation_max_mm"] == round(1000 * written.deviation[1], 3)
+    assert extras["about"] == "a test"
+
+
+def test_another_library_reads_meshes_and_names(rig: Rig) -> None:
+    scene = trimesh.load(io.BytesIO(glb(rig, "walk", {}).data), file_type="glb")
+    assert sorted(scene.geometry) == ["bones", "skin"]
+    assert len(scene.geometry["skin"].vertices) == 6890
+    assert set(JOINT_NAMES) <= set(scene.graph.nodes)
+
+
+def test_the_clip_lasts_as_long_as_the_motion(rig: Rig) -> None:
+    reader = Reader(glb(rig, "walk", {}).data)
+    times = reader.array(reader.json["animations"][0]["samplers"][0]["input"])
+    np.testing.assert_allclose(times, np.arange(FRAMES) / 25, atol=1e-6)
+
+
+def test_quaternions_do_not_change_sign_between_frames() -> None:
+    from stages.rigs.glb import continuous_quaternions
+
+    angles = np.linspace(0, 4 * np.pi, 60)
+    turned = Rotation.from_rotvec(np.outer(angles, [0, 1.0, 0])).as_matrix()
+    steps = np.linalg.norm(np.diff(continuous_quaternions(turned), axis=0), axis=1)
+    assert steps.max() < 0.2
+
+
+def test_bvh_read_by_another_library_has_our_joints(rig: Rig, truth: Any, tmp_path: Any) -> None:
+    path = tmp_path / "walk.bvh"
+    path.write_text(bvh(rig))
+    root = bvhio.readAsHierarchy(str(path))
+    joints = {joint.Name: joint for joint, _, _ in root.layout()}
+    for frame in range(FRAMES):
+        root.loadPose(frame)
+        for k, name in enumerate(JOINT_NAMES):
+            found = np.array(joints[name].PositionWorld) / 100
+            assert np.linalg.norm(found - truth.joints[frame, k].numpy()) < 2e-5
+    container = bvhio.readAsBvh(str(path))
+    assert container.FrameCount == FRAMES and container.FrameTime == pytest.approx(1 / 25)
+
+
+def test_a_turned_rig_is_the_turned_body(rig: Rig) -> None:
+    turn = Rotation.from_euler("x", 90, degrees=True).as_matrix()
+    turned = rig.turned(turn)
+    skin = Reader(glb(turned, "walk", {}).data).vertices("skin", 2)
+    distance = np.linalg.norm(skin - rig.skin.vertices[2] @ turn.T, axis=1)
+    assert distance.max() < 3e-3
+
+
+def test_the_strongest_weights_add_up_to_one() -> None:
+    weights = np.random.default_rng(0).dirichlet(np.full(24, 0.3), 50)
+    kept = strongest(weights, 4)
+    assert ((kept > 0).sum(axis=1) <= 4).all()
+    np.testing.assert_allclose(kept.sum(axis=1), 1)
+    assert (np.argmax(kept, axis=1) == np.argmax(weights, axis=1)).all()
