@@ -102,6 +102,46 @@ def strip(
     return _svg(width, height, parts, "Distribution of the angle", css="strip")
 
 
+def curve(
+    times: NDArray, values: NDArray, low: float, high: float, title: str, unit: str
+) -> Markup:
+    """A line over time with limits (dashed where they are near); gaps where values are not finite.
+
+    times: (n,) seconds; values: (n,) in `unit`.
+    """
+    width, height, left, bottom, top = 380, 150, 44, 22, 22
+    finite = np.isfinite(values)
+    if not finite.any():
+        return _svg(width, height, [_text(width / 2, height / 2, "no values", "middle")], title)
+    floor, roof = float(values[finite].min()), float(values[finite].max())
+    room = max(4.0, 0.35 * (roof - floor))
+    marks = [edge for edge in (low, high) if floor - room < edge < roof + room]
+    floor, roof = min([floor, *marks]) - room / 6, max([roof, *marks]) + room / 6
+    first, last = float(times[0]), float(times[-1])
+
+    def x_of(time: float) -> float:
+        return left + (width - left - 8) * (time - first) / max(last - first, 1e-9)
+
+    def y_of(value: float) -> float:
+        return top + (height - top - bottom) * (roof - value) / (roof - floor)
+
+    parts = [_text(left, 14, title, "start", "marked-title")]
+    for value in ticks(floor, roof, 3):
+        y = y_of(value)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 5, y + 4, f"{value:g}{unit}", "end"))
+    for value in ticks(first, last, 5):
+        parts.append(_text(x_of(value), height - 6, f"{value:g} s", "middle"))
+    for value in marks:
+        y = y_of(value)
+        parts.append(f'<line class="mark" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(finite)) + 1):
+        if finite[part[0]]:
+            points = " ".join(f"{x_of(times[i]):.1f},{y_of(values[i]):.1f}" for i in part)
+            parts.append(f'<polyline class="line" points="{points}"/>')
+    return _svg(width, height, parts, title, "curve")
+
+
 def ticks(low: float, high: float, wanted: int) -> Sequence[float]:
     """About `wanted` round values within [low, high]."""
     if not high > low:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError, UsageError
 from pipeline.readers.npz import NpzFile
-from skel_fit.pose_table import POSE_NAMES, limits
-from stages.drawing.pictures import Poser
+from skel_fit.pose_table import POSE_NAMES, LimitsName, limits
+from stages.drawing.pictures import Person, Poser
 from stages.drawing.viewer.bodies import Parameters, skel_surfaces, smpl_surface
 from stages.drawing.viewer.page import Curves, Scene
 from stages.inspection.people import original, targets
@@ -30,6 +31,8 @@ _FILE_KEYS = {
     "transl": ("skel_trans", "trans", "transl"),
 }
 _CURVES = 4
+ON_LIMIT = 1e-6
+"""Radians within which an angle of a file counts as on its limit."""
 _UPS = {"y-down": (0.0, -1.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 
@@ -152,8 +155,6 @@ def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: st
     if frames > MOST_FRAMES:
         raise UsageError(f"{path}: {frames} frames; one page holds {MOST_FRAMES}")
     skel = Parameters(found["poses"], found["betas"], found["transl"], (gender,) * frames)
-    table = limits("default")
-    active = (skel.poses <= table[:, 0] + 1e-6) | (skel.poses >= table[:, 1] - 1e-6)
     return _scene(
         skel,
         None,
@@ -164,10 +165,50 @@ def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: st
         rate=rate or DEFAULT_RATE,
         up=np.array(_UPS["y-down" if up == "auto" else up]),
         limits_name="default",
-        active=active,
+        active=_on_limits(skel.poses, "default"),
         sd=None,
         left_out=0,
     )
+
+
+def people_scene(
+    people: Sequence[Person], poser: Poser, title: str, limits_name: LimitsName
+) -> Scene:
+    """Unrelated rows, in the order given: what reports show in pictures, to be turned around.
+
+    The target is left out unless every row has one.
+    """
+    skel = _parameters([person.skel for person in people], [p.skel_gender for p in people])
+    known = [person.smpl for person in people if person.smpl is not None]
+    target = None
+    if len(known) == len(people):
+        target = _parameters(known, [person.smpl_gender for person in people])
+    return _scene(
+        skel,
+        target,
+        poser,
+        title=title,
+        numbers=np.array([person.row for person in people]),
+        moving=False,
+        rate=DEFAULT_RATE,
+        up=np.array(_UPS["y-down"]),
+        limits_name=limits_name,
+        active=_on_limits(skel.poses, limits_name),
+        sd=None,
+        left_out=0,
+    )
+
+
+def _parameters(
+    values: Sequence[tuple[NDArray, NDArray, NDArray]], genders: Sequence[str]
+) -> Parameters:
+    poses, betas, transl = (np.stack(column).astype(np.float64) for column in zip(*values, strict=True))
+    return Parameters(poses, betas, transl, tuple(genders))
+
+
+def _on_limits(poses: NDArray, limits_name: LimitsName) -> NDArray[np.bool_]:
+    table = limits(limits_name)
+    return (poses <= table[:, 0] + ON_LIMIT) | (poses >= table[:, 1] - ON_LIMIT)
 
 
 def _scene(
@@ -238,7 +279,7 @@ def _front(model: Any, poses: NDArray, up: NDArray) -> NDArray[np.float64]:
 def _curves(poses: NDArray, limits_name: str, active: NDArray, sd: NDArray | None) -> Curves:
     degrees = np.degrees(np.asarray(poses, dtype=np.float64))
     table = np.degrees(limits(limits_name))  # type: ignore[arg-type]  # a name from a checked plan
-    busy = np.argsort(-degrees[:, 3:].std(axis=0), kind="stable")[:_CURVES] + 3
+    busy = busiest(degrees)
     return Curves(
         names=tuple(POSE_NAMES),
         degrees=degrees,
@@ -246,8 +287,14 @@ def _curves(poses: NDArray, limits_name: str, active: NDArray, sd: NDArray | Non
         upper=table[:, 1],
         active=active,
         sd=None if sd is None else np.degrees(sd),
-        opened=tuple(sorted(int(index) for index in busy)),
+        opened=busy,
     )
+
+
+def busiest(angles: NDArray, wanted: int = _CURVES) -> tuple[int, ...]:
+    """The angles (F, 46) that vary most, without the root's, in their usual order."""
+    order = np.argsort(-angles[:, 3:].std(axis=0), kind="stable")[:wanted] + 3
+    return tuple(sorted(int(index) for index in order))
 
 
 def _deviations(dataset: Dataset, start: int, stop: int, kept: NDArray) -> NDArray | None:

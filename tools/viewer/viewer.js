@@ -311,8 +311,9 @@ class Player {
     this.opened = new Map();
     this.curves = this.readCurves(buffer);
     this.controls();
-    this.show(0);
+    this.show(Number(location.hash.match(/^#frame=(\d+)$/)?.[1] ?? 0));
     this.stage.look("front");
+    window.addEventListener("hashchange", () => location.reload());
     header.opened.forEach((index) => this.toggleCurve(index, true));
     requestAnimationFrame((now) => this.tick(now));
   }
