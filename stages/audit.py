@@ -32,7 +32,9 @@ def audit(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Judge about so many rows, evenly spread.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with pictures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with pictures, and NAME-bodies.html.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Judge existing SKEL labels against their own SMPL columns."""
@@ -51,7 +53,11 @@ def audit(
     )
     summary = summarise(found)
     if html is not None:
-        write_bytes(html, audit_page(found, summary).encode("utf-8"))
+        beside = html.with_name(f"{html.stem}-bodies.html")
+        page, bodies = audit_page(found, summary, beside.name)
+        if bodies is not None:
+            write_bytes(beside, bodies.encode("utf-8"))
+        write_bytes(html, page.encode("utf-8"))
     if as_json:
         print_json(summary)
     else:

@@ -19,7 +19,7 @@ def report(
         Path | None, typer.Option(help="Also write a PNG of a few people: target, skin, skeleton.")
     ] = None,
 ) -> None:
-    """Write DIR/report.html: residuals, limits, pictures."""
+    """Write DIR/report.html (residuals, limits, pictures) and bodies.html, which turns them."""
     from pipeline.atomic import write_bytes
     from pipeline.dataset import open_dataset
     from stages.drawing.render import png_bytes
@@ -30,8 +30,11 @@ def report(
     dataset = open_dataset(directory, allow_incomplete=True)
     columns = collect(dataset)
     poser, missing = poser_of(dataset, models)
-    target = directory / "report.html"
-    write_bytes(target, report_page(dataset, columns, poser, missing).encode("utf-8"))
+    target, bodies = directory / "report.html", directory / "bodies.html"
+    made = report_page(dataset, columns, poser, missing, bodies.name)
+    if made.bodies is not None:
+        write_bytes(bodies, made.bodies.encode("utf-8"))
+    write_bytes(target, made.html.encode("utf-8"))
     print(target)
     if missing:
         print(f"no pictures: {missing}", file=sys.stderr)

@@ -28,7 +28,7 @@ from tests.faults.harness import TRIVIAL, label_columns
 
 ROWS = 60
 BAD_ROWS = (3, 17)
-VOID = {"meta", "img", "br", "line", "rect", "path"}
+VOID = {"meta", "img", "input", "br", "line", "rect", "path"}
 
 
 class _Page(HTMLParser):
@@ -234,8 +234,12 @@ def test_real_fits_get_pictures_a_banner_and_the_models(fitted, tmp_path):
     for source in page.sources:
         data = base64.b64decode(source.partition(",")[2])
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        assert image.shape == (300, 300, 3)
+        assert image.shape == (480, 480, 3)
         assert image.std() > 5
+    turned = [f"bodies.html#frame={place}" for place in range(len(shown))]
+    assert set(turned) <= page.links
+    bodies = (fitted / "bodies.html").read_text(encoding="utf-8")
+    assert all(f'"row {row}"' in bodies for row in (dataset["source_row"][p] for _, p in shown))
     for model in dataset.plan.models:
         assert model.sha256 in text
     people = cv2.imread(str(picture))
@@ -270,6 +274,28 @@ def test_other_models_than_those_of_the_conversion_are_refused(fitted, tmp_path)
     (tmp_path / "skel_male.pkl").write_bytes(b"something else")
     with pytest.raises(InputError, match=r"skel_male\.pkl"):
         report(fitted, models=tmp_path)
+
+
+def test_sequences_get_their_angles_over_time(tmp_path):
+    """Three of four sequences, the worst first; a rejected frame is a gap of the line."""
+    (tmp_path / "amass").mkdir()
+    for number in range(4):
+        content = amass(8, seed=number) | {"mocap_framerate": np.array(4.0)}
+        content["poses"][3, 5] = np.nan
+        np.savez(tmp_path / "amass" / f"take{number}_poses.npz", **content)
+    out = convert_labels(tmp_path, "amass", REAL, models="default-body")
+    report(out)
+    text, page = read(out)
+    assert "Angles over time" in page.words
+    dataset = open_dataset(out)
+    names, errors = dataset["sequence"], dataset["vertex_error_mean"]
+    means = {name: np.nanmean(errors[names == name]) for name in np.unique(names)}
+    worst = max(means, key=lambda name: means[name])
+    assert f"{worst} the worst sequence: mean {1000 * means[worst]:.1f} mm" in page.words
+    charts = re.findall(r'<svg class="curve".*?</svg>', text, re.S)
+    assert len(charts) == 3 * 4
+    assert all(chart.count("<polyline") == 2 for chart in charts)
+    assert "1.5 s" in charts[0] and "2 s" not in charts[0]  # 8 frames at 4 a second
 
 
 def test_names_from_the_labels_cannot_inject_markup(fitted):

@@ -192,7 +192,7 @@ def test_the_browser_plays_and_draws(browser: Any, tmp_path: Path, width: int) -
         for (let i = 0; i < pixels.length; i += 4) if (pixels[i] > pixels[i + 2] + 15) warm++;
         return warm / (pixels.length / 4); }"""
     )
-    assert colors > 0.03  # skin is warmer than the background
+    assert colors > 0.01  # skin is warmer than the background
     assert page.locator("#curves figure").count() == 2
     scroll = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert scroll and complaints == []

@@ -27,7 +27,7 @@ NEAR = 0.05
 Color = tuple[float, float, float]
 SKIN_COLOR: Color = (0.87, 0.72, 0.63)
 TARGET_COLOR: Color = (0.56, 0.69, 0.85)
-BONE_COLOR: Color = (0.93, 0.90, 0.80)
+BONE_COLOR: Color = (0.96, 0.95, 0.91)
 
 
 @dataclass(frozen=True)

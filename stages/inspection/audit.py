@@ -58,7 +58,7 @@ class Audit:
 
     judgement: Judgement
     tally: Tally
-    limits: str
+    limits: LimitsName
     source: LabelSource
     poser: Poser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from skel_fit.anatomy import POSE_NAMES
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person
+from stages.drawing.viewer.page import scene_page
 from stages.formats import share
 from stages.inspection.audit import Audit
+from stages.inspection.motion import people_scene
 from stages.inspection.repeats import later_copies
 
 WITHIN_MM = (5, 10, 15, 20, 30, 50, 100)
@@ -21,7 +24,7 @@ FIRST_BATCH = 30_000
 (docs/reference/label-formats.md#hmr-skel-faults).
 """
 WORST_ROWS = 5
-PICTURE_SIZE = 280
+PICTURE_SIZE = 480
 
 
 def summarise(found: Audit) -> dict[str, Any]:
@@ -138,10 +141,20 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def audit_page(found: Audit, summary: Mapping[str, Any]) -> str:
-    """The HTML text."""
+def audit_page(
+    found: Audit, summary: Mapping[str, Any], bodies_page: str
+) -> tuple[str, str | None]:
+    """The page, and the one that plays the rows of its pictures (None without any).
+
+    bodies_page: the name that the second will have beside the first.
+    """
     judged = found.judgement
-    return pages.page(
+    people = [_person(found, item["row"]) for item in summary["worst_rows"][:3]]
+    bodies = None
+    if people:
+        name = Path(str(summary["file"])).name
+        bodies = scene_page(people_scene(people, found.poser, name, found.limits)).html
+    html = pages.page(
         "audit.html.j2",
         {
             "summary": summary,
@@ -165,32 +178,36 @@ def audit_page(found: Audit, summary: Mapping[str, Any]) -> str:
             "angles": sorted(
                 summary["limit_violations"]["angles"].items(), key=lambda item: -item[1]["rows"]
             ),
-            "shown": [_portrait(found, item["row"]) for item in summary["worst_rows"][:3]],
+            "shown": [_portrait(found, person) for person in people],
+            "bodies_page": bodies_page if bodies else "",
         },
     )
+    return html, bodies
 
 
-def _portrait(found: Audit, row: int) -> dict[str, Any]:
+def _person(found: Audit, row: int) -> Person:
     source, layout = found.source, found.source.layout
     read = source.read(row, row + 1)
     assert layout.skel_poses is not None
     assert layout.skel_betas is not None
     betas = read.fields[layout.skel_betas].reshape(1, -1)[0, :10]
     stored = read.fields[layout.skel_trans][0] if layout.skel_trans else read.transl[0]
-    bodies = found.poser.bodies(
-        Person(
-            row=row,
-            skel=(read.fields[layout.skel_poses][0], betas, stored),
-            skel_gender=str(read.skel_gender[0]),
-            smpl=(read.poses[0], read.betas[0], read.transl[0]),
-            smpl_gender=str(read.smpl_gender[0]),
-            cam_int=read.fields[layout.cam_int][0] if layout.cam_int else None,
-        )
+    return Person(
+        row=row,
+        skel=(read.fields[layout.skel_poses][0], betas, stored),
+        skel_gender=str(read.skel_gender[0]),
+        smpl=(read.poses[0], read.betas[0], read.transl[0]),
+        smpl_gender=str(read.smpl_gender[0]),
+        cam_int=read.fields[layout.cam_int][0] if layout.cam_int else None,
     )
-    index = int(np.flatnonzero(found.judgement.row == row)[0])
+
+
+def _portrait(found: Audit, person: Person) -> dict[str, Any]:
+    bodies = found.poser.bodies(person)
+    index = int(np.flatnonzero(found.judgement.row == person.row)[0])
     drawn = pictures.views(bodies, PICTURE_SIZE, target="SMPL label", skin="SKEL label")
     return {
-        "row": row,
+        "row": person.row,
         "residual": float(found.judgement.residual[index]),
         "peak": float(found.judgement.residual_max[index]),
         "root": float(found.judgement.root_error[index]),

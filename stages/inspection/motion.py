@@ -14,7 +14,9 @@ from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError, UsageError
 from pipeline.readers.npz import NpzFile
-from skel_fit.pose_table import POSE_NAMES, LimitsName, limits
+from pipeline.sequences import COLUMN as SEQUENCE
+from skel_fit.anatomy import POSE_NAMES
+from skel_fit.joint_limits import LimitsName, limits
 from stages.drawing.pictures import Person, Poser
 from stages.drawing.viewer.bodies import Parameters, skel_surfaces, smpl_surface
 from stages.drawing.viewer.page import Curves, Scene
@@ -24,7 +26,7 @@ MOST_FRAMES = 4000
 FIRST_ROWS = 24
 """Rows of a dataset of unrelated people that are shown unless others are asked for."""
 DEFAULT_RATE = 30.0
-_SEQUENCE, _RATES = "sequence", ("mocap_framerate", "mocap_frame_rate", "fps")
+_RATES = ("mocap_framerate", "mocap_frame_rate", "fps")
 _FILE_KEYS = {
     "poses": ("skel_poses", "poses"),
     "betas": ("skel_betas", "betas"),
@@ -53,7 +55,7 @@ def chosen_rows(dataset: Dataset, rows: str | None, sequence: str | None) -> Cho
     """
     if rows is not None and sequence is not None:
         raise UsageError("--rows and --sequence: give one of them")
-    names = original(dataset, _SEQUENCE, 0, len(dataset))
+    names = original(dataset, SEQUENCE, 0, len(dataset))
     if not len(dataset):
         raise InputError(f"{dataset.directory}: no rows to show")
     if rows is not None:
@@ -105,7 +107,7 @@ def dataset_scene(
     if found is not None:
         poses, betas, transl = (values[kept] for values in found)
         target = Parameters(poses, betas, transl, tuple(genders))
-    rate = rate or _stored_rate(dataset, start) or DEFAULT_RATE
+    rate = rate or stored_rate(dataset, start) or DEFAULT_RATE
     numbers = dataset.read("source_row", start, stop)[kept]
     if up == "auto":
         up = "z" if dataset.plan.source_format == "sequence" else "y-down"
@@ -202,7 +204,9 @@ def people_scene(
 def _parameters(
     values: Sequence[tuple[NDArray, NDArray, NDArray]], genders: Sequence[str]
 ) -> Parameters:
-    poses, betas, transl = (np.stack(column).astype(np.float64) for column in zip(*values, strict=True))
+    poses, betas, transl = (
+        np.stack(column).astype(np.float64) for column in zip(*values, strict=True)
+    )
     return Parameters(poses, betas, transl, tuple(genders))
 
 
@@ -305,7 +309,8 @@ def _deviations(dataset: Dataset, start: int, stop: int, kept: NDArray) -> NDArr
     return found if np.isfinite(found).any() else None
 
 
-def _stored_rate(dataset: Dataset, row: int) -> float | None:
+def stored_rate(dataset: Dataset, row: int) -> float | None:
+    """Frames a second as the labels have them."""
     for name in _RATES:
         found = original(dataset, name, row, row + 1)
         if found is not None and found.size == 1 and float(found.reshape(-1)[0]) > 0:

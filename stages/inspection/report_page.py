@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.columns import REGION_COLUMNS
 from pipeline.dataset import Dataset
+from pipeline.sequences import COLUMN as SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
+from skel_fit.joint_limits import limits
 from skel_fit.status import Status
 from stages.drawing import charts, pages, pictures
-from stages.drawing.pictures import Poser
+from stages.drawing.pictures import Person, Poser
+from stages.drawing.viewer.page import scene_page
+from stages.inspection.motion import DEFAULT_RATE, busiest, people_scene, stored_rate
 from stages.inspection.people import image_name, person, typical_and_worst
 from stages.inspection.statistics import (
     Columns,
@@ -20,46 +25,113 @@ from stages.inspection.statistics import (
     group_statistics,
 )
 
-PICTURE_SIZE = 300
+PICTURE_SIZE = 480
 
 
-def report_page(dataset: Dataset, columns: Columns, poser: Poser | None, no_pictures: str) -> str:
-    """The HTML text. poser: None gives a page without pictures that says why (`no_pictures`)."""
-    shown = _portraits(dataset, columns, poser) if poser else []
-    return pages.page("report.html.j2", _context(dataset, columns, shown, no_pictures))
+SEQUENCES = 3
+"""Sequences whose angles are drawn over time."""
 
 
-def _portraits(dataset: Dataset, columns: Columns, poser: Poser) -> list[dict[str, Any]]:
-    """Pictures and numbers of the median and the worst rows."""
+@dataclass(frozen=True)
+class Report:
+    """html: the page; bodies: the page that plays the rows of its pictures, None without any."""
+
+    html: str
+    bodies: str | None
+
+
+def report_page(
+    dataset: Dataset,
+    columns: Columns,
+    poser: Poser | None,
+    no_pictures: str,
+    bodies_page: str = "bodies.html",
+) -> Report:
+    """The report. poser: None gives a page without pictures that says why (`no_pictures`).
+
+    bodies_page: the name that the page of bodies will have beside the report.
+    """
+    chosen = typical_and_worst(columns) if poser else []
+    people = [person(dataset, position) for _, position in chosen]
+    bodies = None
+    if poser and people:
+        scene = people_scene(people, poser, dataset.plan.name, _limits_name(dataset))
+        bodies = scene_page(scene).html
+    shown = [
+        _portrait(dataset, columns, poser, why, position, shown)
+        for (why, position), shown in zip(chosen, people, strict=True)
+        if poser
+    ]
+    context = _context(dataset, columns, shown, no_pictures)
+    context |= {"bodies_page": bodies_page if bodies else "", "curves": _curves(dataset, columns)}
+    return Report(pages.page("report.html.j2", context), bodies)
+
+
+def _limits_name(dataset: Dataset) -> Any:
+    return dataset.plan.fit.get("limits", "none")
+
+
+def _curves(dataset: Dataset, columns: Columns) -> list[dict[str, Any]]:
+    """Angles over time: the worst sequence by mean error, then others evenly down to the best."""
+    if SEQUENCE not in dataset:
+        return []
+    names = dataset.read(SEQUENCE, 0, len(dataset))
+    unique, inverse = np.unique(names[columns.fitted], return_inverse=True)
+    errors = columns.error[columns.fitted]
+    totals = np.bincount(inverse, weights=errors) / np.bincount(inverse)
+    order = np.argsort(-totals, kind="stable")
+    picked = order[np.unique(np.linspace(0, len(order) - 1, SEQUENCES).astype(int))]
+    low, high = np.degrees(limits(_limits_name(dataset))).T
     found = []
-    for why, position in typical_and_worst(columns):
-        shown = person(dataset, position)
-        bodies = poser.bodies(shown)
-        drawn = pictures.views(bodies, PICTURE_SIZE)
-        side = bodies.turned(90.0)
-        drawn.append(("from the side", pictures.skeleton_picture(side, PICTURE_SIZE)))
-        active = dataset.read("active_limits", position, position + 1)[0]
+    for place, which in enumerate(picked):
+        rows = np.flatnonzero(names == unique[which])
+        angles = np.degrees(dataset.read("skel_poses", rows[0], rows[-1] + 1)[rows - rows[0]])
+        rate = stored_rate(dataset, int(rows[0])) or DEFAULT_RATE
+        fitted = np.isfinite(angles).all(axis=1)
         found.append(
             {
-                "why": why,
-                "row": shown.row,
-                "pair": f"{shown.smpl_gender} → {shown.skel_gender}",
-                "status": columns.status_names[columns.status[position]],
-                "iterations": int(columns.iterations[position]),
-                "error": float(columns.error[position]),
-                "peak": float(columns.peak[position]),
-                "unlimited": float(columns.unlimited[position]),
-                "regions": [(r, float(v[position])) for r, v in columns.regions.items()],
-                "limits": [POSE_NAMES[i] for i in np.flatnonzero(active)],
-                "labels": [
-                    (name, str(names[codes[position]]))
-                    for name, (codes, names) in columns.groups.items()
+                "name": str(unique[which]),
+                "why": "the worst sequence" if place == 0 else "for comparison",
+                "error": float(totals[which]),
+                "frames": len(rows),
+                "charts": [
+                    charts.curve(
+                        np.arange(len(rows)) / rate, angles[:, index], float(low[index]),
+                        float(high[index]), POSE_NAMES[index].replace("_", " "), "°",
+                    )
+                    for index in busiest(angles[fitted])
                 ],
-                "name": image_name(dataset, position),
-                "pictures": pages.data_uris(drawn),
             }
-        )
+        )  # fmt: skip
     return found
+
+
+def _portrait(
+    dataset: Dataset, columns: Columns, poser: Poser, why: str, position: int, shown: Person
+) -> dict[str, Any]:
+    """Pictures and numbers of one row."""
+    bodies = poser.bodies(shown)
+    drawn = pictures.views(bodies, PICTURE_SIZE)
+    side = bodies.turned(90.0)
+    drawn.append(("from the side", pictures.skeleton_picture(side, PICTURE_SIZE)))
+    active = dataset.read("active_limits", position, position + 1)[0]
+    return {
+        "why": why,
+        "row": shown.row,
+        "pair": f"{shown.smpl_gender} → {shown.skel_gender}",
+        "status": columns.status_names[columns.status[position]],
+        "iterations": int(columns.iterations[position]),
+        "error": float(columns.error[position]),
+        "peak": float(columns.peak[position]),
+        "unlimited": float(columns.unlimited[position]),
+        "regions": [(r, float(v[position])) for r, v in columns.regions.items()],
+        "limits": [POSE_NAMES[i] for i in np.flatnonzero(active)],
+        "labels": [
+            (name, str(names[codes[position]])) for name, (codes, names) in columns.groups.items()
+        ],
+        "name": image_name(dataset, position),
+        "pictures": pages.data_uris(drawn),
+    }
 
 
 def _context(

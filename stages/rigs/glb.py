@@ -45,7 +45,11 @@ from stages.rigs.rig import Rig, strongest
 WEIGHTS = 4
 """Bones a vertex, as every program reads them."""
 _SIZES = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-_DTYPES = {FLOAT: np.dtype("<f4"), UNSIGNED_BYTE: np.dtype("u1"), UNSIGNED_INT: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    FLOAT: np.dtype("<f4"),
+    UNSIGNED_BYTE: np.dtype("u1"),
+    UNSIGNED_INT: np.dtype("<u4"),
+}
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from skel_fit.skel import SKEL
 from stages.drawing.meshes import Part, glb_bytes
 from stages.drawing.overlays import PREDICTED as LIMB_COLOR
 from stages.drawing.overlays import SKIN, Posed, draw_body, draw_limbs, pose_bodies
-from stages.drawing.render import png_bytes
+from stages.drawing.render import BONE_COLOR, png_bytes
 from stages.regressor.data.boxes import Box
 from stages.regressor.data.images import decode
 from stages.regressor.evaluation.trained import Person, TrainedNetwork
 from stages.regressor.network import camera
 
 _SKIN_ALPHA = 0.45
-_BONE_COLOR = (0.93, 0.90, 0.80, 1.0)
+_BONE_COLOR = (*BONE_COLOR, 1.0)
 
 Results = dict[str, Any]
 """One row a person: image, box, cam_int, poses, betas, trans, keypoints_3d, keypoints_2d."""
