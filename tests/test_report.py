@@ -23,8 +23,9 @@ from stages.drawing.pictures import ERROR_COLORS, Poser, error_colors
 from stages.inspection.people import person, typical_and_worst
 from stages.inspection.statistics import angle_statistics, collect, error_statistics, genders
 from stages.report import report
-from tests.demo_rows import EVIL, EVIL_SPLIT, convert_labels, fitted_demo
+from tests.demo_rows import EVIL, EVIL_SPLIT, REAL, convert_labels, fitted_demo
 from tests.faults.harness import TRIVIAL, label_columns
+from tests.label_files import amass
 
 ROWS = 60
 BAD_ROWS = (3, 17)
