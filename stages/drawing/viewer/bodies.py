@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skel_fit import kinematics
+from skel_fit.anatomy import SMPL_PARENTS
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
 from stages.drawing.viewer.encoding import Surface, thinned
@@ -57,10 +59,10 @@ def skel_surfaces(models: dict[str, SKEL], given: Parameters) -> list[Surface]:
             output = model(poses, betas, transl, skeleton=True)
             identity = model.shape(betas)
             turned, positions, _ = model.bone_transforms(poses, identity)
-            moved = positions - (turned @ identity.joints[..., None]).squeeze(-1)
+            places = positions + transl[:, None]
+            affine = kinematics.skinning_transforms(turned, places, identity.joints)
         skin[rows], bones[rows] = output.skin_vertices.numpy(), output.skeleton_vertices.numpy()
-        rotations[rows] = turned.numpy()
-        translations[rows] = (moved + transl[:, None]).numpy()
+        rotations[rows], translations[rows] = affine[..., :3].numpy(), affine[..., 3].numpy()
     weights = first.skeleton_weights.numpy()
     kept, faces = thinned(
         bones[0], first.skeleton_faces.numpy(), weights.argmax(axis=1), MOST_BONE_VERTICES
@@ -93,21 +95,15 @@ def smpl_surface(models: dict[str, Any], given: Parameters) -> Surface:
                 global_orient=torch.zeros_like(poses[:, :3]),
                 body_pose=torch.zeros_like(poses[:, 3:]),
             )
-        turned = _chain(axis_angle_to_matrix(poses.view(-1, 24, 3)), model.parents.tolist())
-        joints, resting = posed.joints[:, :24], rest.joints[:, :24]
+        resting = rest.joints[:, :24]
+        local = axis_angle_to_matrix(poses.view(-1, 24, 3))
+        offsets = kinematics.rest_offsets(resting, SMPL_PARENTS)
+        turned, joints = kinematics.chain(local, offsets, SMPL_PARENTS)
+        affine = kinematics.skinning_transforms(turned, joints + transl[:, None], resting)
         vertices[rows] = posed.vertices.numpy()
-        rotations[rows] = turned.numpy()
-        translations[rows] = (joints - (turned @ resting[..., None]).squeeze(-1)).numpy()
+        rotations[rows], translations[rows] = affine[..., :3].numpy(), affine[..., 3].numpy()
     faces = np.asarray(first.faces, dtype=np.int64)
     return Surface("target", vertices, rotations, translations, first.lbs_weights.numpy(), faces)
-
-
-def _chain(local: Tensor, parents: Sequence[int]) -> Tensor:
-    """World rotations (B, 24, 3, 3) of local ones."""
-    world = [local[:, 0]]
-    for joint in range(1, len(parents)):
-        world.append(world[parents[joint]] @ local[:, joint])
-    return torch.stack(world, 1)
 
 
 def _parts(genders: Sequence[str]) -> list[tuple[str, NDArray[np.int64]]]:
