@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models
+.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models check-versions
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,9 +74,20 @@ PROTOCOLS ?= demo demo-skel
 eval: $(STAMP)  ## score RUN/best.pt and the baselines under PROTOCOLS; page in RUN/evaluation
 	$(BIN)/hmr-skel evaluate $(PROTOCOLS) --shards $(OUT) --checkpoint $(RUN)/best.pt --out $(RUN)/evaluation $(EVAL_ARGS)
 
-test: $(STAMP)  ## lint and run the test suite
-	$(BIN)/ruff check .
+test: lint  ## lint and run the test suite
 	$(BIN)/python -m pytest
+
+# Python versions that nothing here runs: do all wheels exist, and do the types hold?
+VERSIONS ?= 3.12 3.13
+
+check-versions: $(STAMP)  ## resolve the wheels and check the types for VERSIONS (asks the package index)
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	set -e; for version in $(VERSIONS); do \
+		$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --only-binary=:all: --target build/none \
+			--python-version $$version -c constraints.txt "$$(echo build/wheel/*.whl)[tensorboard,matplotlib,s3]"; \
+		$(BIN)/mypy --python-version $$version; \
+	done
 
 BUILD_WORK ?= build/default-body
 
@@ -93,8 +104,11 @@ chaos: $(STAMP)  ## kill conversions N times at random and compare digests, then
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),50) --seed $(or $(SEED),0)
 	$(BIN)/python -m pytest -m chaos tests/test_faults.py
 
-lint: $(STAMP)  ## ruff only
+lint: $(STAMP)  ## style, format, types, and which room may import which
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:  ## remove the virtual environment and the outputs
 	rm -rf $(VENV) outputs build *.egg-info

@@ -1,17 +1,18 @@
 """How a shard task fits its rows. The default is `skel_fit`; tests and benchmarks bring their own.
 
-The plan names the fitter, so two fitters are never mixed in one directory. The name is looked up
-among those that this process registered: a file never decides what is imported or called.
+A fitter is named `module:attribute` in the plan, so every process of a run opens the same one and
+two fitters are never mixed in one directory.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from skel_fit.model_files import Kind
     from skel_fit.recipe import FitRequest
 
-DEFAULT_FITTER = "skel_fit"
-_SCHEMA_1_NAME = "pipeline.fitters:SkelFit"
-"""What plans of schema version 1 call the default: a name like any other."""
+DEFAULT_FITTER = "pipeline.fitters:SkelFit"
 _RESIDUAL_ROWS = 64
 
 
@@ -62,7 +61,7 @@ class Fitter(Protocol):
 
 
 class FitterFactory(Protocol):
-    """What a registered name stands for. Picklable: it travels to workers with their job."""
+    """What the name in the plan resolves to."""
 
     needs_models: bool
 
@@ -75,29 +74,13 @@ class FitterFactory(Protocol):
         """A fitter; loads models when they are first needed."""
 
 
-def register_fitter(name: str, make: Callable[[], FitterFactory]) -> None:
-    """Let plans name a fitter, in this process. For tests and benchmarks.
-
-    Raises:
-        ValueError: the name stands for another fitter already.
-    """
-    if _FITTERS.setdefault(name, make) is not make:
-        raise ValueError(f"fitter '{name}' is registered already")
-
-
-def registered_fitter(name: str) -> FitterFactory:
-    """The fitter that a plan names. Nothing is imported.
-
-    Raises:
-        InputError: no fitter of that name is registered.
-    """
-    make = _FITTERS.get(name)
-    if make is None:
-        raise InputError(
-            f"fitter '{name}' is not known here (known: {', '.join(sorted(_FITTERS))}); "
-            "the data were made by another program, which must read them too"
-        )
-    return make()
+def resolve_fitter(name: str) -> FitterFactory:
+    """Import the factory that `module:attribute` names and make one."""
+    module, _, attribute = name.partition(":")
+    try:
+        return cast("FitterFactory", getattr(importlib.import_module(module), attribute)())
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"fitter '{name}' cannot be imported: {error}") from error
 
 
 def models_directory(kind: str, given: Path | None) -> Path:
@@ -274,9 +257,3 @@ def _model_file(directory: Path, kind: Kind, gender: str) -> Path:
     except ModelFileError as error:
         what = f"no {kind.upper()} model file for gender '{gender}'"
         raise InputError(missing_models(directory, what)) from error
-
-
-_FITTERS: dict[str, Callable[[], FitterFactory]] = {
-    DEFAULT_FITTER: SkelFit,
-    _SCHEMA_1_NAME: SkelFit,
-}

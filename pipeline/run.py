@@ -19,7 +19,7 @@ from pipeline.attempts import Failure
 from pipeline.errors import UsageError
 from pipeline.executors import Died, Executor, Finished, Outcome, Raised
 from pipeline.executors.local import InProcess, SpawnPool
-from pipeline.fitters import DEFAULT_FITTER, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER
 from pipeline.manifest import Manifest, Resources
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
@@ -52,7 +52,6 @@ class Request:
     shards: tuple[int, ...] | None = None
     retry_failed: bool = False
     fitter: str = DEFAULT_FITTER
-    """A registered name (`pipeline.fitters`)."""
     upload: str | None = None
     """fsspec URL that finished shards are copied to."""
 
@@ -271,7 +270,6 @@ def _work(
         directory=run.path.absolute(),
         source=found.source,
         models=found.models,
-        fitter=registered_fitter(found.plan.fitter),
         device=request.device,
         threads=_threads(request),
     )

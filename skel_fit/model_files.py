@@ -337,7 +337,7 @@ def _read(path: Path) -> Any:
             if magic.startswith(b"PK\x03\x04"):
                 return _read_npz(path)
             if magic == np.lib.format.MAGIC_PREFIX:
-                return _NpyArray(partial(path.open, "rb"), size)
+                return _NpyArray(lambda: path.open("rb"), size)
             return restricted_pickle.load(file, size, _NAMES)
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -196,8 +196,13 @@ _REFUSED_OPCODES = (
 
 # The pure-Python unpickler: its instruction table can be narrowed and its memo is a dict, which a
 # hostile index cannot blow up. Our files have few instructions, so it is not slow.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+class _Unpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
+    # What the published types of the class leave out.
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def __init__(
         self,

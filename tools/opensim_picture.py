@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.exporters.opensim import INDEX, read_mot, read_osim
-from stages.drawing.render import Camera, Mesh, render, write_png
+from stages.drawing.render import Camera, Mesh, png_bytes, render
 
 PEOPLE, HEIGHT, WIDTH, VIEWS = 3, 460, 340, (25.0, 115.0)
 BONE, MARKER = (0.93, 0.91, 0.86), (0.80, 0.22, 0.20)
@@ -91,7 +91,7 @@ def main(folder: Path, out: Path) -> None:
     entries = json.loads((folder / INDEX).read_text())["files"][:PEOPLE]
     meshes = [person(folder, entry) for entry in entries]
     rows = [np.concatenate([view(mesh, turn) for mesh in meshes], 1) for turn in VIEWS]
-    write_png(out, np.concatenate(rows))
+    out.write_bytes(png_bytes(np.concatenate(rows)))
 
 
 if __name__ == "__main__":

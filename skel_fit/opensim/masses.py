@@ -256,7 +256,8 @@ def _moments(
     parts = (x, y, z)
     for a, b in pairs:
         rows.append(six / 120 * (totals[a] * totals[b] + (parts[a] * parts[b]).sum(0)))
-    found = np.stack([np.bincount(owners[order], row, NUM_JOINTS) for row in rows], 1)
+    sums = [np.bincount(owners[order], row, NUM_JOINTS) for row in rows]
+    found = np.stack(sums, 1, dtype=np.float64)
     second = np.empty((NUM_JOINTS, 3, 3))
     for k, (a, b) in enumerate(pairs):
         second[:, a, b] = second[:, b, a] = found[:, 4 + k]

@@ -254,7 +254,7 @@ def _scene(
         front=_front(models[skel.genders[0]], skel.poses[0], up),
         curves=_curves(skel.poses, limits_name, active, sd),
         independent=not moving,
-        standin=poser.standin(),
+        standin=poser.standin,
     )
 
 

@@ -31,7 +31,8 @@ def main() -> None:
     sources = fetch(options.work)
     body = build_body(sources, say)
     write_asset(options.asset, body)
-    np.savez_compressed(options.motion, **build_motion(sources, body))
+    # numpy types its keyword arguments as those of its own options, not as arrays.
+    np.savez_compressed(options.motion, **build_motion(sources, body))  # type: ignore[arg-type]
     for path in (options.asset, options.motion):
         say(f"{path} ({path.stat().st_size / 1e3:.0f} kB)")
 

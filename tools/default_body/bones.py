@@ -73,7 +73,7 @@ class Skeleton:
 
 def _along(points: np.ndarray, source: tuple[np.ndarray, np.ndarray],
            target: tuple[np.ndarray, np.ndarray], base: np.ndarray,
-           across: float) -> np.ndarray:  # fmt: skip
+           across: float | np.floating) -> np.ndarray:  # fmt: skip
     """Map the segment `source` (bone space) onto `target`: turned by `base` and the smallest
     further rotation, scaled along the segment to fit and by `across` sideways."""
     bone, wanted = base @ (source[1] - source[0]), target[1] - target[0]
@@ -168,7 +168,7 @@ class _Builder:
         width = np.linalg.norm(target[2] - target[6]) / np.linalg.norm(source[2] - source[6])
         return out + self._toes(width, matrix[:3].T)
 
-    def _toes(self, across: float, foot: np.ndarray) -> list[Part]:
+    def _toes(self, across: float | np.floating, foot: np.ndarray) -> list[Part]:
         """The 14 phalanges; sorted by their side they come toe by toe, proximal to distal."""
         pieces = sorted(self.source.mesh("r_bofoot").pieces(), key=lambda p: float(p.centre[2]))
         u, _, vt = np.linalg.svd(foot)
@@ -243,9 +243,9 @@ class _Builder:
         )
         out = []
         from_, to = [source_wrist], [wrist]
-        for chain in fingers.values():
+        for placed_chain in fingers.values():
             previous = source_wrist
-            for k, (name, start, stop) in enumerate(chain):
+            for k, (name, start, stop) in enumerate(placed_chain):
                 mesh = self.source.mesh(f"{name}_rvs")
                 mesh = max(mesh.pieces(), key=lambda p: len(p.vertices))  # drop stray triangles
                 ends = _ends(mesh, previous)

@@ -95,4 +95,5 @@ def pack(body: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def write_asset(path: Path, body: dict[str, Any]) -> None:
     """`pack(body)` as a compressed npz (numpy writes no dates, so equal arrays: equal bytes)."""
-    np.savez_compressed(path, **pack(body))
+    # numpy types its keyword arguments as those of its own options, not as arrays.
+    np.savez_compressed(path, **pack(body))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from pipeline.errors import Incomplete, InputError
 from pipeline.provenance import code_version, file_record
 from stages.regressor.config import Recipe
 from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
-from stages.regressor.data.rows import Collection
+from stages.regressor.data.rows import Collection, Split
 from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.vit import load_vitpose
@@ -103,8 +103,8 @@ class Trainer:
                 f"{kind[self.collection.standin]}; give the matching --models"
             )
 
-    def _dataset(self, split: str, *, training: bool) -> CropDataset:
-        part = self.collection.of(split)  # type: ignore[arg-type]
+    def _dataset(self, split: Split, *, training: bool) -> CropDataset:
+        part = self.collection.of(split)
         return CropDataset(part, self.recipe.data, self.recipe.model.crop_size,
                            self.recipe.train.seed, training=training)  # fmt: skip
 
@@ -166,6 +166,7 @@ class Trainer:
         if self.process.world > 1:
             ids = [self.process.device.index] if self.process.device.type == "cuda" else None
             network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        # torch.compile of a module is a module; its annotation says: a callable.
         return torch.compile(network) if self.recipe.train.compile else network  # type: ignore[return-value]
 
     def _keys(self) -> Iterator[list[tuple[int, int]]]:
