@@ -7,7 +7,6 @@ two fitters are never mixed in one directory.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 
 from pipeline.columns import REGION_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
-from pipeline.manifest import MODELS_VARIABLE
+from pipeline.manifest import missing_models
 from pipeline.plan import ModelRecord
 from pipeline.provenance import file_record
 from skel_fit.models import BodyModels, Precision
@@ -81,38 +80,6 @@ def resolve_fitter(name: str) -> FitterFactory:
         return cast("FitterFactory", getattr(importlib.import_module(module), attribute)())
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"fitter '{name}' cannot be imported: {error}") from error
-
-
-def models_directory(kind: str, given: Path | None) -> Path:
-    """Folder with the body-model files.
-
-    Args:
-        kind: `default-body` (the licence-free stand-in pair) or `licensed`.
-        given: `--models`; for `licensed` then HMR_SKEL_MODELS, then ./models. Never a fallback
-            from licensed to the stand-in.
-
-    Raises:
-        InputError: licensed models are wanted and the folder does not exist.
-    """
-    if kind == "default-body" and given is None:
-        from skel_fit.default_body import default_body_directory
-
-        return Path(default_body_directory())
-    path = Path(given or os.environ.get(MODELS_VARIABLE) or "models").absolute()
-    if not path.is_dir():
-        raise InputError(missing_models(path, "no such folder"))
-    return path
-
-
-def missing_models(path: Path, what: str) -> str:
-    """The one message about absent body models: what, where from, where to, and the demo."""
-    return (
-        f"{path}: {what}; this subset needs the licensed body models: download SKEL v1.1.1 "
-        "(skel.is.tue.mpg.de: skel_male.pkl, skel_female.pkl) and SMPL v1.1.0 "
-        "(smpl.is.tue.mpg.de: SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl) into that folder, "
-        f"or give --models DIR (or set {MODELS_VARIABLE}); "
-        "to try hmr-skel without them: hmr-skel convert demo"
-    )
 
 
 @dataclass

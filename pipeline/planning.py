@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.atomic import make_directory
 from pipeline.errors import InputError
-from pipeline.fitters import DEFAULT_FITTER, FitterFactory, models_directory, resolve_fitter
-from pipeline.manifest import Manifest, find_source
+from pipeline.fitters import DEFAULT_FITTER, FitterFactory, resolve_fitter
+from pipeline.manifest import Manifest, find_source, models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, file_record, software
 from pipeline.readers.base import AnnotationSource

@@ -12,7 +12,8 @@ import numpy as np
 from pipeline.atomic import write_bytes, write_json
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import Fitter, models_directory, resolve_fitter
+from pipeline.fitters import Fitter, resolve_fitter
+from pipeline.manifest import models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource

@@ -20,9 +20,8 @@ def demo_images(
 ) -> None:
     """Render the pictures of the demo labels into the data root; rerun to complete."""
     from pipeline.demo import SEED
-    from pipeline.fitters import models_directory
     from pipeline.manifest import data_root as find_data_root
-    from pipeline.manifest import load_manifest
+    from pipeline.manifest import load_manifest, models_directory
     from pipeline.planning import find_generated
     from stages.regressor.data.demo_pictures import Job, render_demo
 

@@ -57,7 +57,7 @@ def import_opensim(
 
 
 def _models(given: Path | None, stand_in: bool) -> Path:
-    from pipeline.fitters import models_directory
+    from pipeline.manifest import models_directory
 
     return models_directory("default-body" if stand_in else "licensed", given)
 

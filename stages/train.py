@@ -43,7 +43,7 @@ class Request:
 def train(request: Request) -> None:
     """Train a regressor on converted datasets, or resume where an earlier run stopped."""
     from pipeline.atomic import make_directory
-    from pipeline.fitters import models_directory
+    from pipeline.manifest import models_directory
     from stages.regressor.config import load_recipe
     from stages.regressor.data.rows import Place, load_collection
     from stages.regressor.training.distributed import processes

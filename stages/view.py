@@ -98,7 +98,7 @@ def _of_file(request: ViewRequest) -> Scene:
 
 
 def _models(given: Path | None) -> Path:
-    from pipeline.fitters import models_directory
+    from pipeline.manifest import models_directory
 
     if given == Path("default-body"):
         return models_directory("default-body", None)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.fitters import models_directory
+from pipeline.manifest import models_directory
 from pipeline.readers import LabelSource, open_source
 from skel_fit.anatomy import PERIODIC
 from skel_fit.joint_limits import LimitsName, excess, limits

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.atomic import write_bytes, write_json
 from pipeline.errors import InputError
-from pipeline.fitters import models_directory
+from pipeline.manifest import models_directory
 from skel_fit import anatomy
 from skel_fit.keypoint_body import KeypointBody
 from skel_fit.keypoints import NAMES

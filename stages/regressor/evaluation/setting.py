@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import models_directory
+from pipeline.manifest import models_directory
 from stages.regressor.data.images import ImageSource, open_images
 from stages.regressor.evaluation.bodies import EvaluationBodies
 from stages.regressor.evaluation.eval_readers import read_shards
