@@ -19,7 +19,11 @@ def export(
     directory: options.Directory,
     out: Annotated[Path, typer.Option("--out", help="The file or folder to write.")],
     format: Annotated[
-        str, typer.Option(help="hmr-skel-npz: what SKEL-CF reads; opensim: models and motions.")
+        str,
+        typer.Option(
+            help="hmr-skel-npz: what SKEL-CF reads; opensim: models and motions; glb, bvh: one "
+            "moving person as a rig."
+        ),
     ] = "hmr-skel-npz",
     keypoints3d: Annotated[
         Literal["add", "replace", "none"] | None,
@@ -33,9 +37,10 @@ def export(
         float | None, typer.Option(help="Leave out rows with a mean error above this, mm.")
     ] = None,
     rows: Annotated[
-        str | None, typer.Option(metavar="A:B", help="opensim: only rows A up to but without B.")
+        str | None,
+        typer.Option(metavar="A:B", help="Motion formats: rows A up to but without B."),
     ] = None,
-    sequence: Annotated[str | None, typer.Option(help="opensim: only this sequence.")] = None,
+    sequence: Annotated[str | None, typer.Option(help="Motion formats: this sequence.")] = None,
     angles: Annotated[
         Literal["opensim", "skel"] | None,
         typer.Option(help="opensim: order of three-angle joints.", show_default="opensim"),
@@ -46,12 +51,14 @@ def export(
     ] = None,
     ground: Annotated[
         Literal["auto", "camera", "y-up", "z-up", "none"] | None,
-        typer.Option(help="opensim: which way is up in the data.", show_default="auto"),
+        typer.Option(help="Motion formats: which way is up in the data.", show_default="auto"),
     ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
-            metavar="HZ", help="opensim: frames a second.", show_default="of the data, else 30"
+            metavar="HZ",
+            help="Motion formats: frames a second.",
+            show_default="of the data, else 30",
         ),
     ] = None,
     models: options.Models = None,

@@ -17,12 +17,18 @@ from pipeline.exporters.hmr_skel import HmrSkelNpz
 from pipeline.exporters.opensim import OpenSim
 from pipeline.task import conversion_models
 from skel_fit.models import BodyModels
+from stages.rigs.exporters import BvhExport, GlbExport
 from stages.terminal import Progress
 
 
 def exporters() -> dict[str, Exporter[Any]]:
     """Every format by the name that `--format` has for it."""
-    found: tuple[Exporter[Any], ...] = (HmrSkelNpz(_SkelKeypoints), OpenSim(_people()))
+    found: tuple[Exporter[Any], ...] = (
+        HmrSkelNpz(_SkelKeypoints),
+        OpenSim(_people()),
+        GlbExport(),
+        BvhExport(),
+    )
     return {exporter.name: exporter for exporter in found}
 
 

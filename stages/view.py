@@ -35,8 +35,8 @@ class ViewRequest:
         typer.Option(min=0.1, max=1000, help="Frames a second.", show_default="stored, or 30"),
     ] = None
     up: Annotated[
-        Literal["auto", "y-down", "y", "z"],
-        typer.Option(help="Which way is up; auto: y-down (a camera) or z (AMASS sequences)."),
+        Literal["auto", "camera", "y-up", "z-up"],
+        typer.Option(help="Which way is up; auto: as recorded, camera (y down) for a FILE."),
     ] = "auto"
     gender: Annotated[Literal["male", "female"], typer.Option(help="SKEL model of a FILE.")] = (
         "male"
@@ -77,11 +77,11 @@ def view(request: ViewRequest) -> None:
 
 def _of_dataset(request: ViewRequest) -> Scene:
     from pipeline.dataset import open_dataset
-    from stages.inspection.motion import chosen_rows, dataset_scene
+    from stages.inspection.motion import dataset_scene, shown_rows
     from stages.inspection.people import poser_of
 
     dataset = open_dataset(request.given, allow_incomplete=True)
-    choice = chosen_rows(dataset, request.rows, request.sequence)
+    choice = shown_rows(dataset, request.rows, request.sequence)
     poser, missing = poser_of(dataset, request.models)
     if poser is None:
         raise InputError(f"{request.given}: nothing to show without body models: {missing}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import bvhio
@@ -14,12 +15,17 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
+from pipeline import open_dataset
+from pipeline.columns import SKEL_COLUMNS
 from skel_fit import JOINT_NAMES, load_skel
 from skel_fit.default_body import default_body_directory
+from stages.cli import run
 from stages.drawing.viewer.bodies import Parameters
 from stages.rigs.bvh import bvh
 from stages.rigs.glb import glb
 from stages.rigs.rig import Rig, rig_of, strongest
+from tests.demo_rows import REAL, convert_labels, fitted_demo
+from tests.label_files import amass
 
 FRAMES = 6
 
@@ -169,3 +175,76 @@ def test_the_strongest_weights_add_up_to_one() -> None:
     assert ((kept > 0).sum(axis=1) <= 4).all()
     np.testing.assert_allclose(kept.sum(axis=1), 1)
     assert (np.argmax(kept, axis=1) == np.argmax(weights, axis=1)).all()
+
+
+# --- through the command line --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rig-sequences")
+    (folder / "amass").mkdir()
+    for name in ("run", "walk"):
+        content = amass(5, seed=len(name)) | {"mocap_framerate": np.array(50.0)}
+        np.savez(folder / "amass" / f"{name}.npz", **content)
+    return convert_labels(folder, "amass", REAL, models="default-body")
+
+
+def export(*arguments: object) -> int:
+    return run(["export", *map(str, arguments)])
+
+
+def test_a_sequence_is_exported_y_up_at_its_rate(sequences: Path, tmp_path: Path) -> None:
+    out = tmp_path / "walk.glb"
+    assert export(sequences, "--format", "glb", "--sequence", "walk", "--out", out) == 0
+    reader = Reader(out.read_bytes())
+    dataset = open_dataset(sequences)
+    rows = np.flatnonzero(dataset["sequence"] == "walk")
+    times = reader.array(reader.json["animations"][0]["samplers"][0]["input"])
+    np.testing.assert_allclose(times, np.arange(len(rows)) / 50, atol=1e-6)
+    gender = str(dataset["skel_gender"][rows[0]])
+    model = load_skel(default_body_directory(), gender, dtype=torch.float64)
+    columns = (dataset[name][rows].astype(np.float64) for name in SKEL_COLUMNS)
+    skin = model(*(torch.as_tensor(values) for values in columns)).skin_vertices.numpy()
+    up = skin[..., [0, 2, 1]] * [1, 1, -1]  # z up -> y up
+    for frame in range(len(rows)):
+        distance = np.linalg.norm(reader.vertices("skin", frame) - up[frame], axis=1)
+        assert distance.max() < 3e-3
+    assert reader.json["asset"]["extras"]["standin"] is True
+
+
+def test_bvh_through_the_command_line(sequences: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.bvh"
+    arguments = ("--format", "bvh", "--sequence", "run", "--rate", "25", "--out", out)
+    assert export(sequences, *arguments) == 0
+    found = bvhio.readAsBvh(str(out))
+    assert found.FrameCount == 5 and found.FrameTime == pytest.approx(1 / 25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "glb"], "2 sequences; one file holds one"),
+        (["--format", "glb", "--sequence", "fly"], "there are run, walk"),
+        (["--format", "bvh", "--rows", "4:99"], "expected A < B <= 10"),
+        (["--format", "bvh", "--rows", "x"], "expected A:B"),
+        (["--format", "glb", "--rejected", "keep"], "no pose to export"),
+        (["--format", "glb", "--angles", "skel"], "has no such option"),
+    ],
+)
+def test_what_a_rig_cannot_be_is_one_line(
+    sequences: Path, tmp_path: Path, capsys: Any, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert export(sequences, *arguments, "--out", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error and not out.exists()
+
+
+def test_unrelated_people_are_no_motion(tmp_path_factory: Any, tmp_path: Path, capsys: Any) -> None:
+    rows = fitted_demo(tmp_path_factory.getbasetemp())
+    out = tmp_path / "one.glb"
+    assert export(rows, "--format", "glb", "--out", out) == 2
+    assert "unrelated people" in capsys.readouterr().err
+    assert export(rows, "--format", "glb", "--rows", "1:2", "--out", out) == 0
+    assert Reader(out.read_bytes()).vertices("skin", 0)[:, 1].min() < 0  # y up, in camera space

@@ -16,13 +16,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pipeline.atomic import pretty_json, whole_folder
 from pipeline.dataset import Dataset
+from pipeline.dataset_rows import (
+    DEFAULT_RATE,
+    RowRange,
+    chosen_rows,
+    recorded_ground,
+    recorded_rate,
+)
 from pipeline.errors import InputError, UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
-from pipeline.plan import Plan
 from pipeline.sequences import COLUMN as SEQUENCE
 from pipeline.task import conversion_models
 from skel_fit.anatomy import JOINT_NAMES
@@ -36,8 +42,6 @@ INDEX = "index.json"
 INDEX_VERSION = 1
 MOST_MODELS = 1000
 """More models than this need an explicit choice of rows."""
-DEFAULT_RATE = 30.0
-_RATES = ("mocap_framerate", "mocap_frame_rate", "frame_rate", "framerate", "fps")
 _ANGLES = ("opensim", "skel", "into")
 
 
@@ -48,19 +52,12 @@ class OpenSimOptions(ExportOptions):
     of the data to OpenSim's. rate: frames a second, for data that does not say.
     """
 
-    rows: str | None = None
+    rows: RowRange | None = None
     sequence: str | None = None
     angles: Literal["opensim", "skel"] = "opensim"
     into: Path | None = None
     ground: Literal["auto", "camera", "y-up", "z-up", "none"] = "auto"
     rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-
-    @field_validator("rows")
-    @classmethod
-    def _range(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\d+:\d+", value):
-            raise ValueError("expected A:B, the rows from A up to but without B")
-        return value
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class OpenSim:
             raise UsageError("--rejected keep: rows without a fit have no pose to export")
         ground = recorded_ground(dataset.plan) if options.ground == "auto" else options.ground
         selection = Selection.of(dataset, options)
-        chosen = _chosen(dataset, selection.kept, options)
+        chosen = chosen_rows(dataset, selection.kept, options.rows, options.sequence)
         people = list(_people(dataset, chosen))
         if not people:
             raise UsageError(f"{dataset.directory}: no row with a fit is left to export")
@@ -93,7 +90,7 @@ class OpenSim:
             models=conversion_models(dataset.plan, dataset.attrs["models_directory"], models),
             ground=GROUNDS[ground],
             angles=options.angles,
-            rate=options.rate or _recorded_rate(dataset, chosen),
+            rate=options.rate or recorded_rate(dataset, chosen),
             into=None if options.into is None else _foreign(options.into),
             into_path=options.into,
         )
@@ -124,23 +121,6 @@ class OpenSim:
         )
 
 
-def recorded_ground(plan: Plan) -> str:
-    """Which way is up in a data set, as far as its files tell.
-
-    Raises:
-        UsageError: they do not.
-    """
-    names = {item.source for item in plan.fields}
-    if names & {"cam_int", "pose_cam", "trans_cam", "cam_trans", "imgname"}:
-        return "camera"
-    if names & {"mocap_framerate", "mocap_frame_rate"}:  # AMASS: z is up
-        return "z-up"
-    raise UsageError(
-        f"--ground auto: data set {plan.name!r} does not record which way is up; say --ground "
-        "camera (y down), y-up, z-up or none"
-    )
-
-
 @dataclass(frozen=True)
 class _Person:
     """Rows of one body: dataset positions and frame numbers, both increasing."""
@@ -149,36 +129,6 @@ class _Person:
     rows: NDArray[np.int64]
     frames: NDArray[np.int64]
     single: bool
-
-
-def _chosen(
-    dataset: Dataset, kept: NDArray[np.bool_], options: OpenSimOptions
-) -> NDArray[np.int64]:
-    """Dataset rows to export."""
-    chosen = kept.copy()
-    if options.rows is not None:
-        start, stop = map(int, options.rows.split(":"))
-        if not start < stop <= len(dataset):
-            raise UsageError(
-                f"--rows {options.rows}: expected A < B <= {len(dataset)}, the rows of "
-                f"{dataset.directory}"
-            )
-        chosen[:start] = False
-        chosen[stop:] = False
-        if not chosen.any():
-            status = dataset.read("status", start, stop)[0]
-            raise UsageError(f"--rows {options.rows}: no row there has a fit ({status})")
-    if options.sequence is not None:
-        if SEQUENCE not in dataset:
-            raise UsageError(
-                f"--sequence {options.sequence}: {dataset.directory} has no sequences; use --rows"
-            )
-        names = dataset[SEQUENCE]
-        if not (names == options.sequence).any():
-            known = ", ".join(map(str, np.unique(names)[:5]))
-            raise UsageError(f"--sequence {options.sequence}: there are {known} ...")
-        chosen &= names == options.sequence
-    return np.flatnonzero(chosen)
 
 
 def _people(dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[_Person]:
@@ -216,20 +166,6 @@ def _free_name(wanted: str, taken: set[str]) -> str:
         name = f"{base}_{number}"
     taken.add(name.lower())
     return name
-
-
-def _recorded_rate(dataset: Dataset, rows: NDArray[np.int64]) -> float | None:
-    """Frames a second as the labels have them; None where they do not say."""
-    for name in _RATES:
-        if name in dataset and dataset[name].ndim == 1:
-            rates = np.unique(dataset[name][rows].astype(float))
-            if len(rates) == 1 and np.isfinite(rates[0]) and rates[0] > 0:
-                return float(rates[0])
-            raise UsageError(
-                f"{dataset.directory}: column {name!r} holds {len(rates)} frame rates; export one "
-                "sequence at a time, or say --rate HZ"
-            )
-    return None
 
 
 def _foreign(path: Path) -> osim_file.ForeignModel:

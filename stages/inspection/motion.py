@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
+from pipeline.dataset_rows import DEFAULT_RATE, chosen_rows, recorded_ground, recorded_rate
 from pipeline.errors import InputError, UsageError
 from pipeline.readers.npz import NpzFile
 from pipeline.sequences import COLUMN as SEQUENCE
@@ -20,13 +21,11 @@ from skel_fit.joint_limits import LimitsName, limits
 from stages.drawing.pictures import Person, Poser
 from stages.drawing.viewer.bodies import Parameters, skel_surfaces, smpl_surface
 from stages.drawing.viewer.page import Curves, Scene
-from stages.inspection.people import original, targets
+from stages.inspection.people import targets
 
 MOST_FRAMES = 4000
 FIRST_ROWS = 24
 """Rows of a dataset of unrelated people that are shown unless others are asked for."""
-DEFAULT_RATE = 30.0
-_RATES = ("mocap_framerate", "mocap_frame_rate", "fps")
 _FILE_KEYS = {
     "poses": ("skel_poses", "poses"),
     "betas": ("skel_betas", "betas"),
@@ -35,53 +34,43 @@ _FILE_KEYS = {
 _CURVES = 4
 ON_LIMIT = 1e-6
 """Radians within which an angle of a file counts as on its limit."""
-_UPS = {"y-down": (0.0, -1.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+UPS = {"camera": (0.0, -1.0, 0.0), "y-up": (0.0, 1.0, 0.0), "z-up": (0.0, 0.0, 1.0)}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Rows start to stop of a dataset; name: of the sequence, None: rows are unrelated people."""
+    """Positions of rows (increasing); name: of their sequence, None: they are unrelated people."""
 
-    start: int
-    stop: int
+    rows: NDArray[np.int64]
     name: str | None
 
 
-def chosen_rows(dataset: Dataset, rows: str | None, sequence: str | None) -> Choice:
+def shown_rows(dataset: Dataset, rows: str | None, sequence: str | None) -> Choice:
     """What `--rows` and `--sequence` mean; without them the first sequence, or the first rows.
 
     Raises:
         UsageError: nonsense, or more rows than a page holds.
     """
-    if rows is not None and sequence is not None:
-        raise UsageError("--rows and --sequence: give one of them")
-    names = original(dataset, SEQUENCE, 0, len(dataset))
-    if not len(dataset):
+    everything = np.ones(len(dataset), bool)
+    if not everything.size:
         raise InputError(f"{dataset.directory}: no rows to show")
-    if rows is not None:
-        start, stop = _range(rows, len(dataset))
-        name = None
-        if names is not None and (names[start:stop] == names[start]).all():
-            name = _text(names[start])
-        choice = Choice(start, stop, name)
-    elif names is not None:
-        wanted = _text(names[0]) if sequence is None else sequence
-        texts = np.array([_text(name) for name in names])
-        found = np.flatnonzero(texts == wanted)
-        if not found.size:
-            known = ", ".join(sorted(set(texts.tolist()))[:5])
-            raise UsageError(f"no sequence '{wanted}'; there are {known}, ...")
-        choice = Choice(int(found[0]), int(found[-1]) + 1, wanted)
-    elif sequence is not None:
-        raise UsageError(f"{dataset.directory}: no sequences here; choose rows with --rows A:B")
-    else:
-        choice = Choice(0, min(FIRST_ROWS, len(dataset)), None)
-    if choice.stop - choice.start > MOST_FRAMES:
+    names: NDArray | None = None
+    if SEQUENCE in dataset:
+        names = dataset[SEQUENCE]
+    if rows is None and sequence is None:
+        if names is None:
+            rows = f"0:{min(FIRST_ROWS, len(dataset))}"
+        else:
+            sequence = str(names[0])
+    chosen = chosen_rows(dataset, everything, rows, sequence)
+    if len(chosen) > MOST_FRAMES:
+        first = int(chosen[0])
         raise UsageError(
-            f"{choice.stop - choice.start} frames are more than the {MOST_FRAMES} that one page "
-            f"holds; choose with --rows, e.g. {choice.start}:{choice.start + MOST_FRAMES}"
+            f"{len(chosen)} frames are more than the {MOST_FRAMES} that one page holds; choose "
+            f"with --rows, e.g. {first}:{first + MOST_FRAMES}"
         )
-    return choice
+    together = names is not None and (names[chosen] == names[chosen[0]]).all()
+    return Choice(chosen, str(names[chosen[0]]) if names is not None and together else None)
 
 
 def dataset_scene(
@@ -89,41 +78,40 @@ def dataset_scene(
 ) -> Scene:
     """The chosen rows; rejected ones are left out.
 
-    up: `auto`, `y-down`, `y` or `z`; auto: z for sequences of the AMASS layout, else a camera's.
+    up: `auto` (as the data set records it), `camera` (y is down), `y-up` or `z-up`.
     """
-    start, stop = choice.start, choice.stop
-    status = dataset.read("status", start, stop)
-    columns = {name: dataset.read(name, start, stop) for name in SKEL_COLUMNS}
-    kept = np.flatnonzero(np.isfinite(columns["skel_poses"]).all(axis=1))
-    if not kept.size:
-        raise InputError(f"{dataset.directory}: rows {start}:{stop} are all {status[0]}")
+    start, stop = int(choice.rows[0]), int(choice.rows[-1]) + 1
+
+    def read(name: str) -> NDArray:
+        return dataset.read(name, start, stop)[choice.rows - start]
+
+    fitted = np.isfinite(read("skel_poses")).all(axis=1)
+    if not fitted.any():
+        raise InputError(f"{dataset.directory}: rows {start}:{stop} are all {read('status')[0]}")
+    kept = choice.rows[fitted] - start
+    poses, betas, transl = (dataset.read(name, start, stop)[kept] for name in SKEL_COLUMNS)
     skel = Parameters(
-        columns["skel_poses"][kept], columns["skel_betas"][kept], columns["skel_trans"][kept],
-        tuple(dataset.read("skel_gender", start, stop)[kept].tolist()),
-    )  # fmt: skip
-    found = targets(dataset, start, stop)
-    genders = dataset.read("smpl_gender", start, stop)[kept].tolist()
-    target = None
+        poses, betas, transl, tuple(dataset.read("skel_gender", start, stop)[kept].tolist())
+    )
+    target, found = None, targets(dataset, start, stop)
     if found is not None:
         poses, betas, transl = (values[kept] for values in found)
-        target = Parameters(poses, betas, transl, tuple(genders))
-    rate = rate or stored_rate(dataset, start) or DEFAULT_RATE
-    numbers = dataset.read("source_row", start, stop)[kept]
-    if up == "auto":
-        up = "z" if dataset.plan.source_format == "sequence" else "y-down"
+        genders = tuple(dataset.read("smpl_gender", start, stop)[kept].tolist())
+        target = Parameters(poses, betas, transl, genders)
+    moving = choice.name is not None
     return _scene(
         skel,
         target,
         poser,
-        title=dataset.plan.name if choice.name is None else f"{dataset.plan.name}: {choice.name}",
-        numbers=numbers,
-        moving=choice.name is not None,
-        rate=rate,
-        up=np.array(_UPS[up]),
-        limits_name=str(dataset.plan.fit.get("limits", "none")),
+        title=f"{dataset.plan.name}: {choice.name}" if moving else dataset.plan.name,
+        numbers=dataset.read("source_row", start, stop)[kept],
+        moving=moving,
+        rate=rate or (recorded_rate(dataset, choice.rows) if moving else None) or DEFAULT_RATE,
+        up=np.array(UPS[recorded_ground(dataset.plan) if up == "auto" else up]),
+        limits_name=dataset.plan.request.limits,
         active=dataset.read("active_limits", start, stop)[kept],
         sd=_deviations(dataset, start, stop, kept),
-        left_out=stop - start - kept.size,
+        left_out=int((~fitted).sum()),
     )
 
 
@@ -165,7 +153,7 @@ def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: st
         numbers=np.arange(frames),
         moving=True,
         rate=rate or DEFAULT_RATE,
-        up=np.array(_UPS["y-down" if up == "auto" else up]),
+        up=np.array(UPS["camera" if up == "auto" else up]),
         limits_name="default",
         active=_on_limits(skel.poses, "default"),
         sd=None,
@@ -193,7 +181,7 @@ def people_scene(
         numbers=np.array([person.row for person in people]),
         moving=False,
         rate=DEFAULT_RATE,
-        up=np.array(_UPS["y-down"]),
+        up=np.array(UPS["camera"]),
         limits_name=limits_name,
         active=_on_limits(skel.poses, limits_name),
         sd=None,
@@ -307,27 +295,3 @@ def _deviations(dataset: Dataset, start: int, stop: int, kept: NDArray) -> NDArr
         return None
     found = dataset.read("skel_poses_sd", start, stop)[kept]
     return found if np.isfinite(found).any() else None
-
-
-def stored_rate(dataset: Dataset, row: int) -> float | None:
-    """Frames a second as the labels have them."""
-    for name in _RATES:
-        found = original(dataset, name, row, row + 1)
-        if found is not None and found.size == 1 and float(found.reshape(-1)[0]) > 0:
-            return float(found.reshape(-1)[0])
-    return None
-
-
-def _range(text: str, rows: int) -> tuple[int, int]:
-    try:
-        first, last = text.split(":")
-        start, stop = int(first or 0), int(last or rows)
-    except ValueError:
-        raise UsageError(f"--rows {text}: expected A:B, e.g. 0:300") from None
-    if not 0 <= start < stop <= rows:
-        raise UsageError(f"--rows {text}: expected 0 <= A < B <= {rows}")
-    return start, stop
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

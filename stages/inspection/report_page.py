@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.columns import REGION_COLUMNS
 from pipeline.dataset import Dataset
+from pipeline.dataset_rows import DEFAULT_RATE, recorded_rate
 from pipeline.sequences import COLUMN as SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.joint_limits import limits
@@ -16,7 +17,7 @@ from skel_fit.status import Status
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person, Poser
 from stages.drawing.viewer.page import scene_page
-from stages.inspection.motion import DEFAULT_RATE, busiest, people_scene, stored_rate
+from stages.inspection.motion import busiest, people_scene
 from stages.inspection.people import image_name, person, typical_and_worst
 from stages.inspection.statistics import (
     Columns,
@@ -75,7 +76,7 @@ def _curves(dataset: Dataset, columns: Columns) -> list[dict[str, Any]]:
     """Angles over time: the worst sequence by mean error, then others evenly down to the best."""
     if SEQUENCE not in dataset:
         return []
-    names = dataset.read(SEQUENCE, 0, len(dataset))
+    names = dataset[SEQUENCE]
     unique, inverse = np.unique(names[columns.fitted], return_inverse=True)
     errors = columns.error[columns.fitted]
     totals = np.bincount(inverse, weights=errors) / np.bincount(inverse)
@@ -86,7 +87,7 @@ def _curves(dataset: Dataset, columns: Columns) -> list[dict[str, Any]]:
     for place, which in enumerate(picked):
         rows = np.flatnonzero(names == unique[which])
         angles = np.degrees(dataset.read("skel_poses", rows[0], rows[-1] + 1)[rows - rows[0]])
-        rate = stored_rate(dataset, int(rows[0])) or DEFAULT_RATE
+        rate = recorded_rate(dataset, rows) or DEFAULT_RATE
         fitted = np.isfinite(angles).all(axis=1)
         found.append(
             {
