@@ -36,6 +36,12 @@ def check_inside(path: Path, root: Path) -> None:
         )
 
 
+def check_regular(path: Path) -> None:
+    """Raise `InputError` for what is there but is no file: a pipe, say, which would never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file; expected a file that can be read again")
+
+
 class Root:
     """A folder that no name leaves, not by a symbolic link either. Nothing is opened.
 

@@ -6,6 +6,7 @@ Source: docs/reference/pipeline.md#resume.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,6 +36,7 @@ Report = Callable[[str, dict[str, Any]], None]
 """Called with an event name and its data; `tick` comes at least twice a second."""
 
 _TICK = 0.5
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Request:
     executor: str = "local"
     workers: int = 1
     limit: int | None = None
-    shards: tuple[int, ...] | None = None
+    shards: tuple[range, ...] | None = None
     retry_failed: bool = False
     fitter: str = DEFAULT_FITTER
+    no_lock: bool = False
+    """Take no lock of the directory, for file systems that have none."""
     upload: str | None = None
     """fsspec URL that finished shards are copied to."""
 
@@ -91,7 +95,7 @@ def convert(request: Request, report: Report) -> Result:
         run = RunDirectory(request.directory)
         locked = run.lock_path.exists()
         if locked:  # say so before the inputs are hashed
-            stack.enter_context(run.lock())
+            stack.enter_context(run.lock(without=request.no_lock))
         run.check_usable()
         found = stack.enter_context(_planned(request))
         if run.plan_path.exists():
@@ -99,7 +103,7 @@ def convert(request: Request, report: Report) -> Result:
         wanted = _wanted(found.plan, request)
         if not locked:
             make_directory(run.path)
-            stack.enter_context(run.lock())
+            stack.enter_context(run.lock(without=request.no_lock))
         if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
         else:
@@ -152,21 +156,21 @@ def preview(request: Request) -> Preview:
     )
 
 
-def parse_shards(text: str) -> tuple[int, ...]:
-    """`3,7-9` -> (3, 7, 8, 9).
+def parse_shards(text: str) -> tuple[range, ...]:
+    """`3,7-9` -> (range(3, 4), range(7, 10)).
 
     Raises:
         UsageError: anything else.
     """
-    shards: set[int] = set()
+    shards: list[range] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise UsageError(f"--shards {text}: expected numbers and ranges such as 3,7-9")
+        if not (_NUMBER.fullmatch(first) and (_NUMBER.fullmatch(last) or not dash)):
+            raise UsageError(f"--shards {text[:40]}: expected numbers and ranges such as 3,7-9")
         if dash and int(last) < int(first):
-            raise UsageError(f"--shards {text}: range {part.strip()} is backwards")
-        shards.update(range(int(first), int(last or first) + 1))
-    return tuple(sorted(shards))
+            raise UsageError(f"--shards {text[:40]}: range {part.strip()} is backwards")
+        shards.append(range(int(first), int(last or first) + 1))
+    return tuple(shards)
 
 
 def _mirror(url: str | None, run: RunDirectory, plan: Plan) -> Mirror | None:
@@ -204,10 +208,12 @@ def _wanted(plan: Plan, request: Request) -> set[int]:
     if request.limit is not None:
         wanted &= set(range(-(-request.limit // plan.shard_rows)))
     if request.shards is not None:
-        unknown = sorted(set(request.shards) - set(range(plan.shards)))
-        if unknown:
-            raise UsageError(f"--shards {unknown[0]}: the plan has shards 0 to {plan.shards - 1}")
-        wanted &= set(request.shards)
+        for part in request.shards:
+            if part.stop > plan.shards:
+                raise UsageError(
+                    f"--shards {part.stop - 1}: the plan has shards 0 to {plan.shards - 1}"
+                )
+        wanted &= {shard for part in request.shards for shard in part}
     return wanted
 
 

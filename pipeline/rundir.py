@@ -11,13 +11,12 @@ the size and SHA-256 of the file. Source: docs/reference/pipeline.md#failures, #
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.atomic import (
+    TEMPORARY_SUFFIX,
     make_directory,
     pretty_json,
     read_json,
@@ -28,7 +27,8 @@ from pipeline.atomic import (
     write_json,
 )
 from pipeline.attempts import Attempts, Failure
-from pipeline.errors import InputError, Locked, OutputError, UsageError
+from pipeline.errors import InputError, UsageError
+from pipeline.locking import held, is_held
 from pipeline.plan import Plan, read_plan
 from pipeline.provenance import file_record
 from pipeline.receipts import Receipt, ShardState, receipt_from_json, receipt_path, shard_path
@@ -62,41 +62,20 @@ class RunDirectory:
         return read_plan(self.plan_path)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory. The kernel lets go when the process dies.
+    def lock(self, *, without: bool = False) -> Iterator[None]:
+        """Hold the directory, see `pipeline.locking.held`.
 
         Raises:
             Locked: another run holds it.
+            OutputError: its file system knows no locks.
         """
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise OutputError(f"{self.lock_path}: cannot be opened: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(
-                    f"{self.path}: another run is converting into this directory; "
-                    "wait for it or stop it"
-                ) from None
+        busy = "another run is converting into this directory; wait for it or stop it"
+        with held(self.lock_path, busy, without=without):
             yield
-        finally:
-            os.close(descriptor)
 
     def is_locked(self) -> bool:
         """Whether a run is at work, found without writing."""
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_held(self.lock_path)
 
     def check_usable(self) -> None:
         """Refuse to mix a run into a folder that holds something else."""
@@ -193,6 +172,20 @@ class RunDirectory:
                 state = replace(state, state="failed", reason=self._last_failure(shard))
             states.append(state)
         return states
+
+    def strays(self, plan: Plan) -> list[str]:
+        """What lies in the folders of shards and belongs to none of this plan, as paths below
+        this directory. It is left alone, and never read as data.
+        """
+        found = []
+        for name in _FOLDERS:
+            suffix = ".h5" if name == "shards" else ".json"
+            ours = {f"shard-{shard:05d}{suffix}" for shard in range(plan.shards)}
+            folder = self.path / name
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path.name not in ours and not path.name.endswith(TEMPORARY_SUFFIX):
+                    found.append(f"{name}/{path.name}")
+        return found
 
     def write_summary(self, summary: Summary) -> None:
         write_if_changed(self.summary_path, pretty_json(summary.to_json()))

@@ -74,6 +74,7 @@ def verify(
         problems += [f"shard {state.shard}: {text}" for text in _check_shard(run.path, plan, state)]
     summary = summarise(plan, states)
     problems += _check_summary(run, summary.to_json())
+    problems += [f"{name}: belongs to no shard of the plan; remove it" for name in run.strays(plan)]
     sampled, largest = 0, 0.0
     if done:
         source = _find_source(run, plan, data_root)

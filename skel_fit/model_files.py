@@ -23,6 +23,7 @@ from smplx.utils import Struct
 from skel_fit import restricted_pickle
 from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, NUM_POSES, PARENTS, SMPL_PARENTS
 from skel_fit.errors import ModelFileError
+from skel_fit.npy_header import read_npy_header
 from skel_fit.restricted_pickle import Array, PickleError, StandIn, is_stand_in, one_line
 from skel_fit.skel import (
     NUM_BETAS,
@@ -275,14 +276,7 @@ class _NpyArray:
         return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
     def _header(self, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-        version = np.lib.format.read_magic(file)
-        readers: dict[tuple[int, int], Callable[[IO[bytes]], Any]] = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:
-            raise ValueError(f"an array of npy version {version}")
-        shape, fortran, dtype = readers[version](file)
+        shape, fortran, dtype = read_npy_header(file)
         if dtype.hasobject or dtype.kind not in "biufSU":
             raise ValueError("an array of Python objects; save it as plain numbers")
         size = file.tell() + math.prod(shape) * dtype.itemsize
@@ -326,6 +320,8 @@ _DAMAGE = (
 def _read(path: Path) -> Any:
     """Content of a pickle, npz (a dict) or npy file; values are plain, stand-ins or unread."""
     try:
+        if not path.is_file() and path.exists():
+            raise ModelFileError(f"{path}: not a regular file")
         size = path.stat().st_size
         if size > _MAX_FILE_BYTES:
             raise ModelFileError(

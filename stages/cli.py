@@ -66,14 +66,35 @@ def _options(
 def main() -> NoReturn:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, _terminate)
+    _open_standard_streams()
     # Read when numpy is imported, which is later. Its sums would depend on the number of cores.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` closed the pipe; nothing more to say
+    except OSError as error:
+        # Whatever is still in the buffer would fail again while Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `| head` closed the pipe: nothing to say
+            code = _say(f"standard output: {error.strerror}", 74)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller closed one (`>&-`), the next file opened would get its number, and what is
+    printed would land in that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: PTH123, SIM115
 
 
 def run(arguments: list[str]) -> int:

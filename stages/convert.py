@@ -43,6 +43,7 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
+    no_lock: options.NoLock = False,
     quiet: options.Quiet = False,
     log_json: Annotated[
         Path | None, typer.Option(help="Append events to this file, one JSON object a line.")
@@ -58,7 +59,7 @@ def convert(
 
     manifest = load_manifest(subset)
     directory = out or Path("outputs") / manifest.name
-    if not dry_run:
+    if not (dry_run or no_lock):
         _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
 
     from pipeline.fitters import DEFAULT_FITTER
@@ -75,6 +76,7 @@ def convert(
         limit=limit,
         shards=parse_shards(shards) if shards else None,
         retry_failed=retry_failed,
+        no_lock=no_lock,
         fitter=fitter or DEFAULT_FITTER,
         upload=upload,
     )

@@ -34,6 +34,10 @@ FovCheckpoint = Annotated[
     Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+NoLock = Annotated[
+    bool,
+    typer.Option("--no-lock", help="Take no lock, on file systems that have none (no other run!)."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 
 _Request = TypeVar("_Request", bound="DataclassInstance")

@@ -58,6 +58,7 @@ def state_of(directory: Path) -> dict[str, Any]:
             for state in states
             if state.state == "damaged"
         ],
+        "stray": run.strays(plan),
         "unfinished": [
             {"shard": shard, "failures": len(found.failures), "running": bool(found.running)}
             for shard, found in run.unfinished().items()
@@ -99,4 +100,6 @@ def _table(found: dict[str, Any]) -> str:
         )
     for item in found["damaged"]:
         rows.append(("damaged", f"shard {item['shard']}: {item['reason']}"))
+    if found["stray"]:
+        rows.append(("stray", ", ".join(found["stray"])))
     return aligned(rows)

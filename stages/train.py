@@ -36,6 +36,7 @@ class Request:
     ] = None
     models: options.Models = None
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun one GPU each.")] = "cpu"
+    no_lock: options.NoLock = False
     quiet: options.Quiet = False
 
 
@@ -70,7 +71,9 @@ def train(request: Request) -> None:
         make_directory(request.out)
         log = request.out / "tensorboard" if process.is_first else None
         reporter = Reporter(log, quiet=not speaks)
-        trainer = Trainer(chosen, collection, models, request.out, process, reporter)
+        trainer = Trainer(
+            chosen, collection, models, request.out, process, reporter, no_lock=request.no_lock
+        )
         if speaks:
             print(_opening(trainer), file=sys.stderr)
         result = trainer.run()

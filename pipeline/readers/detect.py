@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.paths import check_regular
 from pipeline.readers import camerahmr, hmr_skel, sequences, single_image, webdataset
 from pipeline.readers.members import listed
 from pipeline.readers.npz import NpzFile
@@ -23,6 +24,7 @@ def detect_format(path: Path) -> str:
     """One of FORMATS. Raises InputError when nothing fits."""
     if path.is_dir():
         return _of_folder(path)
+    check_regular(path)
     with path.open("rb") as stream:
         start = stream.read(512)
     if not start:

@@ -23,13 +23,16 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.paths import check_regular
 from pipeline.readers.base import FieldSpec
 from pipeline.readers.tables import Table
+from skel_fit.npy_header import read_npy_header
 
 _KINDS = "biufcSU"
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _CHUNK = 1 << 20
-_MAX_HEADER = 10_000  # bytes of a npy header, numpy's own bound
+MAX_HELD_BYTES = 256 << 20
+"""Of one file in memory: where its arrays cannot be mapped or streamed, all of them together."""
 _BOMB_BYTES = 256 << 20
 _BOMB_RATIO = 500  # real labels deflate 1.2 to 3 times
 _DAMAGE = (
@@ -65,11 +68,18 @@ class NpzFile:
     """
 
     def __init__(self, path: Path) -> None:
+        check_regular(path)
         self.path = path
         self.members = self._guard("", self._scan)
         self._maps: dict[str, np.ndarray] = {}
         self._streams: dict[str, IO[bytes]] = {}
         self._archive: zipfile.ZipFile | None = None
+        held = sum(m.size for m in self.members.values() if m.fortran and not m.stored)
+        if held > MAX_HELD_BYTES:
+            raise self.error(
+                "", f"{held} bytes deflated in Fortran order, at most {MAX_HELD_BYTES} are held in "
+                "memory; save the file in C order or uncompressed",
+            )  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "members": self.members}
@@ -125,6 +135,8 @@ class NpzFile:
                     raise self.error(name, "stored twice; write the file again")
                 opened = self._guard(name, partial(_member, archive, raw, info, name, size))
                 members[name] = opened
+            packed = sum(info.compress_size for info in archive.infolist())
+            _check_expansion(packed, sum(info.file_size for info in archive.infolist()))
         return members
 
     def _guard(self, name: str, action: Callable[[], Any]) -> Any:
@@ -250,6 +262,14 @@ def checked_text(values: np.ndarray) -> np.ndarray:
     return values
 
 
+def _check_expansion(packed: int, size: int) -> None:
+    """Refuse bombs: one member, or all of a file together."""
+    if size > _BOMB_BYTES and size > _BOMB_RATIO * packed:
+        raise ValueError(
+            f"{packed} bytes that expand to {size}; if that is meant, save the file uncompressed"
+        )
+
+
 def _member(
     archive: zipfile.ZipFile, raw: IO[bytes], info: zipfile.ZipInfo, name: str, file_size: int
 ) -> Member:
@@ -257,13 +277,9 @@ def _member(
         raise ValueError("encrypted; expected a plain npz file")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("compressed in a way numpy does not write; save it with numpy.savez")
-    if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
-        raise ValueError(
-            f"{info.compress_size} bytes that expand to {info.file_size}; if that is meant, save "
-            "the file uncompressed"
-        )
+    _check_expansion(info.compress_size, info.file_size)
     with archive.open(info) as stream:
-        shape, fortran, dtype = _npy_header(stream)
+        shape, fortran, dtype = read_npy_header(stream)
         header = stream.tell()
     stored = info.compress_type == zipfile.ZIP_STORED
     size = info.file_size - header
@@ -281,20 +297,6 @@ def _member(
     ):
         raise ValueError("reaches beyond the end of the file; download or copy it again")
     return Member(name, info.filename, dtype, shape, fortran, stored, size, header, offset)
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        read = np.lib.format.read_array_header_1_0
-    elif version == (2, 0):
-        read = np.lib.format.read_array_header_2_0
-    else:
-        raise ValueError(f"an array of npy version {version}; expected 1.0 or 2.0")
-    shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    if any(n < 0 for n in shape):
-        raise ValueError(f"an array of shape {shape}")
-    return shape, fortran, dtype
 
 
 def _data_offset(raw: IO[bytes], info: zipfile.ZipInfo) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.readers.npz import NpzFile
+from pipeline.paths import check_regular
+from pipeline.readers.npz import MAX_HELD_BYTES, NpzFile
 from pipeline.readers.pickles import MAX_OBJECT_BYTES, PickleError, load_object_member, load_pickle
 from pipeline.readers.tables import MemoryTable, Table
 
@@ -40,6 +41,9 @@ def read_content(path: Path) -> dict[str, Any]:
         is_zip = stream.read(4) == b"PK\x03\x04"
     if is_zip or path.suffix == ".npz":
         file = NpzFile(path)
+        size = sum(member.size for member in file.members.values())
+        if size > MAX_HELD_BYTES:
+            raise InputError(f"{path}: {size} bytes of arrays, at most {MAX_HELD_BYTES} are read")
         return {
             name: load_object_member(file, name) if member.dtype.hasobject else file.whole(name)
             for name, member in file.members.items()
@@ -89,6 +93,7 @@ def rows_and_constants(
 
 
 def _opened(path: Path):
+    check_regular(path)
     try:
         return path.open("rb")
     except OSError as error:

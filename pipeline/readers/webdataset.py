@@ -26,6 +26,7 @@ import numpy as np
 
 from pipeline.atomic import canonical_json, make_directory, write_bytes
 from pipeline.errors import InputError, OutputError
+from pipeline.paths import check_regular
 from pipeline.readers.base import FieldSpec
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import first_of
@@ -101,6 +102,7 @@ class TarTable(Table):
     """The persons of one tar."""
 
     def __init__(self, path: Path) -> None:
+        check_regular(path)
         self.path, self.files = path, (path,)
         self._index = _cached_index(path)
         self._starts = np.cumsum([0] + [image.persons for image in self._index.images])

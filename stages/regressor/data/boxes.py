@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.paths import check_regular
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:
 
 def read_file(path: Path) -> bytes:
     """The bytes of a file, or InputError."""
+    check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(
         self, recipe: Recipe, collection: Collection, models: Path, out: Path, process: Process,
-        reporter: Reporter,
+        reporter: Reporter, *, no_lock: bool = False,
     ) -> None:  # fmt: skip
         self.recipe, self.collection = recipe, collection
         self.models, self.out, self.process, self.reporter = models, out, process, reporter
@@ -91,7 +91,7 @@ class Trainer:
                 f"fewer than one step of {recipe.optimiser.accumulate}; lower "
                 "optimiser.accumulate or train.batch_size"
             )
-        self.folder = RunFolder(out)
+        self.folder = RunFolder(out, no_lock=no_lock)
         self.progress = Progress()
         self.scores: Scores | None = None
 
