@@ -63,16 +63,14 @@ def _check_plain(text: str) -> None:
     """Look at the events of a text, one by one, before anything is built of them."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = 1 + event.start_mark.line if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem=f"alias *{event.anchor} is not supported; write the value out",
-                problem_mark=event.start_mark,
+            raise ValueError(
+                f"line {line}: alias *{event.anchor} is not supported; write the value out"
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {MAX_DEPTH} deep", problem_mark=event.start_mark
-            )
+            raise ValueError(f"line {line}: nested more than {MAX_DEPTH} deep")

@@ -45,7 +45,7 @@ def contained(work: Callable[[], int], log: Path) -> tuple[int, str]:
     if child == 0:
         try:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
@@ -116,7 +116,7 @@ def test_every_header_of_numpy_is_read(
 
 
 def repeated(path: Path, count: int, part: bytes, parts: int, header: bytes) -> None:
-    """An npz of `count` equal members, each `parts` times `part`, deflated once and written often."""
+    """An npz of `count` equal members, `parts` times `part` each, deflated once."""
     shared = io.BytesIO()
     with (
         zipfile.ZipFile(shared, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
