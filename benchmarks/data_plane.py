@@ -80,7 +80,7 @@ def measured(bench: Bench, command: list[str]) -> dict[str, Any]:
 def convert_figures(bench: Bench, rows: int) -> dict[str, Any]:
     """Dry run (plan), conversion, rerun (resume check), status."""
     command = bench.command("--quiet", fitter=TRIVIAL)
-    status = [sys.executable, "-m", "stages.cli", "status", str(bench.out), "--json"]
+    status = [sys.executable, "-m", "tests.faults.cli", "status", str(bench.out), "--json"]
     start = measured(bench, [sys.executable, "-m", "stages.cli", "--help"])
     figures = {
         "rows": rows,

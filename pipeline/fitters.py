@@ -1,17 +1,16 @@
 """How a shard task fits its rows. The default is `skel_fit`; tests and benchmarks bring their own.
 
-A fitter is named `module:attribute` in the plan, so every process of a run opens the same one and
-two fitters are never mixed in one directory.
+The plan names the fitter, so two fitters are never mixed in one directory. The name is looked up
+among those that this process registered: a file never decides what is imported or called.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,7 +27,9 @@ if TYPE_CHECKING:
     from skel_fit.model_files import Kind
     from skel_fit.recipe import FitRequest
 
-DEFAULT_FITTER = "pipeline.fitters:SkelFit"
+DEFAULT_FITTER = "skel_fit"
+_SCHEMA_1_NAME = "pipeline.fitters:SkelFit"
+"""What plans of schema version 1 call the default: a name like any other."""
 _RESIDUAL_ROWS = 64
 
 
@@ -60,7 +61,7 @@ class Fitter(Protocol):
 
 
 class FitterFactory(Protocol):
-    """What the name in the plan resolves to."""
+    """What a registered name stands for. Picklable: it travels to workers with their job."""
 
     needs_models: bool
 
@@ -73,13 +74,29 @@ class FitterFactory(Protocol):
         """A fitter; loads models when they are first needed."""
 
 
-def resolve_fitter(name: str) -> FitterFactory:
-    """Import the factory that `module:attribute` names and make one."""
-    module, _, attribute = name.partition(":")
-    try:
-        return cast("FitterFactory", getattr(importlib.import_module(module), attribute)())
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"fitter '{name}' cannot be imported: {error}") from error
+def register_fitter(name: str, make: Callable[[], FitterFactory]) -> None:
+    """Let plans name a fitter, in this process. For tests and benchmarks.
+
+    Raises:
+        ValueError: the name stands for another fitter already.
+    """
+    if _FITTERS.setdefault(name, make) is not make:
+        raise ValueError(f"fitter '{name}' is registered already")
+
+
+def registered_fitter(name: str) -> FitterFactory:
+    """The fitter that a plan names. Nothing is imported.
+
+    Raises:
+        InputError: no fitter of that name is registered.
+    """
+    make = _FITTERS.get(name)
+    if make is None:
+        raise InputError(
+            f"fitter '{name}' is not known here (known: {', '.join(sorted(_FITTERS))}); "
+            "the data were made by another program, which must read them too"
+        )
+    return make()
 
 
 @dataclass
@@ -224,3 +241,9 @@ def _model_file(directory: Path, kind: Kind, gender: str) -> Path:
     except ModelFileError as error:
         what = f"no {kind.upper()} model file for gender '{gender}'"
         raise InputError(missing_models(directory, what)) from error
+
+
+_FITTERS: dict[str, Callable[[], FitterFactory]] = {
+    DEFAULT_FITTER: SkelFit,
+    _SCHEMA_1_NAME: SkelFit,
+}

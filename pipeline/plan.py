@@ -12,13 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import pretty_json, read_json
+import numpy as np
+from pydantic import TypeAdapter
+
+from pipeline.atomic import canonical_json, pretty_json, read_json
 from pipeline.configuration import validated
 from pipeline.errors import InputError, PlanMismatch
+from pipeline.paths import stays_inside
 from pipeline.provenance import FileRecord, sha256_json
 from skel_fit.recipe import FitRequest
 
 SCHEMA_VERSION = 1
+CARRIED_KINDS = "biufSUc"
+"""numpy kinds of the original columns that shards hold."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,9 @@ class Plan:
         return pretty_json({"plan_id": self.plan_id, "plan": self.to_json()})
 
 
+_PLAN = TypeAdapter(Plan)
+
+
 def read_plan(path: Path) -> Plan:
     """Read `plan.json` and check that it still hashes to its own id.
 
@@ -113,25 +122,44 @@ def read_plan(path: Path) -> Plan:
                 f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
                 "use the version of hmr-skel that wrote it"
             )
-        plan = Plan(
-            **body
-            | {
-                "source_files": tuple(FileRecord(**item) for item in body["source_files"]),
-                "fields": tuple(
-                    StoredField(**item | {"shape": tuple(item["shape"])}) for item in body["fields"]
-                ),
-                "models": tuple(ModelRecord(**item) for item in body["models"]),
-            }
-        )
+        plan = _PLAN.validate_json(canonical_json(body), strict=True)
         intact = plan.plan_id == content["plan_id"]
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError):  # pydantic's are ValueErrors
         intact = False
     if not intact:
         raise InputError(
             f"{path}: damaged or edited (its content does not hash to its plan id); "
             "restore it, or convert into another directory"
         )
+    _check_names(path, plan)
     return plan
+
+
+def _check_names(path: Path, plan: Plan) -> None:
+    """Names in a plan are single path components or lie inside their root, and counts are counts.
+
+    A plan hashes to its own id whoever wrote it.
+    """
+    files = [item.name for item in (*plan.source_files, *plan.models)]
+    wrong = [name for name in files if "/" in name or name in (".", "..") or not stays_inside(name)]
+    if plan.image_root and not stays_inside(plan.image_root):
+        wrong.append(plan.image_root)
+    for stored in plan.fields:
+        if "/" in stored.stored or stored.stored in ("", ".", ".."):
+            wrong.append(stored.stored)
+        if _dtype(stored.dtype).kind not in CARRIED_KINDS or min(stored.shape, default=0) < 0:
+            wrong.append(f"{stored.source}: {stored.dtype} {stored.shape}")
+    if plan.rows < 0 or plan.shard_rows < 1 or not plan.source_files:
+        wrong.append(f"{plan.rows} rows, {plan.shard_rows} a shard")
+    if wrong:
+        raise InputError(f"{path}: not a plan of hmr-skel: {wrong[0]!r}; do not use this folder")
+
+
+def _dtype(text: str) -> np.dtype:
+    try:
+        return np.dtype(text)
+    except TypeError:
+        return np.dtype(object)  # a kind that no shard carries
 
 
 def check_same_plan(old: Plan, new: Plan, directory: Path) -> None:

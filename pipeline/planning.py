@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.atomic import make_directory
 from pipeline.errors import InputError
-from pipeline.fitters import DEFAULT_FITTER, FitterFactory, resolve_fitter
+from pipeline.fitters import DEFAULT_FITTER, FitterFactory, registered_fitter
 from pipeline.manifest import Manifest, find_source, models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, file_record, software
@@ -50,14 +50,14 @@ def planned(
         manifest: what to convert.
         data_root: folder with label files.
         models: `--models`, or None for the default places.
-        fitter: `module:attribute` of a `FitterFactory`.
+        fitter: the registered name of a `FitterFactory`.
         dry_run: make an absent generated source in a temporary folder instead of the data root;
             it is gone when the context ends.
 
     Raises:
         InputError: an input is missing or broken; one line that says what to do.
     """
-    factory = resolve_fitter(fitter)
+    factory = registered_fitter(fitter)
     directory = models_directory(manifest.models, models) if factory.needs_models else None
     with _root_with_source(manifest, data_root, models, dry_run) as root:
         yield _plan(manifest, root, directory, fitter, factory)

@@ -20,7 +20,7 @@ from pipeline.attempts import Failure
 from pipeline.errors import UsageError
 from pipeline.executors import Died, Executor, Finished, Outcome, Raised
 from pipeline.executors.local import InProcess, SpawnPool
-from pipeline.fitters import DEFAULT_FITTER
+from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.manifest import Manifest, Resources
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
@@ -54,6 +54,7 @@ class Request:
     shards: tuple[range, ...] | None = None
     retry_failed: bool = False
     fitter: str = DEFAULT_FITTER
+    """A registered name (`pipeline.fitters`)."""
     no_lock: bool = False
     """Take no lock of the directory, for file systems that have none."""
     upload: str | None = None
@@ -276,6 +277,7 @@ def _work(
         directory=run.path.absolute(),
         source=found.source,
         models=found.models,
+        fitter=registered_fitter(found.plan.fitter),
         device=request.device,
         threads=_threads(request),
     )

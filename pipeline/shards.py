@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
-from pipeline.plan import Plan, StoredField
+from pipeline.plan import CARRIED_KINDS, Plan, StoredField
 from pipeline.provenance import sha256_json
 
 CHUNK_ROWS = 256
@@ -36,7 +36,7 @@ def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> lis
     result = []
     for name in sorted(fields):
         dtype, shape = fields[name]
-        if dtype.kind not in "biufSUc" or dtype.itemsize > 1 << 20 or "\0" in name:
+        if dtype.kind not in CARRIED_KINDS or dtype.itemsize > 1 << 20 or "\0" in name:
             raise InputError(f"column '{name}': dtype {dtype} cannot be carried into shards")
         stored = name.replace("/", "%2F")  # a slash would make an HDF5 group
         while stored in taken or stored in ("", ".", ".."):

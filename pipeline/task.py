@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.atomic import write_bytes, write_json
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
-from pipeline.fitters import Fitter, resolve_fitter
+from pipeline.fitters import Fitter, FitterFactory
 from pipeline.manifest import models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
@@ -41,6 +41,8 @@ class Job:
     directory: Path
     source: SourceLocation
     models: Path | None
+    fitter: FitterFactory
+    """Of the name in the plan. Sent along, so that workers look up no name."""
     device: str = "cpu"
     threads: int = 0
     """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
@@ -55,9 +57,8 @@ class ShardWorker:
         _check_software(job.plan)
         self._code = OneCode("shard", job.plan.code)
         self._source = open_plan_source(job.plan, job.source.path, job.source.data_root)
-        factory = resolve_fitter(job.plan.fitter)
         check_models(job.plan, job.models)
-        self._fitter = factory.open(job.models, job.device, job.plan.request)
+        self._fitter = job.fitter.open(job.models, job.device, job.plan.request)
 
     def run(self, shard: int, attempt: int) -> Receipt:
         """Convert one shard and publish file, then receipt.

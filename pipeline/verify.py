@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.atomic import read_json
 from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.errors import InputError
-from pipeline.fitters import Fitter, resolve_fitter
+from pipeline.fitters import Fitter, registered_fitter
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource
@@ -265,7 +265,7 @@ def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> Annot
 
 
 def _open_fitter(run: RunDirectory, plan: Plan, models: Path | None, device: str) -> Fitter:
-    factory = resolve_fitter(plan.fitter)
+    factory = registered_fitter(plan.fitter)
     directory = None
     if factory.needs_models:
         directory = conversion_models(plan, run.places().get("models"), models)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.demo import demo_columns, npz_bytes
+from pipeline.fitters import DEFAULT_FITTER
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
 
-REAL = "pipeline.fitters:SkelFit"
+REAL = DEFAULT_FITTER
 EVIL = "images/<script>alert(1)</script>&.jpg"
 EVIL_SPLIT = "<img src=x onerror=alert(1)>"
 

@@ -119,7 +119,7 @@ def test_local_runs_do_not_import_ray_and_one_worker_is_one_process(tmp_path: Pa
     bench = make_bench(tmp_path / "small", 20)
     bench.order("slow-all", "0.01")
     script = (
-        "import sys\nfrom stages import cli\n"
+        "import sys\nimport tests.faults.fitters\nfrom stages import cli\n"
         f"code = cli.run({bench.command()[3:]!r})\n"
         "assert 'ray' not in sys.modules\nassert 'multiprocessing.popen_spawn_posix' not in "
         "sys.modules\nsys.exit(code)"

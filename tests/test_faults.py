@@ -369,7 +369,8 @@ def test_memory_does_not_grow_with_the_subset(tmp_path: Path) -> None:
     for rows in (1000, 10_000):
         bench = make_bench(tmp_path / str(rows), rows, 500)
         script = (
-            "import sys, threading, time\nfrom pathlib import Path\nfrom stages import cli\n"
+            "import sys, threading, time\nfrom pathlib import Path\n"
+            "import tests.faults.fitters\nfrom stages import cli\n"
             "peak = 0\n"
             "def watch():\n"
             "    global peak\n"

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import OutputError, PlanMismatch, UsageError
 from pipeline.upload import fetch
 from pipeline.verify import verify
-from tests.faults.harness import Bench, make_bench, shard_digests, write_manifest
+from tests.faults.harness import TRIVIAL, Bench, make_bench, shard_digests, write_manifest
 
 BUCKET = "s3://skel"
 
@@ -124,7 +124,7 @@ def test_a_store_that_dies_ends_the_run_and_a_rerun_catches_up(
     os.environ |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     fsspec.filesystem("s3").clear_instance_cache()
     try:
-        done = bench.run("--upload", url, fitter="tests.faults.fitters:TrivialFit")
+        done = bench.run("--upload", url, fitter=TRIVIAL)
         assert done.returncode == 74, done.stderr
         assert done.stderr.splitlines()[-1].startswith(f"hmr-skel: {url}: ")
     finally:

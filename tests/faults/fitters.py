@@ -15,10 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.columns import REGION_COLUMNS
+from pipeline.fitters import register_fitter
 from pipeline.plan import ModelRecord
 from skel_fit.recipe import FitRequest
 
 FAULTS_VARIABLE = "HMR_SKEL_FAULTS"
+TRIVIAL, FAULTY = "trivial", "faulty"
+"""Their registered names; import this module before a plan with them is read."""
 
 
 class TrivialFit:
@@ -109,3 +112,7 @@ class FaultyFitter(TrivialFitter):
             elif kind == "slow":
                 time.sleep(float(order.read_text()))
         return super().fit(genders, poses, betas, transl)
+
+
+register_fitter(TRIVIAL, TrivialFit)
+register_fitter(FAULTY, FaultyFit)

@@ -17,10 +17,9 @@ import numpy as np
 
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, Result, convert
+from tests.faults.fitters import FAULTY, TRIVIAL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TRIVIAL = "tests.faults.fitters:TrivialFit"
-FAULTY = "tests.faults.fitters:FaultyFit"
 
 
 def label_columns(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -125,7 +124,7 @@ class Bench:
     def command(self, *options: str, fitter: str = FAULTY, out: Path | None = None) -> list[str]:
         """The command line of a conversion."""
         return [
-            *(sys.executable, "-m", "stages.cli", "convert", str(self.manifest)),
+            *(sys.executable, "-m", "tests.faults.cli", "convert", str(self.manifest)),
             *("--out", str(out or self.out), "--data-root", str(self.data), "--fitter", fitter),
             *options,
         ]
