@@ -140,7 +140,7 @@ def _check_names(path: Path, plan: Plan) -> None:
 
     A plan hashes to its own id whoever wrote it.
     """
-    files = [item.name for item in (*plan.source_files, *plan.models)]
+    files = [file.name for file in plan.source_files] + [model.name for model in plan.models]
     wrong = [name for name in files if "/" in name or name in (".", "..") or not stays_inside(name)]
     if plan.image_root and not stays_inside(plan.image_root):
         wrong.append(plan.image_root)
