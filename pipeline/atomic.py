@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import InputError, OutputError
 from skel_fit.atomic import TEMPORARY_SUFFIX, sync_directory, whole_file
+
+SEAL = "content_sha256"
+"""Key of the digest in a sealed JSON object."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -39,6 +43,39 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
+
+
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """`pretty_json` of an object that carries the SHA-256 of its own content."""
+    return pretty_json({**value, SEAL: _content_digest(value)})
+
+
+def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
+    """An object that `sealed_json` wrote, without its digest.
+
+    required: refuse one without a digest (data of schema version 1 have none).
+
+    Raises:
+        InputError: not JSON, not an object, or its content is not what the digest says.
+        FileNotFoundError: no such file.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: damaged: not an object")
+    content = {key: item for key, item in value.items() if key != SEAL}
+    if len(content) == len(value) and not required:
+        return content
+    try:
+        intact = value.get(SEAL) == _content_digest(content)
+    except ValueError:  # numbers or texts that our JSON never holds
+        intact = False
+    if not intact:
+        raise InputError(f"{path}: damaged: its content is not what its own digest says")
+    return content
+
+
+def _content_digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.columns import RESULT_COLUMNS
-from pipeline.errors import Incomplete
+from pipeline.errors import Incomplete, InputError
 from pipeline.plan import Plan
 from pipeline.receipts import ShardState, shard_path
 from pipeline.rundir import RunDirectory
 from pipeline.shards import empty_columns, read_columns
-from pipeline.summary import summarise
+from pipeline.summary import Summary, dataset_digest, summarise
 
 
 def open_dataset(
@@ -28,7 +28,9 @@ def open_dataset(
         directory: the run directory.
         allow_incomplete: accept missing shards; `source_row` then says which rows are there.
         checksums: compare every shard's SHA-256 with its receipt now (2 GB/s). Without it sizes
-            are compared now, and HDF5 checks each chunk that is read.
+            are compared now, and whenever a shard is opened the seal of all bytes outside its
+            chunks and the checksum of each chunk that is read. Data of schema version 1 have no
+            seal: their SHA-256 is always compared now.
 
     Raises:
         InputError: not a converted dataset.
@@ -62,20 +64,36 @@ class Dataset:
         ranges = [plan.rows_of(shard) for shard in self._shards]
         self._starts = (0, *itertools.accumulate(stop - start for start, stop in ranges))
         self._columns: dict[str, np.ndarray] = {}
-        summary = summarise(plan, shards)
+        complete = len(shards) == plan.shards
+        digests = [state.receipt.sha256 for state in shards if state.receipt is not None]
+        places = run.places(plan)
         self.attrs: Mapping[str, Any] = MappingProxyType(
             {
                 "subset": plan.name,
                 "plan_id": plan.plan_id,
-                "digest": summary.digest,
-                "complete": summary.complete,
+                "digest": dataset_digest(plan, digests) if complete else None,
+                "complete": complete,
                 "standin": any(model.standin for model in plan.models),
                 "plan": plan.to_json(),
-                "summary": summary.to_json(),
-                "models_directory": run.places().get("models"),
-                "data_root": run.places().get("data_root"),
+                "models_directory": places.get("models"),
+                "data_root": places.get("data_root"),
             }
         )
+
+    def summary(self) -> Summary:
+        """Counts and errors of the shards that are there, read from them.
+
+        Raises:
+            InputError: a shard is damaged.
+        """
+        run = RunDirectory(self.directory)
+        states = [
+            run.inspect(self.plan, shard, checksums=False, results=True) for shard in self._shards
+        ]
+        for state in states:
+            if state.state != "done":
+                raise InputError(f"{self.directory}: shard {state.shard}: {state.reason}")
+        return summarise(self.plan, states)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -134,7 +152,9 @@ class Dataset:
         """Columns of the `index`-th shard that is there."""
         shard = self._shards[index]
         path = shard_path(self.directory, shard)
-        return read_columns(path, names, rows, expect=(self.plan.plan_id, shard))
+        return read_columns(
+            path, names, rows, expect=(self.plan.plan_id, shard), sealed=self.plan.sealed
+        )
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise `KeyError` for a column that is not there."""

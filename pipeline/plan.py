@@ -22,7 +22,9 @@ from pipeline.paths import stays_inside
 from pipeline.provenance import FileRecord, sha256_json
 from skel_fit.recipe import FitRequest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, SCHEMA_VERSION)
+"""1: shards without a seal, receipts without a digest; every open reads their whole bytes."""
 CARRIED_KINDS = "biufSUc"
 """numpy kinds of the original columns that shards hold."""
 
@@ -89,6 +91,11 @@ class Plan:
         return validated(FitRequest, self.fit, f"plan of '{self.name}', fit")
 
     @property
+    def sealed(self) -> bool:
+        """Whether shards and receipts of this plan carry digests of their own."""
+        return self.schema_version >= 2
+
+    @property
     def shards(self) -> int:
         return -(-self.rows // self.shard_rows)
 
@@ -117,9 +124,9 @@ def read_plan(path: Path) -> Plan:
     try:
         body = content["plan"]
         version = body["schema_version"]
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version not in _READABLE:
             raise InputError(
-                f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
+                f"{path}: schema version {version}, this program reads 1 to {SCHEMA_VERSION}; "
                 "use the version of hmr-skel that wrote it"
             )
         plan = _PLAN.validate_json(canonical_json(body), strict=True)

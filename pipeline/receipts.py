@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from pipeline.atomic import canonical_json, read_sealed
 from pipeline.errors import InputError
+from pipeline.plan import Plan
+from pipeline.shards import read_columns
 from skel_fit.status import Status
 
-HISTOGRAM_BIN = 1e-4
-"""Width in metres of the bins in which receipts count `vertex_error_mean`."""
+_SCHEMA_1 = ("error_histogram", "error_max")
+"""What receipts of schema version 1 also held: derived from the shard, where it is read now."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,6 @@ class Receipt:
     rows: int
     status: Mapping[str, int]
     """Rows by status; `rejected:<reason>` among them."""
-    error_histogram: Mapping[str, int]
-    """Fitted rows by `vertex_error_mean`, bin index (0.1 mm) -> count."""
-    error_max: float
-    """Largest `vertex_error_mean`, metres; 0 without fitted rows."""
     bytes: int
     sha256: str
     attempts: int
@@ -56,6 +57,15 @@ def receipt_path(directory: Path, shard: int) -> Path:
 
 
 @dataclass(frozen=True)
+class Results:
+    """What a summary needs of a shard's rows, read from the shard."""
+
+    status: Mapping[str, int]
+    errors: np.ndarray
+    """`vertex_error_mean` of the fitted rows, float32, metres."""
+
+
+@dataclass(frozen=True)
 class ShardState:
     """`done`, `pending`, `failed` (quarantined) or `damaged` with the reason."""
 
@@ -63,25 +73,47 @@ class ShardState:
     state: str
     receipt: Receipt | None = None
     reason: str = ""
+    results: Results | None = field(default=None, compare=False)
+    """Of a done shard, where they were asked for."""
 
 
-def histogram(errors: np.ndarray) -> dict[str, int]:
-    finite = errors[np.isfinite(errors)].astype(np.float64)
-    bins, counts = np.unique((finite / HISTOGRAM_BIN).astype(np.int64), return_counts=True)
-    return {str(int(b)): int(n) for b, n in zip(bins, counts, strict=True)}
+_RECEIPT = TypeAdapter(Receipt)
 
 
-def largest(errors: np.ndarray) -> float:
-    finite = errors[np.isfinite(errors)]
-    return float(finite.max()) if finite.size else 0.0
+def read_receipt(path: Path, plan: Plan) -> Receipt:
+    """The receipt in a file.
 
-
-def receipt_from_json(value: Any) -> Receipt:
-    """Parse a receipt; `InputError` when it is not one."""
+    Raises:
+        InputError: damaged or no receipt.
+        FileNotFoundError: no such file.
+    """
+    value = read_sealed(path, required=plan.sealed)
+    if not plan.sealed:
+        value = {key: item for key, item in value.items() if key not in _SCHEMA_1}
     try:
-        receipt = Receipt(**value)
+        receipt = _RECEIPT.validate_json(canonical_json(value), strict=True)
         for status in receipt.status:
             Status(status)
-        return receipt
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"not a receipt: {error}") from None
+    except ValueError:  # pydantic's are ValueErrors
+        raise InputError(f"{path}: not a receipt") from None
+    if set(value) != set(receipt.to_json()) or min(receipt.status.values(), default=0) < 0:
+        raise InputError(f"{path}: not a receipt")
+    return receipt
+
+
+def read_results(directory: Path, plan: Plan, shard: int) -> Results:
+    """Statuses and errors of a shard's rows.
+
+    Raises:
+        InputError: the shard is damaged.
+    """
+    columns = read_columns(
+        shard_path(directory, shard),
+        ("status", "vertex_error_mean"),
+        expect=(plan.plan_id, shard),
+        sealed=plan.sealed,
+    )
+    errors = columns["vertex_error_mean"]
+    return Results(
+        dict(sorted(Counter(columns["status"].tolist()).items())), errors[np.isfinite(errors)]
+    )

@@ -120,7 +120,7 @@ def convert(request: Request, report: Report) -> Result:
             done_now, rows_now = _work(run, found, request, before, wanted, report)
         finally:
             run.sweep()
-        states = run.inspect_all(found.plan)
+        states = run.inspect_all(found.plan, results=True)
         summary = summarise(found.plan, states)
         run.write_summary(summary)
         if mirror:

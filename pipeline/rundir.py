@@ -18,20 +18,26 @@ from pathlib import Path
 from pipeline.atomic import (
     TEMPORARY_SUFFIX,
     make_directory,
-    pretty_json,
-    read_json,
+    read_sealed,
     remove,
+    sealed_json,
     temporaries,
     write_bytes,
     write_if_changed,
-    write_json,
 )
 from pipeline.attempts import Attempts, Failure
 from pipeline.errors import InputError, UsageError
 from pipeline.locking import held, is_held
 from pipeline.plan import Plan, read_plan
 from pipeline.provenance import file_record
-from pipeline.receipts import Receipt, ShardState, receipt_from_json, receipt_path, shard_path
+from pipeline.receipts import (
+    Receipt,
+    ShardState,
+    read_receipt,
+    read_results,
+    receipt_path,
+    shard_path,
+)
 from pipeline.summary import Summary
 
 _FOLDERS = ("shards", "receipts", "attempts", "failed")
@@ -112,13 +118,13 @@ class RunDirectory:
         """Attempts of a shard, unreported starts included as they stand."""
         path = self._attempts_path(shard)
         try:
-            content = read_json(path)
+            content = read_sealed(path)
             failures = tuple(Failure(**item) for item in content["failures"])
             return Attempts(shard, failures, int(content["lost"]), content["running"])
         except FileNotFoundError:
             return Attempts(shard)
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{path}: damaged; remove it to try the shard afresh") from None
+        except (InputError, KeyError, TypeError, ValueError):
+            return Attempts(shard)  # damaged: at worst the shard is tried three times more
 
     def write_attempts(self, attempts: Attempts, plan: Plan) -> None:
         """Persist; an untouched record is a removed file."""
@@ -128,10 +134,12 @@ class RunDirectory:
             return
         start, stop = plan.rows_of(attempts.shard)
         record = asdict(attempts) | {"rows": [start, stop], "plan_id": plan.plan_id}
-        write_json(path, record)
+        write_bytes(path, sealed_json(record))
         if attempts.quarantined:
             count = len(attempts.failures) + attempts.lost
-            write_json(self._failed_path(attempts.shard), record | {"attempts": count})
+            write_bytes(
+                self._failed_path(attempts.shard), sealed_json(record | {"attempts": count})
+            )
 
     def clear_attempts(self, shard: int) -> None:
         remove(self._attempts_path(shard))
@@ -142,32 +150,46 @@ class RunDirectory:
         shards = [_shard_number(path) for path in (self.path / "attempts").glob("shard-*.json")]
         return {shard: self.attempts(shard) for shard in sorted(shards)}
 
-    def inspect(self, plan: Plan, shard: int, *, checksums: bool = True) -> ShardState:
+    def inspect(
+        self, plan: Plan, shard: int, *, checksums: bool = True, results: bool = False
+    ) -> ShardState:
         """Whether a shard is done, and if not why.
 
         Args:
-            checksums: read the file and compare its SHA-256 (2 GB/s); sizes only otherwise.
+            checksums: read the file and compare its SHA-256 (2 GB/s); sizes only otherwise, and
+                always where shards have no seal (schema version 1).
+            results: also read what `summarise` needs.
         """
         path = receipt_path(self.path, shard)
         if not path.is_file():
             return ShardState(shard, "pending")
         try:
-            receipt = receipt_from_json(read_json(path))
+            receipt = read_receipt(path, plan)
         except InputError:
-            return ShardState(shard, "damaged", reason=f"receipt {path.name} is not readable")
-        problem = self._mismatch(plan, shard, receipt, checksums)
+            return ShardState(shard, "damaged", reason=f"receipt {path.name} is damaged")
+        problem = self._mismatch(plan, shard, receipt, checksums or not plan.sealed)
         if problem:
             return ShardState(shard, "damaged", reason=problem)
-        return ShardState(shard, "done", receipt)
+        if not results:
+            return ShardState(shard, "done", receipt)
+        try:
+            found = read_results(self.path, plan, shard)
+        except InputError as error:
+            return ShardState(shard, "damaged", reason=str(error))
+        if found.status != dict(receipt.status):
+            return ShardState(shard, "damaged", reason="status counts differ from the receipt")
+        return ShardState(shard, "done", receipt, results=found)
 
-    def inspect_all(self, plan: Plan, *, checksums: bool = True) -> list[ShardState]:
-        """State of every shard, quarantine included."""
+    def inspect_all(
+        self, plan: Plan, *, checksums: bool = True, results: bool = False
+    ) -> list[ShardState]:
+        """State of every shard, quarantine included; see `inspect`."""
         quarantined = {
             shard for shard, found in self.unfinished().items() if found.settled().quarantined
         }
         states = []
         for shard in range(plan.shards):
-            state = self.inspect(plan, shard, checksums=checksums)
+            state = self.inspect(plan, shard, checksums=checksums, results=results)
             if state.state != "done" and shard in quarantined:
                 state = replace(state, state="failed", reason=self._last_failure(shard))
             states.append(state)
@@ -188,7 +210,7 @@ class RunDirectory:
         return found
 
     def write_summary(self, summary: Summary) -> None:
-        write_if_changed(self.summary_path, pretty_json(summary.to_json()))
+        write_if_changed(self.summary_path, sealed_json(summary.to_json()))
 
     def write_plan(self, plan: Plan) -> None:
         write_bytes(self.plan_path, plan.to_bytes())
@@ -203,19 +225,25 @@ class RunDirectory:
             "data_root": str(data_root),
             "models": str(models) if models else None,
         }
-        write_if_changed(self.path / "run.json", pretty_json(places))
+        write_if_changed(self.path / "run.json", sealed_json(places))
 
-    def places(self) -> dict[str, str | None]:
-        """What `write_places` noted; empty when absent."""
-        path = self.path / "run.json"
-        return read_json(path) if path.is_file() else {}
+    def places(self, plan: Plan) -> dict[str, str | None]:
+        """What `write_places` noted; empty when absent or damaged.
+
+        A hint: what is found there is checked against the plan, and the next run notes it anew.
+        """
+        try:
+            found = read_sealed(self.path / "run.json", required=plan.sealed)
+        except (FileNotFoundError, InputError):
+            return {}
+        return {key: value for key, value in found.items() if isinstance(value, str)}
 
     def _mismatch(self, plan: Plan, shard: int, receipt: Receipt, checksums: bool) -> str:
         if receipt.plan_id != plan.plan_id:
             return "receipt belongs to another plan"
         if (receipt.shard, (receipt.row_start, receipt.row_stop)) != (shard, plan.rows_of(shard)):
             return "receipt belongs to another shard"
-        if sum(receipt.status.values()) != receipt.rows:
+        if not sum(receipt.status.values()) == receipt.rows == receipt.row_stop - receipt.row_start:
             return "receipt does not account for its rows"
         path = shard_path(self.path, shard)
         try:

@@ -18,9 +18,11 @@ from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import InputError
 from pipeline.plan import CARRIED_KINDS, Plan, StoredField
 from pipeline.provenance import sha256_json
+from pipeline.seal import check_seal, with_seal
 
 CHUNK_ROWS = 256
 _TEXT, _BYTES = "text", "bytes"
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> list[StoredField]:
@@ -66,7 +68,7 @@ def root_attributes(plan: Plan, shard: int) -> dict[str, Any]:
 def build_shard(
     columns: Mapping[str, np.ndarray], attributes: Mapping[str, Any], compression: str
 ) -> bytes:
-    """The bytes of a shard file.
+    """The bytes of a shard file, seal and all.
 
     Args:
         columns: stored name -> (rows, ...) array; text (`U`) becomes fixed-width UTF-8.
@@ -83,8 +85,7 @@ def build_shard(
             file.attrs[name] = attributes[name]
         for name in sorted(columns):
             _write_column(file, name, columns[name], compression)
-        file.flush()
-        return file.id.get_file_image()
+        return with_seal(file)
 
 
 def read_columns(
@@ -92,46 +93,100 @@ def read_columns(
     names: Iterable[str],
     rows: slice = slice(None),
     expect: tuple[str, int] | None = None,
+    *,
+    sealed: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Columns of one shard, text decoded, original dtypes restored. fletcher32 is checked on read.
+    """Columns of one shard, text decoded, original dtypes restored. Every byte read is checked.
 
     Args:
         path: the shard file.
         names: stored column names.
         rows: rows within the shard.
         expect: (plan id, shard number) that the file must carry.
+        sealed: as `open_shard`.
 
     Raises:
-        InputError: not this shard, a column is missing, or a checksum inside the file fails.
+        InputError: not this shard, a column is missing, or a checksum fails.
     """
-    with open_shard(path, expect) as file:
+    with open_shard(path, expect, sealed=sealed) as file:
         return {name: read_column(file, name, rows) for name in names}
 
 
 @contextmanager
-def open_shard(path: Path, expect: tuple[str, int] | None = None) -> Iterator[h5py.File]:
-    """An open shard; every HDF5 error inside the context becomes an `InputError` naming it."""
+def open_shard(
+    path: Path, expect: tuple[str, int] | None = None, *, sealed: bool = True
+) -> Iterator[h5py.File]:
+    """An open shard; every HDF5 error inside the context becomes an `InputError` naming it.
+
+    sealed: the seal is compared first. Only shards of schema version 1 have none; who opens one
+    compares its SHA-256 with the receipt.
+    """
+    if sealed:
+        check_seal(path)
     try:
         with h5py.File(path, "r") as file:
+            _check_links(path, file)
             if expect is not None and (file.attrs["plan_id"], file.attrs["shard"]) != expect:
                 raise InputError(f"{path}: holds another shard; run hmr-skel verify")
             yield file
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]} is missing") from None
-    except OSError as error:
-        raise InputError(f"{path}: damaged or not a shard ({error})") from None
+    except (OSError, RuntimeError, UnicodeError) as error:  # what HDF5 and h5py make of damage
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: damaged or not a shard ({reason})") from None
+
+
+def column_of(file: h5py.File, name: str) -> h5py.Dataset:
+    """A column of an open shard.
+
+    Raises:
+        KeyError: no such column.
+        InputError: its values are not in this file, chunk by chunk with a checksum, or are no plain
+            numbers and texts.
+    """
+    if name not in file:
+        raise KeyError(f"column '{name}'")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{file.filename}: '{name}' is not a column")
+    kind = _refused(dataset)
+    if kind:
+        raise InputError(f"{file.filename}: column '{name}' {kind}; not a shard of hmr-skel")
+    return dataset
 
 
 def read_column(file: h5py.File, name: str, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
     """Rows of one column from an open shard; `rows` is a slice or sorted unique indices."""
-    if name not in file:
-        raise KeyError(f"column '{name}'")
-    dataset = file[name]
+    dataset = column_of(file, name)
     stored = dataset[rows]
     dtype = np.dtype(dataset.attrs["source_dtype"])
     if dataset.attrs["kind"] == _TEXT:
         return np.char.decode(stored, "utf-8", "surrogatepass").astype(dtype)
     return stored.astype(dtype, copy=False)
+
+
+def _check_links(path: Path, file: h5py.File) -> None:
+    """Columns are in this file: no soft and no external link, whoever made them."""
+    for name in file:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise InputError(f"{path}: '{name}' is a link to elsewhere; not a shard of hmr-skel")
+
+
+def _refused(dataset: h5py.Dataset) -> str:
+    """Why a column is none of ours; empty when it is."""
+    if dataset.is_virtual:
+        return "is a view of other files"
+    if dataset.external:
+        return "keeps its values in another file"
+    if dataset.dtype.kind not in CARRIED_KINDS or dataset.id.get_type().committed():
+        return f"holds {dataset.dtype}, neither numbers nor texts"
+    if dataset.size and not (dataset.chunks and dataset.fletcher32):
+        return "has no checksums"
+    filters = dataset.id.get_create_plist()
+    found = {filters.get_filter(index)[0] for index in range(filters.get_nfilters())}
+    if not found <= _FILTERS:
+        return "needs a filter that is not HDF5's own"
+    return ""
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""What the receipts of a run add up to: counts, digest, percentiles, rate."""
+"""What the shards of a run add up to: counts, digest, percentiles, rate."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.plan import Plan
 from pipeline.provenance import sha256_bytes
-from pipeline.receipts import HISTOGRAM_BIN, Receipt, ShardState
+from pipeline.receipts import Receipt, Results, ShardState
 from skel_fit.status import Status
 
 
@@ -38,12 +40,17 @@ class Summary:
 
 
 def summarise(plan: Plan, states: Iterable[ShardState]) -> Summary:
-    """Reconcile: every row of the source in exactly one finished shard, or not complete."""
+    """Reconcile: every row of the source in exactly one finished shard, or not complete.
+
+    states: of every shard, with the results of those that are done: counts and errors are those of
+    the shards, whatever the receipts say.
+    """
     states = list(states)
     receipts = [state.receipt for state in states if state.receipt is not None]
+    results = [state.results for state in states if state.results is not None]
     status: Counter[str] = Counter()
-    for receipt in receipts:
-        status.update(receipt.status)
+    for found in results:
+        status.update(found.status)
     written = sum(receipt.rows for receipt in receipts)
     accounted = sum(status.values()) == written == plan.rows
     complete = accounted and len(receipts) == plan.shards
@@ -75,7 +82,7 @@ def summarise(plan: Plan, states: Iterable[ShardState]) -> Summary:
         ),
         missing=tuple(s.shard for s in states if s.state in ("pending", "damaged")),
         digest=dataset_digest(plan, [r.sha256 for r in receipts]) if complete else None,
-        vertex_error_mean=_percentiles(receipts),
+        vertex_error_mean=_percentiles(results),
         bytes=sum(receipt.bytes for receipt in receipts),
     )
 
@@ -103,21 +110,13 @@ def age(receipts: Iterable[Receipt]) -> float | None:
     return time.time() - max(ends) if ends else None
 
 
-def _percentiles(receipts: Iterable[Receipt]) -> dict[str, float | None]:
-    """Median and 95th percentile (to half a 0.1 mm bin) and maximum, metres."""
-    histogram: Counter[int] = Counter()
-    largest: float | None = None
-    for receipt in receipts:
-        histogram.update({int(b): n for b, n in receipt.error_histogram.items()})
-        if receipt.error_histogram:
-            largest = max(largest or 0.0, receipt.error_max)
-    total = sum(histogram.values())
-    result: dict[str, float | None] = {"median": None, "p95": None, "max": largest}
-    for name, share in (("median", 0.5), ("p95", 0.95)):
-        seen = 0
-        for index in sorted(histogram):
-            seen += histogram[index]
-            if seen >= share * total:
-                result[name] = round((index + 0.5) * HISTOGRAM_BIN, 6)
-                break
-    return result
+def _percentiles(results: Sequence[Results]) -> dict[str, float | None]:
+    """Median, 95th percentile and maximum of `vertex_error_mean`, metres: of the values themselves.
+
+    Percentiles between two values are interpolated (numpy's default).
+    """
+    errors = np.concatenate([np.zeros(0, np.float32), *(found.errors for found in results)])
+    if not errors.size:
+        return {"median": None, "p95": None, "max": None}
+    median, p95 = np.quantile(errors.astype(np.float64), (0.5, 0.95))
+    return {"median": float(median), "p95": float(p95), "max": float(errors.max())}

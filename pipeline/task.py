@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.atomic import write_bytes, write_json
+from pipeline.atomic import sealed_json, write_bytes
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
@@ -17,7 +17,7 @@ from pipeline.manifest import models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
-from pipeline.receipts import Receipt, histogram, largest, receipt_path, shard_path
+from pipeline.receipts import Receipt, receipt_path, shard_path
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
 from skel_fit.status import Status
@@ -89,8 +89,6 @@ class ShardWorker:
             row_stop=stop,
             rows=stop - start,
             status=dict(sorted(Counter(columns["status"].tolist()).items())),
-            error_histogram=histogram(columns["vertex_error_mean"]),
-            error_max=largest(columns["vertex_error_mean"]),
             bytes=len(data),
             sha256=sha256_bytes(data),
             attempts=attempt,
@@ -99,7 +97,7 @@ class ShardWorker:
             machine=machine(self.job.device),
             software=software(),
         )
-        write_json(receipt_path(self.job.directory, shard), receipt.to_json())
+        write_bytes(receipt_path(self.job.directory, shard), sealed_json(receipt.to_json()))
         return receipt
 
 

@@ -32,7 +32,7 @@ def state_of(directory: Path) -> dict[str, Any]:
 
     run = RunDirectory(directory)
     plan = run.plan()
-    states = run.inspect_all(plan, checksums=False)
+    states = run.inspect_all(plan, checksums=False, results=True)
     receipts = [state.receipt for state in states if state.receipt is not None]
     summary = summarise(plan, states)
     running = run.is_locked()

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import shutil
 import tarfile
 from collections import Counter
@@ -30,6 +29,7 @@ from stages.regressor.data.loader import CropDataset, Order, batches
 from stages.regressor.data.rows import Place, load_collection
 from stages.regressor.network import camera
 from stages.regressor.training.bodies import RunBodies
+from tests.faults.harness import forge
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 
@@ -201,12 +201,10 @@ def edited(shards: Path, folder: Path, edit: Callable[[dict[str, np.ndarray]], o
     plan = replace(old, fields=[f for f in old.fields if f.stored in columns])
     data = build_shard(columns, root_attributes(plan, 0), plan.compression)
     shard_path(directory, 0).write_bytes(data)
-    receipt = json.loads(receipt_path(directory, 0).read_text())
-    receipt |= {
-        "plan_id": plan.plan_id, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-        "status": dict(Counter(columns["status"].tolist())),
-    }  # fmt: skip
-    receipt_path(directory, 0).write_text(json.dumps(receipt))
+    forge(
+        receipt_path(directory, 0), plan_id=plan.plan_id, bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(), status=dict(Counter(columns["status"].tolist())),
+    )  # fmt: skip
     run.write_plan(plan)
     return directory
 

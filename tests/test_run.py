@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -17,6 +17,7 @@ from pipeline.run import preview
 from pipeline.verify import spread, verify
 from tests.faults.harness import (
     Bench,
+    forge_shard,
     label_columns,
     make_bench,
     shard_digests,
@@ -269,19 +270,12 @@ def test_a_missing_receipt_is_not_success(bench: Bench) -> None:
 
 def test_verify_recomputes_residuals_and_compares_originals(bench: Bench) -> None:
     """A wrong number is found even when every checksum was made to match."""
-    import h5py
 
-    path = bench.out / "shards" / "shard-00003.h5"
-    with h5py.File(path, "r+") as file:
+    def change(file: h5py.File) -> None:
         file["vertex_error_mean"][:] += 0.001
         file["cam_int"][1, 0, 0] += 1
-    import hashlib
 
-    data = path.read_bytes()
-    receipt_file = bench.out / "receipts" / "shard-00003.json"
-    receipt = json.loads(receipt_file.read_text())
-    receipt |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    receipt_file.write_text(json.dumps(receipt))
+    forge_shard(bench.out, 3, change)
     bench.convert()  # writes the summary that these receipts add up to
     problems = verify(bench.out).problems
     assert any("shard 3" in text and "residual" in text for text in problems)

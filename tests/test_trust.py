@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from pipeline import open_dataset
-from pipeline.atomic import pretty_json
-from pipeline.errors import InputError
+from pipeline.atomic import pretty_json, read_sealed
+from pipeline.errors import Incomplete, InputError
 from pipeline.plan import Plan, read_plan
-from pipeline.provenance import sha256_json
+from pipeline.provenance import sha256_bytes, sha256_json
+from pipeline.receipts import Receipt, read_receipt, receipt_path, shard_path
+from pipeline.rundir import RunDirectory
+from pipeline.shards import root_attributes
+from pipeline.summary import summarise
 from pipeline.verify import verify
 from stages.cli import run as command
-from tests.faults.harness import Bench, make_bench
+from tests.faults.harness import Bench, forge, forge_shard, make_bench, shard_digests
 
 ROWS, SHARD = 20, 8
 READERS = ("verify", "status", "report", "card")
@@ -56,7 +63,7 @@ def test_no_verb_imports_or_calls_what_a_file_names(
     monkeypatch.syspath_prepend(tmp_path)
     plan = forge_plan(bench, fitter="payload:Fit")
     for path in (bench.out / "receipts").iterdir():
-        path.write_bytes(pretty_json(json.loads(path.read_text()) | {"plan_id": plan.plan_id}))
+        forge(path, plan_id=plan.plan_id)
     for verb in READERS:
         assert command([verb, str(bench.out)]) in (0, 3, 5)
     open_dataset(bench.out, allow_incomplete=True)
@@ -99,3 +106,212 @@ def test_data_of_an_unknown_fitter_is_not_verified_by_guessing(bench: Bench) -> 
     with pytest.raises(InputError, match=r"fitter 'os:getcwd' is not known"):
         registered_fitter("os:getcwd")
     assert verify(bench.out).ok
+
+
+def flipped(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def values(directory: Path) -> dict[str, bytes]:
+    dataset = open_dataset(directory)
+    return {name: dataset[name].tobytes() for name in dataset.fields}
+
+
+def test_a_flipped_bit_anywhere_in_a_shard_is_refused(bench: Bench) -> None:
+    """HDF5's structures and data, the seal: every 97th byte, default open; nothing gets through.
+
+    tests/faults/flips.py does the same at more places.
+    """
+    path = shard_path(bench.out, 1)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        flipped(path, place * 8 + place % 8)
+        with pytest.raises(InputError, match=r"shard-00001\.h5"):
+            values(bench.out)
+        path.write_bytes(whole)
+    values(bench.out)
+
+
+def test_a_shard_without_its_seal_is_refused(bench: Bench) -> None:
+    """What stock h5py still opens, cut at the end of its HDF5 part and as long as its receipt."""
+    path = shard_path(bench.out, 1)
+    data = path.read_bytes()
+    with h5py.File(path, "r") as file:
+        assert file["status"].shape == (SHARD,)  # the seal is no hindrance to others
+    path.write_bytes(data[:-16] + bytes(16))
+    with pytest.raises(InputError, match="its seal does not match"):
+        values(bench.out)
+
+
+def test_every_flip_of_a_receipt_is_harmless_and_heals(bench: Bench) -> None:
+    """No traceback, no other summary, no state that stays: each damaged receipt is made anew."""
+    path = receipt_path(bench.out, 2)
+    whole, digests = path.read_bytes(), shard_digests(bench.out)
+    reference = RunDirectory(bench.out).summary_path.read_bytes()
+    plan = RunDirectory(bench.out).plan()
+    harmless = 0
+    for bit in range(0, 8 * len(whole), 3):
+        flipped(path, bit)
+        state = RunDirectory(bench.out).inspect(plan, 2, checksums=False)
+        if state.state == "done":  # white space: the content is the same
+            assert state.receipt == read_receipt_of(whole, path, plan)
+            harmless += 1
+        else:
+            assert state.state == "damaged"
+        path.write_bytes(whole)
+    assert harmless < len(whole)
+    flipped(path, 8 * whole.index(b"rows") + 1)
+    with pytest.raises(Incomplete, match=r"receipt shard-00002\.json is damaged"):
+        open_dataset(bench.out)
+    assert command(["status", str(bench.out)]) == 0
+    assert bench.convert().converted == 1
+    assert RunDirectory(bench.out).summary_path.read_bytes() == reference
+    assert shard_digests(bench.out) == digests and verify(bench.out).ok
+
+
+def read_receipt_of(data: bytes, path: Path, plan: Plan) -> Receipt:
+    path.write_bytes(data)
+    return read_receipt(path, plan)
+
+
+def test_counts_and_errors_are_those_of_the_shards(
+    bench: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    """A receipt with another count and its digest right is damage; percentiles are exact."""
+    errors = open_dataset(bench.out)["vertex_error_mean"].astype(np.float64)
+    errors = errors[np.isfinite(errors)]
+    assert command(["status", str(bench.out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["vertex_error_mean"]
+    assert found["median"] == np.median(errors) and found["max"] == errors.max()
+    assert found["p95"] == np.quantile(errors, 0.95)
+    forge(receipt_path(bench.out, 1), status={"converged": 7, "rejected:no_box": 1})
+    assert command(["status", str(bench.out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [item["shard"] for item in found["damaged"]] == [1] and not found["complete"]
+    assert any("shard 1" in text for text in verify(bench.out).problems)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "run.json"])
+def test_damaged_side_files_are_told_and_made_anew(bench: Bench, name: str) -> None:
+    path = bench.out / name
+    whole = path.read_bytes()
+    for damage in (b"", b"[]", b'{"source": [1]}', whole.replace(b"test", b"tesu"), b"\xff\xfe{"):
+        path.write_bytes(damage)
+        values(bench.out)
+        found = verify(bench.out, data_root=bench.data)
+        assert found.ok == (name == "run.json")
+        assert bench.convert().converted == 0
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"failures": 3}', b"\x00\xff", b"null"])
+def test_damaged_attempts_do_not_stop_a_run(bench: Bench, content: bytes) -> None:
+    shard_path(bench.out, 1).unlink()
+    path = bench.out / "attempts" / "shard-00001.json"
+    path.write_bytes(content)
+    assert command(["status", str(bench.out)]) == 0
+    assert bench.convert().converted == 1
+    assert not path.exists()
+
+
+def replaced(name: str, make: Callable[[h5py.File], object]) -> Callable[[h5py.File], None]:
+    """Replaces a column by something else of that name."""
+
+    def change(file: h5py.File) -> None:
+        kept = dict(file[name].attrs)
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        made = make(file, shape, dtype)  # type: ignore[call-arg]
+        if isinstance(made, h5py.Dataset):
+            made.attrs.update(kept)
+        elif made is not None:
+            file[name] = made
+
+    return change
+
+
+def external(file: h5py.File, shape: tuple, dtype: np.dtype) -> h5py.Dataset:
+    size = int(np.prod(shape)) * dtype.itemsize
+    return file.create_dataset("scale", shape, dtype, external=[("/etc/passwd", 0, size)])
+
+
+def virtual(file: h5py.File, shape: tuple, dtype: np.dtype) -> h5py.Dataset:
+    layout = h5py.VirtualLayout(shape, dtype)
+    layout[:] = h5py.VirtualSource("/tmp/other.h5", "x", shape)
+    return file.create_virtual_dataset("scale", layout)
+
+
+def reference(file: h5py.File, shape: tuple, dtype: np.dtype) -> h5py.Dataset:
+    return file.create_dataset("scale", data=np.array([file.ref] * shape[0], h5py.ref_dtype))
+
+
+def committed(file: h5py.File, shape: tuple, dtype: np.dtype) -> h5py.Dataset:
+    file["kept"] = dtype
+    return file.create_dataset("scale", shape, file["kept"], chunks=(1,), fletcher32=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda *_: h5py.ExternalLink("/tmp/other.h5", "/x"), "is a link to elsewhere"),
+        (lambda *_: h5py.SoftLink("/center"), "is a link to elsewhere"),
+        (external, "keeps its values in another file"),
+        (virtual, "is a view of other files"),
+        (reference, "neither numbers nor texts"),
+        (committed, "neither numbers nor texts"),
+        (lambda f, s, d: f.create_dataset("scale", s, d), "has no checksums"),
+        (lambda f, s, d: f.create_dataset("scale", s, d, chunks=s, compression="lzf",
+                                          fletcher32=True), "needs a filter"),
+        (lambda f, s, d: f.create_group("scale") and None, "is not a column"),
+    ],
+    ids=["external-link", "soft-link", "external", "virtual", "reference", "committed",
+         "contiguous", "filter", "group"],
+)  # fmt: skip
+def test_values_that_are_not_in_the_shard_are_refused(
+    bench: Bench, make: Callable[..., object], message: str
+) -> None:
+    """Every digest agrees: made so on purpose."""
+    forge_shard(bench.out, 1, replaced("scale", make))
+    with pytest.raises(InputError, match=message):
+        open_dataset(bench.out)["scale"]
+    assert any(text.startswith("shard 1: ") for text in verify(bench.out).problems)
+
+
+def test_data_of_schema_version_1_open_and_are_checked_whole(bench: Bench) -> None:
+    """No seal, no digests in receipts: any flip is found when the dataset is opened."""
+    old = as_schema_1(bench)
+    assert values(old) == values(bench.out)
+    found = verify(old, data_root=bench.data)
+    assert found.ok, found.problems
+    path = shard_path(old, 1)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 997):
+        flipped(path, place * 8)
+        with pytest.raises(Incomplete, match="shard 1"):
+            open_dataset(old)
+        path.write_bytes(whole)
+
+
+def as_schema_1(bench: Bench) -> Path:
+    """The dataset as the version before wrote it."""
+    old = Bench(bench.root.parent / "old")
+    shutil.copytree(bench.root, old.root)
+    plan = forge_plan(old, schema_version=1)
+    for shard in range(plan.shards):
+        path = shard_path(old.out, shard)
+        with h5py.File(path, "r+") as file:  # which also cuts what lies behind the HDF5 part
+            for name, value in root_attributes(plan, shard).items():
+                file.attrs[name] = value
+        data = path.read_bytes()
+        receipt = read_sealed(receipt_path(old.out, shard)) | {
+            "plan_id": plan.plan_id, "bytes": len(data), "sha256": sha256_bytes(data),
+            "error_histogram": {"50": 3}, "error_max": 0.006,
+        }  # fmt: skip
+        receipt_path(old.out, shard).write_bytes(pretty_json(receipt))
+    run = RunDirectory(old.out)
+    summary = summarise(plan, run.inspect_all(plan, results=True)).to_json()
+    summary["vertex_error_mean"] = {"median": 0.00505, "p95": 0.00655, "max": 0.007}
+    run.summary_path.write_bytes(pretty_json(summary))
+    return old.out

@@ -50,12 +50,12 @@ def card_text(dataset: Dataset) -> str:
 
 def context(dataset: Dataset) -> dict[str, Any]:
     """The values of the card's template."""
-    plan, summary = dataset.plan, dataset.attrs["summary"]
+    plan, summary = dataset.plan, dataset.summary()
     states = RunDirectory(dataset.directory).inspect_all(plan, checksums=False)
     receipts = [state.receipt for state in states if state.receipt is not None]
     columns = collect(dataset)
     rows = len(dataset)
-    counts = {Status(status): n for status, n in summary["status"].items()}
+    counts = {Status(status): n for status, n in summary.status.items()}
     return {
         "front_matter": _front_matter(plan, rows, dataset.attrs["standin"]),
         "plan": plan,
@@ -64,11 +64,11 @@ def context(dataset: Dataset) -> dict[str, Any]:
         "digest": dataset.attrs["digest"],
         "rows": rows,
         "fitted": int(columns.fitted.sum()),
-        "bytes": summary["bytes"],
+        "bytes": summary.bytes,
         "status": {k: n for k, n in counts.items() if not k.is_rejected},
         "rejected": [
             (name, n, REASONS.get(name, "found by the fit"))
-            for name, n in sorted(summary["rejected"].items())
+            for name, n in sorted(summary.rejected.items())
         ],
         "errors": genders(columns),
         "groups": {

@@ -142,7 +142,7 @@ def _source_targets(
     dataset: Dataset, start: int, stop: int
 ) -> tuple[NDArray, NDArray, NDArray] | None:
     """SMPL parameters from the label file, if it is still where it was converted."""
-    places = RunDirectory(dataset.directory).places()
+    places = RunDirectory(dataset.directory).places(dataset.plan)
     path = places.get("source")
     if not path or not Path(path).exists():
         return None

@@ -138,7 +138,7 @@ def _portrait(
 def _context(
     dataset: Dataset, columns: Columns, shown: list[dict[str, Any]], missing: str
 ) -> dict[str, Any]:
-    plan, summary = dataset.plan, dataset.attrs["summary"]
+    plan, summary = dataset.plan, dataset.summary()
     rows = len(columns.error)
     sizes = np.bincount(columns.status, minlength=len(columns.status_names))
     statuses = sorted(
@@ -155,7 +155,7 @@ def _context(
         "rows": rows,
         "fitted": int(columns.fitted.sum()),
         "digest": dataset.attrs["digest"],
-        "bytes": summary["bytes"],
+        "bytes": summary.bytes,
         "plan": plan,
         "statuses": [(name, number, number / max(rows, 1)) for name, number in statuses],
         "genders": genders(columns),

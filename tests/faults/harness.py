@@ -8,15 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
+from pipeline.atomic import read_sealed, sealed_json
 from pipeline.manifest import load_manifest
+from pipeline.provenance import sha256_bytes
+from pipeline.receipts import receipt_path, shard_path
 from pipeline.run import Request, Result, convert
+from pipeline.seal import with_seal
 from tests.faults.fitters import FAULTY, TRIVIAL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -220,3 +225,18 @@ def leftovers(directory: Path) -> list[str]:
 
 def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
+
+
+def forge_shard(directory: Path, shard: int, change: Callable[[h5py.File], None]) -> None:
+    """Change a shard and make every digest that speaks of its bytes agree again."""
+    path = shard_path(directory, shard)
+    with h5py.File(path, "r+", driver="core", backing_store=False) as file:
+        change(file)
+        data = with_seal(file)
+    path.write_bytes(data)
+    forge(receipt_path(directory, shard), sha256=sha256_bytes(data), bytes=len(data))
+
+
+def forge(path: Path, **changes: Any) -> None:
+    """Change a JSON file of ours, and its digest."""
+    path.write_bytes(sealed_json(read_sealed(path) | changes))
