@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: eval help setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models check-versions
+.PHONY: eval help view setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models check-versions
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ status: $(STAMP)  ## counts, failures, throughput and ETA of SUBSET
 
 report: $(STAMP)  ## write the HTML report of SUBSET
 	$(BIN)/hmr-skel report $(OUT) $(ARGS)
+
+view: $(STAMP)  ## write a page that plays rows or a sequence of SUBSET
+	$(BIN)/hmr-skel view $(OUT) --out $(OUT)/view.html $(ARGS)
 
 readme-picture: $(STAMP)  ## draw docs/images/demo.png anew from the converted demo
 	$(BIN)/hmr-skel report outputs/demo --picture docs/images/demo.png

@@ -132,6 +132,16 @@ def test_another_library_reads_meshes_and_names(rig: Rig) -> None:
     assert set(JOINT_NAMES) <= set(scene.graph.nodes)
 
 
+def test_weights_of_morph_targets_run_from_zero_to_one(rig: Rig) -> None:
+    """Blender clamps them there."""
+    reader = Reader(glb(rig, "walk", {}).data)
+    found = [values for (_, path), values in reader.channels().items() if path == "weights"]
+    assert len(found) == 1
+    assert found[0].min() == pytest.approx(0.0) and found[0].max() == pytest.approx(1.0)
+    skin = next(mesh for mesh in reader.json["meshes"] if mesh["name"] == "skin")
+    assert all(0 <= value <= 1 for value in skin["weights"])  # without animation: the mean shape
+
+
 def test_the_clip_lasts_as_long_as_the_motion(rig: Rig) -> None:
     reader = Reader(glb(rig, "walk", {}).data)
     times = reader.array(reader.json["animations"][0]["samplers"][0]["input"])

@@ -158,10 +158,16 @@ def _skinned(
 ) -> _Bound:
     weights = strongest(surface.weights, WEIGHTS)
     rest, components, coefficients = low_rank_rest(replace(surface, weights=weights))
+    normals = vertex_normals(rest, surface.faces)
+    # Blender clamps weights of morph targets below zero and above one: they run from 0 to 1 here.
+    lowest, span = coefficients.min(axis=0), np.ptp(coefficients, axis=0)
+    span[span == 0] = 1
+    rest = rest + np.tensordot(lowest, components, axes=(0, 0))
+    components = components * span[:, None, None]
+    coefficients = (coefficients - lowest) / span
     order = np.argsort(-weights, axis=1, kind="stable")[:, :WEIGHTS]
     strength = np.take_along_axis(weights, order, axis=1)
     order[strength == 0] = 0
-    normals = vertex_normals(rest, surface.faces)
     normals[np.linalg.norm(normals, axis=1) < 0.5] = (0.0, 0.0, 1.0)
     attributes = Attributes(
         POSITION=builder.accessor(rest, FLOAT, "VEC3", ARRAY_BUFFER),
@@ -191,7 +197,7 @@ def _skinned(
         targets=[vars(target) for target in targets] or None,
     )  # fmt: skip
     builder.file.meshes.append(
-        Mesh(name=name, primitives=[primitive], weights=[0.0] * len(components) or None)
+        Mesh(name=name, primitives=[primitive], weights=(-lowest / span).tolist() or None)
     )
     if not builder.file.skins:
         inverse = np.tile(np.eye(4), (len(joints), 1, 1))
