@@ -108,14 +108,25 @@ def _bone_rotations(
 
 
 def smpl_motion(asf: Path, amc: Path, joints: np.ndarray) -> dict[str, np.ndarray]:
-    """The trial at 30 frames a second.
+    """`trial` at 30 frames a second in float16, and `fps`."""
+    poses, transl = trial(asf, amc, joints, SOURCE_FPS // FPS)
+    return {
+        "poses": poses.astype(np.float16),
+        "transl": transl.astype(np.float16),
+        "fps": np.array(FPS),
+    }
 
-    joints: (24, 3) rest joints of the neutral stand-in, metres, body frame (x left, y up).
-    Returns `poses` (F, 72) axis-angle, radians, float16; `transl` (F, 3) metres, float16, such that
-    the pelvis joint of a body with these joints stands where CMU's root does; `fps`.
+
+def trial(
+    asf: Path, amc: Path, joints: np.ndarray, every: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every so many frames of a trial: poses (F, 72) axis-angle, radians; transl (F, 3) metres.
+
+    joints: (24, 3) rest joints of the neutral stand-in, metres, body frame (x left, y up). The
+    pelvis joint of a body with these joints stands where CMU's root does.
     """
     bones, parent = read_asf(asf)
-    frames = read_amc(amc)[:: SOURCE_FPS // FPS]
+    frames = read_amc(amc)[::every]
     source = _bone_rotations(bones, parent, frames)
     globals_ = np.empty((len(frames), 24, 3, 3))
     for joint, name in SOURCE_BONE.items():
@@ -132,8 +143,4 @@ def smpl_motion(asf: Path, amc: Path, joints: np.ndarray) -> dict[str, np.ndarra
         local[:, joint] = globals_[:, SMPL_PARENTS[joint]].swapaxes(1, 2) @ globals_[:, joint]
     poses = Rotation.from_matrix(local.reshape(-1, 3, 3)).as_rotvec().reshape(len(frames), 72)
     root = np.array([frame["root"][:3] for frame in frames]) * METRES_PER_UNIT
-    return {
-        "poses": poses.astype(np.float16),
-        "transl": (root - joints[0]).astype(np.float16),
-        "fps": np.array(FPS),
-    }
+    return poses, root - joints[0]
