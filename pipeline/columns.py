@@ -84,6 +84,16 @@ RESULT_COLUMNS: dict[str, Column] = {
         rejected=np.nan,
         finite=False,
     ),
+    "vertex_error_alone": Column(
+        "<f4",
+        (),
+        Meaning(
+            "mean distance of the same frame fitted on its own, metres",
+            "m", "", "0 and more", "NaN outside sequences",
+        ),
+        rejected=np.nan,
+        finite=False,
+    ),
     "active_limits": Column(
         "|b1", (46,), Meaning("angle lies on a joint limit", "", "", "true or false", "false"),
         rejected=False,

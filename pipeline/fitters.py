@@ -162,6 +162,7 @@ class _SkelFitter:
             "vertex_error_mean": result.vertex_error_mean,
             "vertex_error_max": result.vertex_error_max,
             "vertex_error_unlimited": result.unlimited_error,
+            "vertex_error_alone": result.alone_error,
             "active_limits": result.active_limits,
             "iterations": result.iterations,
             "start": result.start,

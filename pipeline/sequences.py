@@ -48,7 +48,8 @@ def whole_sequences(source: AnnotationSource, start: int, stop: int) -> tuple[in
 
 
 def runs(where: str, rows: AnnotationRows, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """`chosen` (increasing positions in `rows`), cut where a sequence ends or a row is left out.
+    """`chosen` (increasing positions in `rows`), cut where a sequence ends. Rows that are left out
+    cut nothing: the frames at their sides follow one another.
 
     where: what the error message starts with. Raises InputError where the shape changes within a
     sequence.
@@ -56,7 +57,7 @@ def runs(where: str, rows: AnnotationRows, chosen: np.ndarray) -> Iterator[np.nd
     if not chosen.size:
         return
     names = _names_of(rows)[chosen]
-    new = (names[1:] != names[:-1]) | (np.diff(chosen) != 1)
+    new = names[1:] != names[:-1]
     for run in np.split(chosen, np.flatnonzero(new) + 1):
         other = np.flatnonzero((rows.betas[run] != rows.betas[run[0]]).any(axis=1))
         if other.size:

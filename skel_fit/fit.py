@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +43,7 @@ class FitResult:
     iterations: Tensor  # (n,) Levenberg-Marquardt steps of the winning start
     start: Tensor  # (n,) index of the winning start in `STARTS`
     unlimited_error: Tensor  # (n,) m, mean vertex error of a fit without limits; NaN unless limited
+    alone_error: Tensor  # (n,) m, mean vertex error of a sequence's frame on its own; else NaN
     status: list[Status]
 
     STARTS: ClassVar[tuple[str, ...]] = STARTS
@@ -52,10 +52,32 @@ class FitResult:
         """Some rows."""
         return self._made_of([self], lambda columns: columns[0][part])
 
-    @staticmethod
-    def join(parts: list[FitResult]) -> FitResult:
-        """The rows of one part after the other."""
-        return FitResult._made_of(parts, _concatenated)
+    def take(self, rows: Tensor) -> FitResult:
+        """The listed rows."""
+        listed = rows.tolist()
+        return self._made_of(
+            [self],
+            lambda columns: (
+                columns[0][rows]
+                if isinstance(columns[0], Tensor)
+                else [columns[0][row] for row in listed]
+            ),
+        )
+
+    def put(self, rows: Tensor, found: FitResult) -> FitResult:
+        """These rows with the listed ones taken from `found`."""
+        listed = rows.tolist()
+
+        def combine(columns: list[Any]) -> Any:
+            mine, theirs = columns
+            if isinstance(mine, Tensor):
+                return mine.index_copy(0, rows, theirs)
+            out = list(mine)
+            for row, value in zip(listed, theirs, strict=True):
+                out[row] = value
+            return out
+
+        return self._made_of([self, found], combine)
 
     @staticmethod
     def _made_of(parts: list[FitResult], combine: Callable[[list[Any]], Any]) -> FitResult:
@@ -67,10 +89,6 @@ class FitResult:
         }
         regions = {name: combine([part.region_errors[name] for part in parts]) for name in REGIONS}
         return FitResult(region_errors=regions, **columns)
-
-
-def _concatenated(columns: list[Any]) -> Any:
-    return torch.cat(columns) if isinstance(columns[0], Tensor) else list(chain(*columns))
 
 
 def fit_skel(
@@ -332,5 +350,6 @@ def _result(
         iterations=count(solution.iterations, -1),
         start=count(solution.start, -1),
         unlimited_error=spread(found.unlimited),
+        alone_error=torch.full((n,), torch.nan, dtype=torch.float32, device=device),
         status=status,
     )

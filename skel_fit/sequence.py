@@ -7,8 +7,8 @@ into blocks; what couples them afterwards treats the whole sequence at once.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import groupby
 
+import numpy as np
 import torch
 from smplx import SMPL
 from torch import Tensor
@@ -16,12 +16,28 @@ from torch import Tensor
 from skel_fit.anatomy import REGIONS
 from skel_fit.fit import FitResult, fit_skel, solver_of, status_of
 from skel_fit.recipe import FitConfig, SequenceConfig, check_sequence
+from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
-from skel_fit.solver.branches import continuous_root, follow, relabelled
+from skel_fit.solver.branches import (
+    Candidates,
+    Describer,
+    candidates,
+    cheapest_path,
+    continuous_root,
+    either_end,
+    lock_ties,
+)
 from skel_fit.solver.engine import STARTS
 from skel_fit.solver.smoothing import SequenceProblem, smooth
 from skel_fit.status import Status
 
+TIES = (1e-5, 1e-4, 1e-3)
+"""m^2/rad^2 between neighbouring frames at a lock (the first) and around a jump: a radian weighs as
+much as 0.3 mm of RMS distance beside the 15 mm that two skins differ by anyway."""
+DEAREST = 2e-4
+"""m of RMS distance that levelling a jump may cost the frames at its ends, on average."""
+SMOOTH_STEP = 0.3
+"""rad between two frames of the target below which no angle has a reason to jump."""
 NEIGHBOUR_START = len(STARTS)
 """`FitResult.start` of a frame that was fitted again from its neighbour's pose."""
 
@@ -39,8 +55,11 @@ def fit_sequence(
 
     poses: (T, 72) SMPL axis-angle, rad; betas: (10,), or (T, 10) with equal rows; transl: (T, 3) m.
     The result is that of `fit_skel` with, over time, continuous angles (root angles count whole
-    turns), the better branch where a neighbour's pose leads to it (`start` NEIGHBOUR_START), and
-    the smoothing asked for. A rejected frame cuts the sequence in two.
+    turns), the cheapest path through the fits of all frames and those that start from a neighbour's
+    pose (`start` NEIGHBOUR_START), and the smoothing asked for. The middle angle of a ball joint
+    whose limit is its lock may pass it: the same rotation has angles inside. `alone_error` says how
+    well each frame fits on its own. Rejected frames are stepped over: the others are fitted as if
+    those were not there.
 
     Raises ValueError where `fit_skel` does, where betas change, and for a recipe that frees the
     root or fits a shape to every frame.
@@ -49,22 +68,31 @@ def fit_sequence(
     check_sequence(config)
     betas = _one_shape(betas, poses.shape[0])
     result = fit_skel(skel, smpl, poses, betas, transl, config)
+    result = replace(result, alone_error=result.vertex_error_mean)
+    good = torch.tensor([not s.is_rejected for s in result.status], device=result.poses.device)
+    frames = torch.nonzero(good)[:, 0]
+    if not frames.numel():
+        return result
     solver = solver_of(skel, smpl, config)
-    poses, betas = (t.detach().to(solver.device, torch.float64) for t in (poses, betas))
-    runs = []
-    for part, broken in _runs(result.status):
-        run = result.rows(part)
-        if not broken:
-            problem = SequenceProblem(
-                solver,
-                solver.smpl_goal(poses[part], betas[part]),
-                run.betas[0].double(),
-                poses[part, :3],
-                smoothing.smoothing,
-            )
-            run = _fit_run(problem, run, smoothing)
-        runs.append(run)
-    return FitResult.join(runs) if runs else result
+    poses, betas = (t.detach().to(solver.device, torch.float64)[frames] for t in (poses, betas))
+    run = result.take(frames)
+    problem = SequenceProblem(
+        solver,
+        solver.smpl_goal(poses, betas),
+        run.betas[0].double(),
+        poses[:, :3],
+        smoothing.smoothing,
+    )
+    turns = largest_turns(poses)
+    return result.put(frames, _fit_run(problem, run, turns, smoothing))
+
+
+def largest_turns(poses: Tensor) -> Tensor:
+    """(T-1,) rad: largest rotation between neighbouring frames among SMPL's joints (T,72)."""
+    local = axis_angle_to_matrix(poses.view(len(poses), 24, 3)[:, 1:])
+    between = local[1:] @ local[:-1].transpose(2, 3)
+    cosine = (between.diagonal(dim1=2, dim2=3).sum(dim=2) - 1.0) / 2.0
+    return cosine.clamp(-1.0, 1.0).arccos().amax(dim=1)
 
 
 def _one_shape(betas: Tensor, count: int) -> Tensor:
@@ -79,43 +107,112 @@ def _one_shape(betas: Tensor, count: int) -> Tensor:
     return betas
 
 
-def _runs(status: list[Status]) -> list[tuple[slice, bool]]:
-    """Frames that follow one another, and whether they are rejected."""
-    runs = []
-    numbered = enumerate(found.is_rejected for found in status)
-    for broken, members in groupby(numbered, key=lambda pair: pair[1]):
-        frames = [frame for frame, _ in members]
-        runs.append((slice(frames[0], frames[-1] + 1), broken))
-    return runs
-
-
-def _fit_run(problem: SequenceProblem, run: FitResult, config: SequenceConfig) -> FitResult:
-    """Branches and smoothing of one unbroken run."""
+def _fit_run(
+    problem: SequenceProblem, run: FitResult, target_steps: Tensor, config: SequenceConfig
+) -> FitResult:
+    """Branches, charts and smoothing of frames that follow one another."""
+    solver = problem.solver
     first = run.poses.double()
     root = continuous_root(first[:, :3].cpu().numpy())
-    unchanged = relabelled(torch.nn.functional.pad(first[:, 3:], (3, 3)), problem.solver)
-    poses, start, iterations = unchanged, run.start, run.iterations
-    settled = torch.tensor([s != Status.MAX_ITER for s in run.status], device=poses.device)
-    energy = problem.energies(poses)
-    for step in (1, -1):
-        poses, energy, found = follow(problem, poses, energy, config.jump, step)
-        start = torch.where(found.refitted, NEIGHBOUR_START, start)
-        settled = torch.where(found.refitted, found.settled, settled)
-        iterations = iterations + found.iterations
-    poses = relabelled(poses, problem.solver)
-    if config.smoothing > 0.0 and poses.shape[0] > 1:
-        poses, steps, settled = smooth(problem, poses, config.rounds)
-        iterations = iterations + steps
+    alone = torch.nn.functional.pad(first[:, 3:], (3, 3))
+    describer = Describer(solver.lower, solver.upper, config.jump)
+    run, inside, settled = _one_branch(problem, run, alone, describer)
+    chart = describer.describe(inside.cpu().numpy())
+    poses = chart.described(inside)
+    problem = replace(problem, bounds=chart.bounds(solver.lower, solver.upper))
+    poses, steps, done = _coupled(problem, poses, target_steps, config)
+    settled = torch.where(steps > 0, done, settled)
     angles = torch.cat([torch.as_tensor(root).to(poses), poses[:, 3:46]], dim=1)
-    run = replace(run, poses=angles.float(), start=start, iterations=iterations)
-    moved = torch.nonzero((poses != unchanged).any(dim=1))[:, 0]
-    return _judged(problem, run, moved, poses, settled) if moved.numel() else run
+    run = replace(run, poses=angles.float(), iterations=run.iterations + steps)
+    inside = chart.inside(poses)
+    moved = torch.nonzero((inside != alone).any(dim=1))[:, 0]
+    return _judged(problem, run, moved, poses, inside, settled) if moved.numel() else run
+
+
+def _one_branch(
+    problem: SequenceProblem, run: FitResult, alone: Tensor, describer: Describer
+) -> tuple[FitResult, Tensor, Tensor]:
+    """The run with the cheapest path through what fits its frames; poses (n,49) inside the limits;
+    which frames settled."""
+    n, device = problem.frames, alone.device
+    settled = torch.tensor([s != Status.MAX_ITER for s in run.status], device=device)
+    own = Candidates(
+        np.arange(n),
+        alone.cpu().numpy(),
+        problem.energies(alone).cpu().numpy(),
+        settled.cpu().numpy(),
+        run.iterations.cpu().numpy(),
+    )
+    found = candidates(problem, own, describer)
+    chosen = cheapest_path(found, describer, n)
+    led = torch.as_tensor(chosen >= n).to(device)
+    more = torch.zeros(n, dtype=run.iterations.dtype)
+    extra = slice(n, None)
+    more.index_add_(
+        0, torch.as_tensor(found.frame[extra]), torch.as_tensor(found.iterations[extra])
+    )
+    run = replace(
+        run,
+        start=torch.where(led, NEIGHBOUR_START, run.start),
+        iterations=run.iterations + more.to(device),
+    )
+    poses, done = (torch.as_tensor(c[chosen]).to(device) for c in (found.poses, found.settled))
+    return run, poses, done
+
+
+def _coupled(
+    problem: SequenceProblem, poses: Tensor, target_steps: Tensor, config: SequenceConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Described poses (n,49) after the smoothing asked for, and frames at a lock or a jump tied to
+    their neighbours. Ties of jumps grow until none is left that the target does not make, as long
+    as that costs hardly any residual. Returns poses, steps (n,), settled (n,)."""
+    n = problem.frames
+    steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
+    settled = torch.ones(n, dtype=torch.bool, device=poses.device)
+    if n < 2:
+        return poses, steps, settled
+    tied = torch.zeros(n - 1, dtype=torch.bool, device=poses.device)
+    before: Tensor | None = None
+    for strength in TIES:
+        large = (poses[1:, 3:46] - poses[:-1, 3:46]).abs().amax(dim=1) > config.jump
+        jumps = large & (target_steps < SMOOTH_STEP)
+        if before is not None and not jumps.any():
+            break
+        tied |= jumps
+        # smoothing makes the skin's own pull so much stronger
+        pull = 1.0 + 2.0 * config.smoothing
+        ties = lock_ties(poses, tied, pull * TIES[0], pull * strength)
+        moved = either_end(ties.any(dim=1))
+        if config.smoothing > 0.0 and before is None:
+            moved[:] = True
+        frames = torch.nonzero(moved)[:, 0]
+        if not frames.numel():
+            break
+        part = replace(problem, ties=ties)
+        part = part if frames.numel() == n else part.subset(frames)
+        found, taken, done = smooth(part, poses[frames], config.rounds)
+        if before is not None:
+            cost = part.energies(found).sqrt() - before[frames].sqrt()
+            if cost[either_end(jumps)[frames]].mean() > DEAREST:
+                break
+        poses = poses.index_copy(0, frames, found)
+        steps = steps.index_add(0, frames, taken)
+        settled = settled.index_copy(0, frames, done)
+        if before is None:
+            before = problem.energies(poses)
+    return poses, steps, settled
 
 
 def _judged(
-    problem: SequenceProblem, run: FitResult, frames: Tensor, poses: Tensor, settled: Tensor
+    problem: SequenceProblem,
+    run: FitResult,
+    frames: Tensor,
+    poses: Tensor,
+    inside: Tensor,
+    settled: Tensor,
 ) -> FitResult:
-    """The run with errors, limits and status of the listed frames at poses (n,49)."""
+    """The run with errors, limits and status of the listed frames at poses (n,49), which are
+    `inside` the table of limits."""
     solver = problem.solver
     parts = []
     for index in frames.split(solver.width):
@@ -128,7 +225,7 @@ def _judged(
         )
         parts.append(errors[:, : index.numel()])
     mean, largest, *regions = torch.cat(parts, dim=1).float()
-    active = solver.active_limits(poses[frames])
+    active = solver.active_limits(inside[frames])
     limited = active.any(dim=1) & (mean > solver.config.limited_above)
     status = list(run.status)
     flags = zip(frames.tolist(), settled[frames].tolist(), limited.tolist(), strict=True)

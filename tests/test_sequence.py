@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, root_to_smpl
+from skel_fit.anatomy import DOFS, JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.root import root_rotation
 from skel_fit.rotations import axis_angle_to_matrix
@@ -27,8 +28,10 @@ from skel_fit.sequence import (
     SequenceConfig,
     fit_sequence,
 )
+from skel_fit.solver.branches import Candidates, Describer, cheapest_path
 from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver
+from skel_fit.solver.plans import stored_limits
 from skel_fit.solver.smoothing import SequenceProblem, solve_block_tridiagonal
 from stages import cli
 from tests.test_solver import EXACT, MOTION, shapes
@@ -241,18 +244,21 @@ def test_smoothing_shows_no_block(pair, walk, smoothed):
     )
 
 
-def test_a_rejected_frame_cuts_the_sequence_in_two(pair, walk, plain):
-    poses, betas, transl = (t.clone() for t in walk)
-    poses, transl = poses[:9], transl[:9]
-    poses[4, 7] = torch.nan
-    config = SequenceConfig(smoothing=3.0)
-    found = fit_sequence(*pair, poses, betas, transl, SMALL, config)
-    assert found.status[4] == "rejected:non_finite_pose"
-    assert torch.isnan(found.poses[4]).all()
-    for part in (slice(0, 4), slice(5, 9)):
-        alone = fit_sequence(*pair, poses[part], betas, transl[part], SMALL, config)
-        assert torch.equal(found.poses[part], alone.poses)
-        assert torch.equal(found.vertex_error_mean[part], alone.vertex_error_mean)
+@pytest.mark.parametrize("smoothing", [0.0, 3.0])
+def test_a_rejected_frame_moves_no_other(pair, walk, smoothing):
+    """The others are, bit for bit, what they are without it, whatever it held."""
+    poses, betas, transl = (t[:9].clone() if t.ndim > 1 else t for t in walk)
+    config = SequenceConfig(smoothing=smoothing)
+    good = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8])
+    without = fit_sequence(*pair, poses[good], betas, transl[good], SMALL, config)
+    for bad in (torch.nan, 1e9):
+        poses[4, 7] = bad
+        found = fit_sequence(*pair, poses, betas, transl, SMALL, config)
+        assert found.status[4].is_rejected
+        assert torch.isnan(found.poses[4]).all() and found.start[4] == -1
+        for name in ("poses", "trans", "vertex_error_mean", "alone_error", "start", "iterations"):
+            assert torch.equal(getattr(found, name)[good], getattr(without, name)), name
+        assert [found.status[row] for row in good.tolist()] == without.status
 
 
 # --- branches --------------------------------------------------------------------------------
@@ -289,7 +295,7 @@ def test_an_arm_circles_without_a_jump(pair, joint, axis):
     assert largest_step(found.poses[:, 3:]) < 0.5
     distance = differences(pair, (poses, betas, still(48)), found).norm(dim=2).mean(dim=1)
     torch.testing.assert_close(distance, found.vertex_error_mean, atol=3e-6, rtol=0)
-    assert (found.vertex_error_mean < alone.vertex_error_mean + 1e-5).all()
+    assert (found.vertex_error_mean < alone.vertex_error_mean + 1e-4).all()
 
 
 def test_neighbours_lead_out_of_a_wrong_branch(pair):
@@ -297,18 +303,108 @@ def test_neighbours_lead_out_of_a_wrong_branch(pair):
     poses, betas = arm(17, (0, 1, 0), 16), torch.zeros(10, dtype=torch.float64)
     alone = fit_skel(*pair, poses, betas.expand(16, -1), still(16), SMALL)
     found = fit_sequence(*pair, poses, betas, still(16), SMALL)
-    led = found.start == NEIGHBOUR_START
-    assert led.any()
+    assert (found.start == NEIGHBOUR_START).any()
     assert found.vertex_error_mean.mean() < 0.5 * alone.vertex_error_mean.mean()
-    assert torch.equal(found.poses[~led], alone.poses[~led])
+    assert torch.equal(found.alone_error, alone.vertex_error_mean)
+    assert (found.vertex_error_mean < found.alone_error + 1e-3).all()
     distance = differences(pair, (poses, betas, still(16)), found)
     error = distance.norm(dim=2).mean(dim=1)
     torch.testing.assert_close(error, found.vertex_error_mean, atol=3e-6, rtol=0)
-    before = differences(pair, (poses, betas, still(16)), alone)
-    squares = [d.square().sum(dim=2).mean(dim=1) for d in (before, distance)]
-    assert (squares[1] < 1.01 * squares[0] + 1e-8).all()
+    assert_inside(found.poses.double())
+
+
+def assert_inside(poses: torch.Tensor) -> None:
+    """Every rotation has angles within the limits, and all but arms are described by those."""
     low, high = (torch.as_tensor(bound) for bound in limits("default").T)
-    assert ((found.poses.double() >= low) & (found.poses.double() <= high)).all()
+    inside = (poses >= low - 1e-6) & (poses <= high + 1e-6)
+    for name in ("humerus_r", "humerus_l"):
+        ball = list(DOFS[JOINT_NAMES.index(name)])
+        other = poses[:, ball] * torch.tensor([1.0, -1.0, 1.0]) + math.pi
+        turned = other[..., None] + 2 * math.pi * torch.arange(-1.0, 2.0)
+        fits = (turned >= low[ball, None] - 1e-5) & (turned <= high[ball, None] + 1e-5)
+        inside[:, ball] |= fits.any(dim=2).all(dim=1)[:, None]
+    assert inside.all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 3.0])
+def test_an_arm_passes_its_lock_without_a_jump(pair, smoothing):
+    """From the side over the pole of the shoulder's angles: alone, two of them turn by pi."""
+    count = 24
+    betas = torch.zeros(10, dtype=torch.float64)
+    poses = torch.zeros(count, 72, dtype=torch.float64)
+    poses[:, 52] = torch.linspace(0.2, 2.4, count)  # right shoulder about the vertical
+    motion = (poses, betas, still(count))
+    alone = fit_skel(*pair, poses, betas.expand(count, -1), still(count), SMALL)
+    assert largest_step(alone.poses[:, 3:]) > 1.5
+    found = fit_sequence(*pair, *motion, SMALL, SequenceConfig(smoothing=smoothing))
+    assert largest_step(found.poses[:, 3:]) < 0.5
+    second = found.poses[2:, 3:] - 2 * found.poses[1:-1, 3:] + found.poses[:-2, 3:]
+    assert second.square().mean().sqrt() < 0.04
+    assert (found.vertex_error_mean - alone.vertex_error_mean).mean() < 1e-4
+    assert_inside(found.poses.double())
+    error = differences(pair, motion, found).norm(dim=2).mean(dim=1)
+    torch.testing.assert_close(error, found.vertex_error_mean, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count", [16, 17, 33])
+def test_any_number_of_frames_is_fitted_again_from_given_poses(pair, walk, count):
+    """More fronts than a narrow block holds: no row is left out, none depends on the others."""
+    poses, betas, _ = walk
+    poses = poses.repeat(2, 1)
+    solver = Solver.of(*pair, FitConfig())
+    problem = SequenceProblem(
+        solver,
+        solver.smpl_goal(poses, betas.expand(len(poses), -1)),
+        betas,
+        poses[:, :3],
+        0.0,
+    )
+    starts = torch.zeros(count, 49, dtype=torch.float64)
+    found = problem.refine(torch.arange(count), starts)
+    assert torch.isfinite(found.poses).all() and (found.error_mean < 0.08).all()
+    last = problem.refine(torch.tensor([count - 1]), starts[:1])
+    assert torch.equal(found.poses[-1:], last.poses)
+
+
+def _path(frames: int, costs: list[tuple[int, float, float]]) -> np.ndarray:
+    """The cheapest of candidates (frame, RMS distance in m, shoulder angle in rad)."""
+    poses = np.zeros((len(costs), 49))
+    poses[:, POSE_NAMES.index("elbow_flexion_r")] = [angle for _, _, angle in costs]
+    frame = np.array([number for number, _, _ in costs])
+    energy = np.square([rms for _, rms, _ in costs])
+    found = Candidates(frame, poses, energy, frame >= 0, frame)
+    lower, upper = stored_limits("default")
+    return cheapest_path(found, Describer(lower, upper, 0.5), frames)
+
+
+def test_the_path_weighs_the_whole_sequence():
+    own = [(t, 0.010, 2.0 if t == 2 else 0.0) for t in range(5)]
+    # a frame in the middle gives up 0.1 mm for one branch; a step within `jump` is not worth it
+    assert _path(5, [*own, (2, 0.0101, 0.1)]).tolist() == [0, 1, 5, 3, 4]
+    near = [(t, 0.010, 0.2 if t == 2 else 0.0) for t in range(5)]
+    assert _path(5, [*near, (2, 0.0102, 0.0)]).tolist() == [0, 1, 2, 3, 4]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_described_pose_is_the_same_body_and_comes_back(seed):
+    """Charts are exact and invertible, and their bounds are the limits seen through them."""
+    random = np.random.default_rng(seed)
+    lower, upper = stored_limits("default")
+    poses = np.zeros((12, 49))
+    poses[:, 3:46] = random.uniform(lower[3:46], upper[3:46], (12, 43))
+    chart = Describer(lower, upper, 0.5).describe(poses)
+    inside = torch.as_tensor(poses)
+    described = chart.described(inside)
+    torch.testing.assert_close(chart.inside(described), inside, atol=1e-12, rtol=0)
+    low, high = (torch.as_tensor(side) for side in chart.bounds(lower, upper))
+    assert ((described >= low - 1e-12) & (described <= high + 1e-12)).all()
+    ball = list(DOFS[JOINT_NAMES.index("humerus_l")])
+    one, other = (
+        Rotation.from_euler("XYZ", angles[:, ball].numpy()).as_matrix()
+        for angles in (inside, described)
+    )
+    assert np.abs(one - other).max() < 1e-9
 
 
 # --- refusals and conversion -----------------------------------------------------------------

@@ -277,6 +277,21 @@ class TorchKernels:
         gradient = search.gradient(search.bones, transforms, torch.zeros_like(transforms), poses)
         return gradient, search.curvature(search.bones, transforms), search.bones
 
+    def gradient(
+        self,
+        stage: StageTables[np.ndarray],
+        shape: Identity[Tensor],
+        pair_moments: Tensor,
+        joint_targets: Tensor,
+        evaluated: tuple[Tensor, Tensor],
+        poses: Tensor,
+    ) -> Tensor:
+        """The half gradient of `linearise` alone."""
+        moments, corrective = evaluated
+        search = self._search(stage, shape, pair_moments, joint_targets, moments, corrective, poses)
+        start = search.start_transforms
+        return search.gradient(search.bones, start, torch.zeros_like(start), poses)
+
     def _search(
         self,
         stage: StageTables[np.ndarray],

@@ -6,17 +6,17 @@ windows of frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cho_solve_banded, cholesky_banded
+from scipy.linalg.lapack import dpotrf, dtrtrs
 from torch import Tensor
 
 from skel_fit.kinematics import Identity
 from skel_fit.rotations import axis_angle_to_matrix
-from skel_fit.solver.blocks import GoalOf, Solution, padded
+from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
 from skel_fit.solver.curvature import Pairs, Twists, curvature, unpacked
 from skel_fit.solver.engine import Solver
@@ -25,6 +25,8 @@ from skel_fit.solver.kernels_torch import TorchKernels
 _FLAT = 1e-6  # relative fall of the objective that is no progress any more
 _TRIES = 8
 _ACTIVE_SET_PASSES = 5
+_SMALL_STEP = 0.1  # rad: below, the Gauss-Newton matrix is kept
+_KEPT_BYTES = 1 << 29  # of target surfaces that are kept instead of posed again
 
 
 class View(NamedTuple):
@@ -45,7 +47,8 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceProblem:
-    """sum_t E_t(q_t) + weight sum_t mean_v |A_{t+1} r_{t+1} - A_t r_t|^2 over n frames, m^2.
+    """sum_t E_t(q_t) + weight sum_t mean_v |A_{t+1} r_{t+1} - A_t r_t|^2
+    + sum_t ties_t (q_{t+1} - q_t)^2 over n frames, m^2.
 
     E_t is the objective of the last stage (docs/solver.md), r_t the residual of the skin in the
     root frame and A_t the global orientation: A r is the residual in the world, where the velocity
@@ -58,6 +61,24 @@ class SequenceProblem:
     betas: Tensor  # (10,) of SKEL, float64
     orient: Tensor  # (n,3) SMPL global orientation, axis-angle, rad
     weight: float
+    ties: Tensor | None = None  # (n-1,49) m^2/rad^2
+    bounds: tuple[np.ndarray, np.ndarray] | None = None  # (n,49) limits of each frame's description
+
+    def subset(self, frames: Tensor) -> SequenceProblem:
+        """Some of the frames in their order, as the problem of one another's neighbours."""
+        following = frames[1:] == frames[:-1] + 1
+        ties = None
+        if self.ties is not None:
+            ties = torch.where(following[:, None], self.ties[frames[:-1]], 0.0)
+        chosen = frames.cpu().numpy()
+        bounds = None if self.bounds is None else tuple(side[chosen] for side in self.bounds)
+        return replace(
+            self,
+            goal=lambda rows: self.goal(frames[rows]),
+            orient=self.orient[frames],
+            ties=ties,
+            bounds=bounds,
+        )
 
     @property
     def frames(self) -> int:
@@ -87,21 +108,32 @@ class SequenceProblem:
             look = self.look(window, poses)
             count = window.numel()
             turn = axis_angle_to_matrix(self.orient[window]).to(look.residual.dtype)
-            world = _turn_points(turn, look.residual[:, :, :count])
-            change = world[:, :, 1:] - world[:, :, :-1]  # velocity error, one frame interval
-            own = world.double().square().sum(dim=(0, 1)) * look.mass + look.extra[:count]
-            between = change.double().square().sum(dim=(0, 1)) * (look.mass * self.weight)
+            # frames first, points last: one small matrix product a frame
+            world = turn @ look.residual[:, :, :count].permute(2, 1, 0)
+            change = world[1:] - world[:-1]  # velocity error, one frame interval
+            own = _squares(world) * look.mass + look.extra[:count]
+            between = _squares(change) * (look.mass * self.weight)
             # between frames: half a share each, so that a frame knows what its own step changed
             share = own + 0.5 * (_padded(between, 1, 0) + _padded(between, 0, 1))
-            pull = _padded(change, 1, 0) - _padded(change, 0, 1)
-            coupled = _turn_points(turn.transpose(1, 2), world + self.weight * pull)
+            if self.weight > 0.0:
+                world[1:] += self.weight * change
+                world[:-1] -= self.weight * change
+            coupled = (turn.transpose(1, 2) @ world).permute(2, 1, 0)
             moments, corrective = self._forces(look, coupled)
             keep = slice(inner.start - int(window[0]), inner.stop - int(window[0]))
             parts.append((share[keep], moments[keep], corrective[keep]))
-        return View(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        view = View(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        if self.ties is None:
+            return view
+        tied = (self.ties * (poses[1:] - poses[:-1]).square()).sum(dim=1)
+        halves = 0.5 * (_padded(tied, 1, 0) + _padded(tied, 0, 1))
+        return view._replace(shares=view.shares + halves)
 
-    def linearise(self, poses: Tensor, view: View) -> Model:
-        """Gradient and Gauss-Newton matrix at poses (n,49), where `view` was taken."""
+    def linearise(self, poses: Tensor, view: View, known: Model | None = None) -> Model:
+        """Gradient and Gauss-Newton matrix at poses (n,49), where `view` was taken; the matrix of
+        `known` where that is given."""
+        if known is not None:
+            return known._replace(gradient=self._gradient(poses, view))
         solver, plan = self.solver, self.solver.plans[-1]
         kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
         owner = kernels.skeleton.joint_of_parameter
@@ -138,7 +170,40 @@ class SequenceProblem:
             )
             size = inner.stop - inner.start
             parts.append((gradient[:size], diagonal[:size], -self.weight * keep * beside[:size]))
-        return Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        model = Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        return model if self.ties is None else self._tied(model, poses, self.ties * keep.diagonal())
+
+    def _gradient(self, poses: Tensor, view: View) -> Tensor:
+        """Half gradient (n,49) at poses (n,49), where `view` was taken."""
+        solver, tables = self.solver, self.solver.plans[-1].tables
+        kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
+        parts = []
+        for index in torch.arange(self.frames, device=poses.device).split(solver.width):
+            shape = self._identity(index.numel())
+            parts.append(
+                kernels.gradient(
+                    tables,
+                    shape,
+                    solver.pair_moments(solver.plans[-1], shape),
+                    self._joint_targets(index),
+                    (view.moments[index], view.corrective[index]),
+                    poses[index],
+                )
+            )
+        gradient = torch.cat(parts)
+        if self.ties is None:
+            return gradient
+        return gradient + _tie_gradient(poses, self.ties * torch.as_tensor(tables.free).to(poses))
+
+    @staticmethod
+    def _tied(model: Model, poses: Tensor, ties: Tensor) -> Model:
+        """The model with what holds neighbours together."""
+        around = _padded_rows(ties, 0, 1) + _padded_rows(ties, 1, 0)
+        return Model(
+            model.gradient + _tie_gradient(poses, ties),
+            model.diagonal + torch.diag_embed(around),
+            model.beside - torch.diag_embed(ties),
+        )
 
     def _windows(self) -> list[tuple[slice, Tensor]]:
         """Blocks of frames, and the same with a neighbour at each side."""
@@ -185,6 +250,36 @@ class SequenceProblem:
         return moments, corrective.T[:count].double().contiguous()
 
 
+def _tie_gradient(poses: Tensor, ties: Tensor) -> Tensor:
+    """Half gradient (n,49) of sum_t ties_t (q_{t+1} - q_t)^2."""
+    pull = ties * (poses[1:] - poses[:-1])
+    return _padded_rows(pull, 1, 0) - _padded_rows(pull, 0, 1)
+
+
+def _padded_rows(values: Tensor, before: int, after: int) -> Tensor:
+    """Zeros around the first dimension of (n,k)."""
+    return torch.nn.functional.pad(values, (0, 0, before, after))
+
+
+def remembered(goal: GoalOf) -> GoalOf:
+    """The goal that keeps what it was asked for, up to `_KEPT_BYTES`."""
+    kept: dict[bytes, Goal] = {}
+    left = _KEPT_BYTES
+
+    def ask(rows: Tensor) -> Goal:
+        nonlocal left
+        key = rows.cpu().numpy().tobytes()
+        if key in kept:
+            return kept[key]
+        found = goal(rows)
+        left -= found.targets.numel() * found.targets.element_size()
+        if left > 0:
+            kept[key] = found
+        return found
+
+    return ask
+
+
 class Look(NamedTuple):
     """A padded block of frames with its vertices, root frame."""
 
@@ -200,15 +295,9 @@ class Look(NamedTuple):
         return 1.0 / self.skin.shape[0]
 
 
-def _turn_points(turn: Tensor, points: Tensor) -> Tensor:
-    """turn (n,3,3) times points (V,3,n)."""
-    rows = []
-    for i in range(3):
-        total = turn[:, i, 0] * points[:, 0]
-        for j in (1, 2):
-            total = total + turn[:, i, j] * points[:, j]
-        rows.append(total)
-    return torch.stack(rows, dim=1)
+def _squares(points: Tensor) -> Tensor:
+    """Sums of squares (n,) of points (n,3,V), float64."""
+    return torch.linalg.vector_norm(points, dim=2, dtype=torch.float64).square().sum(dim=1)
 
 
 def _padded(values: Tensor, before: int, after: int) -> Tensor:
@@ -223,12 +312,15 @@ def smooth(problem: SequenceProblem, poses: Tensor, rounds: int) -> tuple[Tensor
     per frame. Returns poses (n,49), steps (n,) and whether each frame settled (n,).
     """
     n, tolerance = poses.shape[0], problem.solver.tolerance(problem.solver.plans[-1])
+    problem = replace(problem, goal=remembered(problem.goal))
     view = problem.view(poses)
+    model: Model | None = None
     damping = torch.full((n,), 1e-4, dtype=torch.float64, device=poses.device)
     moved = torch.full_like(damping, torch.inf)
     steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
     for _ in range(rounds):
-        model = problem.linearise(poses, view)
+        # the matrix hardly changes with small steps; the gradient is exact always
+        model = problem.linearise(poses, view, model if moved.max() < _SMALL_STEP else None)
         before = view.shares.sum()
         for _ in range(_TRIES):
             step = _step(problem, model, poses, damping)
@@ -264,7 +356,8 @@ def _step(problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor
     )
     scale = torch.as_tensor(np.diagonal(diagonal, axis1=1, axis2=2).copy())
     extra = damping_of(scale, damping.cpu()).numpy()
-    lower, upper = (torch.as_tensor(bound[free]) for bound in (solver.lower, solver.upper))
+    limits = problem.bounds or (solver.lower[None], solver.upper[None])
+    lower, upper = (torch.as_tensor(bound[:, free]) for bound in limits)
 
     def solve(right: Tensor, held: Tensor) -> Tensor:
         found = solve_block_tridiagonal(diagonal, beside, extra, held.numpy(), right.numpy())
@@ -297,27 +390,47 @@ def solve_block_tridiagonal(
     """Solve a symmetric positive block-tridiagonal system, (n,f).
 
     diagonal: (n,f,f); beside: (n-1,f,f), rows of a block and columns of the next; extra: (n,f)
-    added to the diagonal; held: (n,f) bool, unknowns that are zero; right: (n,f). Banded Cholesky
-    in float64: time and memory grow with n. Where the matrix is not positive to rounding, the
-    diagonal is raised.
+    added to the diagonal; held: (n,f) bool, unknowns that are zero; right: (n,f). Block Cholesky in
+    float64: time and memory grow with n. Where the matrix is not positive to rounding, the diagonal
+    is raised.
     """
-    n, f = right.shape
+    f = right.shape[1]
     keep = (~held).astype(float)
     blocks = diagonal * keep[:, :, None] * keep[:, None, :]
     blocks[:, range(f), range(f)] += np.where(held, 1.0, extra)
     below = (beside * keep[:-1, :, None] * keep[1:, None, :]).transpose(0, 2, 1)
-    band = np.zeros((2 * f, n, f))
-    for column in range(f):
-        band[: f - column, :, column] = blocks[:, column:, column].T
-        band[f - column : 2 * f - column, :-1, column] = below[:, :, column].T
-    band = band.reshape(2 * f, n * f)
-    values = (right * keep).reshape(-1)
-    lift = 0.0
+    values, lift = right * keep, 0.0
     while True:
-        raised = band.copy()
-        raised[0] *= 1.0 + lift
-        try:
-            factor = cholesky_banded(raised, lower=True, check_finite=False)
-            return cho_solve_banded((factor, True), values, check_finite=False).reshape(n, f)
-        except LinAlgError:
-            lift = max(10.0 * lift, 1e-10)
+        found = _block_cholesky_solve(blocks, below, values)
+        if found is not None:
+            return found
+        new = max(10.0 * lift, 1e-10)
+        blocks[:, range(f), range(f)] *= (1.0 + new) / (1.0 + lift)
+        lift = new
+
+
+def _block_cholesky_solve(
+    blocks: np.ndarray, below: np.ndarray, right: np.ndarray
+) -> np.ndarray | None:
+    """x (n,f) of the system with `blocks` on its diagonal and `below` (n-1,f,f) under it; None
+    where it is not positive."""
+    n = len(right)
+    out = np.empty_like(right)
+    factors: list[np.ndarray] = []
+    sides: list[np.ndarray] = []
+    block, value = blocks[0], right[0]
+    for t in range(n):
+        if t > 0:
+            block = blocks[t] - sides[-1].T @ sides[-1]
+            value = right[t] - sides[-1].T @ out[t - 1]
+        factor, failed = dpotrf(block, lower=1, clean=1)
+        if failed:
+            return None
+        factors.append(factor)
+        out[t] = dtrtrs(factor, value, lower=1)[0]
+        if t < n - 1:
+            sides.append(dtrtrs(factor, below[t].T, lower=1)[0])
+    for t in range(n - 1, -1, -1):
+        value = out[t] if t == n - 1 else out[t] - sides[t] @ out[t + 1]
+        out[t] = dtrtrs(factors[t], value, lower=1, trans=1)[0]
+    return out

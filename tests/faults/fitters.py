@@ -55,6 +55,7 @@ class TrivialFitter:
             "vertex_error_mean": mean.astype(np.float32),
             "vertex_error_max": largest.astype(np.float32),
             "vertex_error_unlimited": np.full(n, np.nan, np.float32),
+            "vertex_error_alone": np.full(n, np.nan, np.float32),
             **{name: mean.astype(np.float32) for name in REGION_COLUMNS.values()},
             "active_limits": poses[:, :46] > 1.0,
             "iterations": np.full(n, 7, np.int32),
