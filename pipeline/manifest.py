@@ -73,6 +73,19 @@ class Resources(_Strict):
     num_cpus: float = Field(default=1, gt=0)
 
 
+class Limits(_Strict):
+    """Seconds after which something counts as hung. Not in the plan: they change no result.
+
+    stall: for a worker without a finished step; None: 50 times what the rate of this run says, but
+    a minute (ten while no rate is known). start: for a worker that is not ready. upload: for an
+    upload without a byte.
+    """
+
+    stall: float | None = Field(default=None, gt=0)
+    start: float = Field(default=900, gt=0)
+    upload: float = Field(default=120, gt=0)
+
+
 class Manifest(_Strict):
     """One subset. See docs/format.md."""
 
@@ -86,6 +99,7 @@ class Manifest(_Strict):
     compression: Literal["gzip", "none"] = "gzip"
     fit: FitRequest = FitRequest.model_validate({})
     ray: Resources = Resources()
+    limits: Limits = Limits()
 
 
 def load_manifest(name_or_path: str | Path) -> Manifest:

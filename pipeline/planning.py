@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ def planned(
     *,
     fitter: str = DEFAULT_FITTER,
     dry_run: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Planned]:
     """Plan a subset.
 
@@ -53,14 +54,17 @@ def planned(
         fitter: the registered name of a `FitterFactory`.
         dry_run: make an absent generated source in a temporary folder instead of the data root;
             it is gone when the context ends.
+        say: told what is about to take long.
 
     Raises:
         InputError: an input is missing or broken; one line that says what to do.
     """
+    if manifest.source.generator is None:
+        find_source(manifest, data_root)  # before anybody is asked for licensed models
     factory = registered_fitter(fitter)
     directory = models_directory(manifest.models, models) if factory.needs_models else None
-    with _root_with_source(manifest, data_root, models, dry_run) as root:
-        yield _plan(manifest, root, directory, fitter, factory)
+    with _root_with_source(manifest, data_root, models, dry_run, say) as root:
+        yield _plan(manifest, root, directory, fitter, factory, say)
 
 
 def _plan(
@@ -69,6 +73,7 @@ def _plan(
     models: Path | None,
     fitter: str,
     factory: FitterFactory,
+    say: Callable[[str], None],
 ) -> Planned:
     from pipeline.readers import open_source
 
@@ -85,9 +90,13 @@ def _plan(
     if manifest.fit.sequence is not None:
         check_sequences(source)
     location = locate(source, root)
+    size = sum(size for _, size, _ in location.stats) / 1e6
+    say(f"checking and hashing {source.path.name} ({size:,.0f} MB)")
     source.check()
     files = tuple(file_record(Path(path)) for path in source.files)
     fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
+    if factory.needs_models:
+        say("loading and hashing the body models")
     plan = Plan(
         name=manifest.name,
         rows=source.rows,
@@ -135,7 +144,11 @@ def _gender_pairs(manifest: Manifest, source: AnnotationSource) -> set[tuple[str
 
 @contextmanager
 def _root_with_source(
-    manifest: Manifest, root: Path, models: Path | None, dry_run: bool
+    manifest: Manifest,
+    root: Path,
+    models: Path | None,
+    dry_run: bool,
+    say: Callable[[str], None],
 ) -> Iterator[Path]:
     """The data root, with the generated source in it: as it should be, or an InputError."""
     if manifest.source.generator is None:
@@ -146,6 +159,7 @@ def _root_with_source(
         yield root
         return
     directory = models_directory(manifest.models, models)
+    say(f"generating {manifest.source.path}")
     if dry_run:
         with tempfile.TemporaryDirectory() as temporary:
             _generate(manifest, Path(temporary), directory)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pipeline.atomic import canonical_json
 from pipeline.errors import InputError, PlanMismatch
-from pipeline.import_graph import closure, modules_below
+from pipeline.import_graph import closure, modules_below, source_file
 
 Purpose = Literal["shard", "regressor"]
 
@@ -102,9 +102,13 @@ def code_version(purpose: Purpose) -> dict[str, str]:
 
 
 def _sources(purpose: Purpose) -> dict[str, Path]:
-    """Module or path below the root -> file."""
-    read = (path for pattern in _READS[purpose] for path in sorted(_ROOT.glob(pattern)))
-    return code_files(purpose) | {path.relative_to(_ROOT).as_posix(): path for path in read}
+    """Module -> file of the code; path below the root -> file for what it reads."""
+    return code_files(purpose) | _files_read(purpose)
+
+
+def _files_read(purpose: Purpose) -> dict[str, Path]:
+    found = (path for pattern in _READS[purpose] for path in sorted(_ROOT.glob(pattern)))
+    return {path.relative_to(_ROOT).as_posix(): path for path in found}
 
 
 def _version_of(sources: Mapping[str, bytes]) -> dict[str, str]:
@@ -121,18 +125,25 @@ class OneCode:
     files are compared with the plan as the process begins, and the file of every module once more
     after it was imported (`check`, before a result counts).
 
+    expected: the digest of the plan. modules: what it covers, as the driver found it: where the
+    digest is right, these files import no others, so the search through the imports is spared.
+
     Raises PlanMismatch where this machine's files are not the plan's.
     """
 
-    def __init__(self, purpose: Purpose, expected: Mapping[str, str]) -> None:
-        self._files = _sources(purpose)
+    def __init__(
+        self, purpose: Purpose, expected: Mapping[str, str], modules: Iterable[str]
+    ) -> None:
+        found_files = {module: source_file(_ROOT, module) for module in modules}
+        read = _files_read(purpose)
+        self._files = {m: path for m, path in found_files.items() if path is not None} | read
         sources = {module: path.read_bytes() for module, path in self._files.items()}
         found = _version_of(sources)
         if found != dict(expected):
             digests = (value["sha256"][:12] for value in (found, expected))
             raise _other_code("has code {} instead of the plan's {}".format(*digests))
         self._digests = {module: sha256_bytes(source) for module, source in sources.items()}
-        self._read = set(sources) - code_files(purpose).keys()
+        self._read = set(read)
         self._unseen = set(sources) - self._read
         self.check()
 
@@ -155,6 +166,7 @@ def _other_code(what: str) -> PlanMismatch:
     )
 
 
+@cache
 def code_files(purpose: Purpose) -> dict[str, Path]:
     """Module -> source file of what `code_version` hashes."""
     entries = [m for entry in _ENTRIES[purpose] for m in modules_below(_ROOT, entry)]

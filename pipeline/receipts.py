@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from pipeline.atomic import canonical_json, read_sealed
+from pipeline.concessions import NOTHING, Concessions
 from pipeline.errors import InputError
 from pipeline.plan import Plan
 from pipeline.shards import read_columns
@@ -39,6 +40,8 @@ class Receipt:
     seconds: float
     machine: Mapping[str, Any]
     software: Mapping[str, str]
+    concessions: str = ""
+    """Digest of what the shard was conceded; empty: nothing."""
 
     @property
     def rejected(self) -> int:
@@ -75,6 +78,7 @@ class ShardState:
     reason: str = ""
     results: Results | None = field(default=None, compare=False)
     """Of a done shard, where they were asked for."""
+    concessions: Concessions = NOTHING
 
 
 _RECEIPT = TypeAdapter(Receipt)
@@ -89,7 +93,7 @@ def read_receipt(path: Path, plan: Plan) -> Receipt:
     """
     value = read_sealed(path, required=plan.sealed)
     if not plan.sealed:
-        value = {key: item for key, item in value.items() if key not in _SCHEMA_1}
+        value = {"concessions": ""} | {k: item for k, item in value.items() if k not in _SCHEMA_1}
     try:
         receipt = _RECEIPT.validate_json(canonical_json(value), strict=True)
         for status in receipt.status:

@@ -9,14 +9,17 @@ upstream stop at |beta| 3, #filters, which `hmr-skel lint` reports).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.paths import Root, stays_inside
 from skel_fit.status import SMPL_REASONS, smpl_rejections
 
+CRASHED = "crashed"
 REASONS = {
     "no_smpl_pose": "the label says that it has no valid SMPL pose",
     "no_smpl_betas": "the label says that it has no valid SMPL shape",
@@ -30,8 +33,18 @@ REASONS = {
     "non_finite_keypoints": "a visible keypoint that is not finite",
     "bad_image_name": "image name empty, not UTF-8, or with a control character or backslash",
     "image_path_escapes": "image name leads out of the image root",
+    CRASHED: "the row alone killed or hung its process, or raised (see `concessions/`)",
 }
 """Reason code -> what it means. The first that applies, in this order, is a row's reason."""
+
+_LIKELY = {
+    "pose_out_of_range": "the poses look like degrees: expected axis-angle in radians",
+    "transl_out_of_range": "the translations look like millimetres: expected metres",
+    "betas_out_of_range": "the betas look like those of another body model: expected SMPL's",
+    "box_too_small": "the boxes look like fractions of the image: expected pixels",
+    "box_too_large": "the box scale looks like pixels where it should be divided by 200",
+}
+"""Reason -> what most often makes every row of a file fail for it."""
 
 MIN_BOX = 1.0
 MAX_BOX = 1e5
@@ -40,6 +53,21 @@ _ORTHONORMAL = 1e-3
 # Control characters, backslash, undecodable bytes.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\\\\\ufffd\ud800-\udfff]")
 _DTYPE = f"<U{max(map(len, REASONS))}"
+
+
+def check_some_accepted(rows: int, rejected: Mapping[str, int]) -> None:
+    """Where not one of `rows` is accepted, it is the file that is wrong.
+
+    rejected: rows by reason. Raises InputError that names the unit which is likely mixed up.
+    """
+    if not rows or sum(rejected.values()) < rows:
+        return
+    reason = max(rejected, key=lambda name: rejected[name])
+    likely = _LIKELY.get(reason, REASONS.get(reason, reason))
+    raise InputError(
+        f"all {rows} rows were rejected, {rejected[reason]} of them as {reason}: {likely}; "
+        "correct the label file (hmr-skel lint FILE says more) and convert again"
+    )
 
 
 @dataclass(frozen=True)

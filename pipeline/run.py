@@ -10,33 +10,39 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import make_directory, remove
-from pipeline.attempts import Failure
-from pipeline.errors import UsageError
-from pipeline.executors import Died, Executor, Finished, Outcome, Raised
+from pipeline.attempts import MAX_CRASHED, Failure, Search, portion
+from pipeline.concessions import NOTHING, Concessions
+from pipeline.errors import InputError, UsageError
+from pipeline.executors import Died, Executor, Finished, Outcome, Raised, Survived
 from pipeline.executors.local import InProcess, SpawnPool
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.manifest import Manifest, Resources
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
+from pipeline.provenance import code_files
 from pipeline.receipts import ShardState, receipt_path
 from pipeline.rundir import Ledger, RunDirectory
 from pipeline.summary import Summary, summarise
-from pipeline.task import Job
+from pipeline.task import Job, Order, open_plan_source, rows_to_fit
 
 if TYPE_CHECKING:
-    from pipeline.upload import Mirror
+    from pipeline.uploading import Uploads
 
 Report = Callable[[str, dict[str, Any]], None]
 """Called with an event name and its data; `tick` comes at least twice a second."""
 
 _TICK = 0.5
 _NUMBER = re.compile("[0-9]{1,9}")
+_SMALL_ROWS = 4096
+"""Below so many rows to do, further processes would take longer to start than they save."""
+_WORKER_BYTES = 3 << 29
+"""Memory that each further worker should find free: 1.5 GB."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Request:
     models: Path | None = None
     device: str = "cpu"
     executor: str = "local"
-    workers: int = 1
+    workers: int | None = None
+    """None: as many as this machine, or the cluster, has use for."""
     limit: int | None = None
     shards: tuple[range, ...] | None = None
     retry_failed: bool = False
@@ -98,7 +105,9 @@ def convert(request: Request, report: Report) -> Result:
         if locked:  # say so before the inputs are hashed
             stack.enter_context(run.lock(without=request.no_lock))
         run.check_usable()
-        found = stack.enter_context(_planned(request))
+        found = stack.enter_context(
+            _planned(request, say=lambda text: report("note", {"text": text}))
+        )
         if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
         wanted = _wanted(found.plan, request)
@@ -111,11 +120,11 @@ def convert(request: Request, report: Report) -> Result:
             run.write_plan(found.plan)
         run.prepare()
         run.write_places(found.source.path, found.source.data_root, found.models)
-        mirror = _mirror(request.upload, run, found.plan)
+        uploads = _uploads(request, run, found.plan, report)
         before = _take_stock(run, found.plan, wanted, request.retry_failed, report)
-        if mirror:
-            mirror.catch_up(before)
-            report = _uploading(mirror, report)
+        if uploads:
+            uploads.put("what is missing", lambda mirror: mirror.catch_up(before))
+            report = uploads.following(report)
         try:
             done_now, rows_now = _work(run, found, request, before, wanted, report)
         finally:
@@ -123,8 +132,9 @@ def convert(request: Request, report: Report) -> Result:
         states = run.inspect_all(found.plan, results=True)
         summary = summarise(found.plan, states)
         run.write_summary(summary)
-        if mirror:
-            mirror.summary()
+        if uploads:
+            uploads.put("summary.json", lambda mirror: mirror.summary())
+            uploads.finish()
         done = {state.shard for state in states if state.state == "done"}
         return Result(
             summary=summary,
@@ -137,11 +147,11 @@ def convert(request: Request, report: Report) -> Result:
         )
 
 
-def preview(request: Request) -> Preview:
-    """What `convert` would do now. Writes nothing."""
+def preview(request: Request, say: Callable[[str], None] = lambda text: None) -> Preview:
+    """What `convert` would do now. Writes nothing. say: told what is about to take long."""
     run = RunDirectory(request.directory)
     run.check_usable()
-    with _planned(request, dry_run=True) as found:
+    with _planned(request, dry_run=True, say=say) as found:
         if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
         states = run.inspect_all(found.plan)
@@ -174,32 +184,24 @@ def parse_shards(text: str) -> tuple[range, ...]:
     return tuple(shards)
 
 
-def _mirror(url: str | None, run: RunDirectory, plan: Plan) -> Mirror | None:
-    if url is None:
+def _uploads(request: Request, run: RunDirectory, plan: Plan, report: Report) -> Uploads | None:
+    if request.upload is None:
         return None
-    from pipeline.upload import Mirror
+    from pipeline.uploading import Uploads
 
-    return Mirror.open(url, run, plan)
-
-
-def _uploading(mirror: Mirror, report: Report) -> Report:
-    """Copy each shard as soon as it is done."""
-
-    def inner(event: str, data: dict[str, Any]) -> None:
-        if event == "shard_done":
-            mirror.shard(data["shard"])
-        report(event, data)
-
-    return inner
+    return Uploads(request.upload, run, plan, request.manifest.limits.upload, report)
 
 
-def _planned(request: Request, dry_run: bool = False) -> Any:
+def _planned(
+    request: Request, dry_run: bool = False, say: Callable[[str], None] = lambda text: None
+) -> AbstractContextManager[Planned]:
     return planned(
         request.manifest,
         request.data_root,
         request.models,
         fitter=request.fitter,
         dry_run=dry_run,
+        say=say,
     )
 
 
@@ -226,6 +228,9 @@ def _take_stock(
         for shard, attempts in run.unfinished().items():
             if attempts.settled().quarantined:
                 run.clear_attempts(shard)
+        for shard in run.conceded():
+            run.concede(plan, shard, NOTHING)
+    report("note", {"text": "comparing finished shards with their receipts"})
     states = run.inspect_all(plan)
     unfinished = run.unfinished()
     for state in states:
@@ -272,32 +277,34 @@ def _work(
     # What ended badly before comes last, where it cannot keep others from being done.
     fresh = [shard for shard in pending if not ledger.attempts(shard).suspect]
     suspects = [shard for shard in pending if ledger.attempts(shard).suspect]
+    workers = _workers(request, found.plan, pending)
     job = Job(
         plan=found.plan,
         directory=run.path.absolute(),
         source=found.source,
         models=found.models,
         fitter=registered_fitter(found.plan.fitter),
+        modules=tuple(code_files("shard")),
         device=request.device,
-        threads=_threads(request),
+        limits=request.manifest.limits,
+        threads=_threads(request, workers),
     )
-    driver = _Driver(ledger, found.plan, report)
-    if request.executor == "local" and request.workers == 1:
+    driver = _Driver(run, ledger, job, report)
+    if request.executor == "local" and workers == 1:
         if fresh:
             suspects += driver.run(InProcess(job), fresh)
         if suspects:
             driver.run(SpawnPool(job, 1), suspects)
     elif pending:
-        driver.run(_executor(job, request, len(pending)), fresh + suspects)
+        driver.run(_executor(job, request, workers), fresh + suspects)
     return driver.shards, driver.rows
 
 
-def _executor(job: Job, request: Request, pending: int) -> Executor:
-    workers = min(request.workers, pending)
+def _executor(job: Job, request: Request, workers: int) -> Executor:
     if request.executor == "ray":
         from pipeline.executors.ray import RayActors
 
-        return RayActors(job, workers, _resources(request))
+        return RayActors(job, workers, _resources(request), as_room_allows=request.workers is None)
     return SpawnPool(job, workers)
 
 
@@ -310,22 +317,58 @@ def _resources(request: Request) -> Resources:
     )
 
 
-def _threads(request: Request) -> int:
-    """Torch threads a worker: the library's choice alone, an equal share of the cores together."""
-    if request.workers == 1 or request.executor == "ray":
+def _workers(request: Request, plan: Plan, pending: list[int]) -> int:
+    """How many workers: as asked for, or as many as the machine feeds; one a shard at most."""
+    if not pending:
+        return 1
+    if request.workers is not None:
+        return min(request.workers, len(pending))
+    if request.executor == "ray":
+        return len(pending)  # the cluster says how many it has room for
+    small = sum(_rows(plan, shard) for shard in pending) < _SMALL_ROWS
+    if small or request.device != "cpu":
+        return 1
+    memory = max(1, _memory_available() // _WORKER_BYTES)
+    return min(_cores(), len(pending), memory)
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_available() -> int:
+    """Bytes that new processes may take without swapping; without limit where unknown."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def _threads(request: Request, workers: int) -> int:
+    """Threads a worker: the library's choice alone, an equal share of the cores together."""
+    if workers == 1 or request.executor == "ray":
         return 0
-    return max(1, (os.cpu_count() or 1) // request.workers)
+    return max(1, -(-_cores() // workers))
 
 
 class _Driver:
     """Feeds an executor and keeps the ledger."""
 
-    def __init__(self, ledger: Ledger, plan: Plan, report: Report) -> None:
+    def __init__(self, run: RunDirectory, ledger: Ledger, job: Job, report: Report) -> None:
+        self._run = run
         self._ledger = ledger
-        self._plan = plan
+        self._job = job
+        self._plan = job.plan
         self._report = report
         self._queue: deque[int] = deque()
         self._busy: set[int] = set()
+        self._searches: dict[int, Search] = {}
         self._isolated = False
         self._later: list[int] = []
         self.shards = 0
@@ -337,25 +380,68 @@ class _Driver:
         self._later = []
         self._isolated = executor.isolated
         try:
-            while self._queue or self._busy:
+            while self._busy or (self._queue and executor.usable):
                 while self._queue and executor.free():
                     self._submit(executor, self._queue.popleft())
                 for outcome in executor.wait(_TICK):
                     self._handle(outcome)
-                self._report("tick", {"running": len(self._busy)})
+                self._tick(executor)
         finally:
             # Reached with busy shards only when the run is stopped: no fault of theirs.
             executor.close()
             for shard in sorted(self._busy):
                 self._ledger.forget(shard)
             self._busy.clear()
-        return self._later
+        return [*self._queue, *self._later]
+
+    def _tick(self, executor: Executor) -> None:
+        beats = executor.beats()
+        self._report(
+            "tick",
+            {
+                "running": len(self._busy),
+                "rows": sum(beat.rows for beat in beats if beat.shard not in self._searches),
+                "doing": sorted({beat.doing for beat in beats}),
+            },
+        )
 
     def _submit(self, executor: Executor, shard: int) -> None:
         self._busy.add(shard)
-        attempt = self._ledger.start(shard, isolated=executor.isolated)
-        executor.submit(shard, attempt)
-        self._report("shard_started", {"shard": shard, "attempt": attempt})
+        order = self._order(shard)
+        self._ledger.start(shard, isolated=executor.isolated)
+        executor.submit(order)
+        if order.part is None:
+            self._report("shard_started", {"shard": shard, "attempt": order.attempt})
+
+    def _order(self, shard: int) -> Order:
+        """What to try next with a shard; what that concedes is on record before it starts."""
+        attempts = self._ledger.attempts(shard)
+        given = self._concessions(shard)
+        some = portion(self._block_rows(), attempts.memory_failures)
+        if some.block_size is None and given.block_size is not None:
+            some = replace(some, step=given.block_size, block_size=given.block_size)
+        if attempts.needs_search and shard not in self._searches:
+            # Rows that were found before stay left out.
+            self._searches[shard] = Search(*self._rows_to_fit(shard))
+        part = self._searches[shard].part if shard in self._searches else None
+        if part is None:
+            given = replace(given, block_size=some.block_size)
+            self._run.concede(self._plan, shard, given)
+        return Order(shard, len(attempts.failures) + 1, some, given, part)
+
+    def _concessions(self, shard: int) -> Concessions:
+        try:
+            return self._run.concessions(self._plan, shard)
+        except InputError:  # damaged: what was conceded is found again, at the price of the search
+            return NOTHING
+
+    def _rows_to_fit(self, shard: int) -> tuple[int, int]:
+        source = open_plan_source(self._plan, self._job.source.path, self._job.source.data_root)
+        return rows_to_fit(self._plan, source, shard)
+
+    def _block_rows(self) -> int:
+        """Rows of a block where nothing else is said."""
+        return self._plan.request.rows_of_block(self._job.device)
 
     def _handle(self, outcome: Outcome) -> None:
         match outcome:
@@ -374,32 +460,66 @@ class _Driver:
                         "bytes": receipt.bytes,
                     },
                 )
+            case Survived(shard):
+                self._searches[shard].survived()
+                self._search_on(shard)
             case Raised(fatal=fatal) if fatal is not None:
                 raise fatal
-            case Raised(shard, kind, message, trace):
-                self._failed(shard, Failure(kind, message, trace))
-            case Died(shard, reason):
-                self._failed(shard, Failure("process died", reason))
+            case Raised(shard, kind, message, trace, memory=memory):
+                self._failed(shard, Failure(kind, message, trace, memory))
+            case Died(shard, reason, memory):
+                self._failed(shard, Failure("process died", reason, memory=memory))
 
     def _failed(self, shard: int, failure: Failure) -> None:
+        if shard in self._searches:
+            self._searches[shard].ended_badly(f"{failure.kind}: {failure.message}")
+            self._search_on(shard)
+            return
         self._busy.discard(shard)
         attempts = self._ledger.fail(shard, failure)
-        start, stop = self._plan.rows_of(shard)
-        self._report(
-            "shard_quarantined" if attempts.quarantined else "shard_failed",
-            {
-                "shard": shard,
-                "attempt": len(attempts.failures),
-                "rows": [start, stop],
-                "reason": f"{failure.kind}: {failure.message}",
-            },
-        )
+        self._tell("shard_quarantined" if attempts.quarantined else "shard_failed", shard, failure)
         if attempts.quarantined:
             return
+        if attempts.needs_search:
+            self._report("search", {"shard": shard, "rows": list(self._plan.rows_of(shard))})
         if self._isolated:
             self._queue.append(shard)
         else:
             self._later.append(shard)
+
+    def _search_on(self, shard: int) -> None:
+        """The next part of a search, or what it found."""
+        self._busy.discard(shard)
+        self._ledger.forget(shard)
+        search = self._searches[shard]
+        if search.part is not None:
+            self._queue.appendleft(shard)  # one worker goes on with it, the others with the rest
+            return
+        del self._searches[shard]
+        if search.hopeless:
+            last = self._ledger.attempts(shard).failures[-1]
+            also = f"{last.message}; so did more than {MAX_CRASHED} of its rows alone"
+            self._ledger.searched(shard, search)
+            self._tell("shard_quarantined", shard, replace(last, message=also))
+            return
+        known = dict(self._concessions(shard).crashed) | search.found
+        if search.found:
+            self._run.concede(self._plan, shard, Concessions(tuple(sorted(known.items()))))
+        self._ledger.searched(shard, search)
+        for row, reason in sorted(search.found.items()):
+            self._report("row_crashed", {"shard": shard, "row": row, "reason": reason})
+        self._queue.append(shard)
+
+    def _tell(self, event: str, shard: int, failure: Failure) -> None:
+        self._report(
+            event,
+            {
+                "shard": shard,
+                "attempt": len(self._ledger.attempts(shard).failures),
+                "rows": list(self._plan.rows_of(shard)),
+                "reason": f"{failure.kind}: {failure.message}",
+            },
+        )
 
 
 def _rows(plan: Plan, shard: int) -> int:

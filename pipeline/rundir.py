@@ -3,6 +3,7 @@
     plan.json  summary.json  run.json  .lock
     shards/shard-00000.h5    receipts/shard-00000.json
     attempts/shard-00000.json (while a shard is unfinished)   failed/shard-00000.json (quarantined)
+    concessions/shard-00000.json (rows that were left out, smaller blocks)
 
 Existence is not completion: a shard is done when its receipt parses, names this plan and matches
 the size and SHA-256 of the file. Source: docs/reference/pipeline.md#failures, #resume.
@@ -25,7 +26,8 @@ from pipeline.atomic import (
     write_bytes,
     write_if_changed,
 )
-from pipeline.attempts import Attempts, Failure
+from pipeline.attempts import MAX_FAILURES, Attempts, Failure, Search
+from pipeline.concessions import Concessions, read_concessions, write_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.locking import held, is_held
 from pipeline.plan import Plan, read_plan
@@ -40,7 +42,7 @@ from pipeline.receipts import (
 )
 from pipeline.summary import Summary
 
-_FOLDERS = ("shards", "receipts", "attempts", "failed")
+_FOLDERS = ("shards", "receipts", "attempts", "failed", "concessions")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,13 @@ class RunDirectory:
         try:
             content = read_sealed(path)
             failures = tuple(Failure(**item) for item in content["failures"])
-            return Attempts(shard, failures, int(content["lost"]), content["running"])
+            return Attempts(
+                shard,
+                failures,
+                int(content["lost"]),
+                content["running"],
+                content.get("searched", False),
+            )
         except FileNotFoundError:
             return Attempts(shard)
         except (InputError, KeyError, TypeError, ValueError):
@@ -144,6 +152,18 @@ class RunDirectory:
     def clear_attempts(self, shard: int) -> None:
         remove(self._attempts_path(shard))
         remove(self._failed_path(shard))
+
+    def concessions(self, plan: Plan, shard: int) -> Concessions:
+        """What is on record; `InputError` when the record is damaged."""
+        return read_concessions(self.path, plan.plan_id, shard)
+
+    def concede(self, plan: Plan, shard: int, given: Concessions) -> None:
+        write_concessions(self.path, plan.plan_id, shard, given)
+
+    def conceded(self) -> list[int]:
+        """Shards with a record of concessions."""
+        found = (self.path / "concessions").glob("shard-*.json")
+        return sorted(_shard_number(path) for path in found)
 
     def unfinished(self) -> dict[int, Attempts]:
         """Every shard with an attempts record."""
@@ -170,15 +190,17 @@ class RunDirectory:
         problem = self._mismatch(plan, shard, receipt, checksums or not plan.sealed)
         if problem:
             return ShardState(shard, "damaged", reason=problem)
-        if not results:
-            return ShardState(shard, "done", receipt)
         try:
-            found = read_results(self.path, plan, shard)
+            conceded = self.concessions(plan, shard)
+            found = read_results(self.path, plan, shard) if results else None
         except InputError as error:
             return ShardState(shard, "damaged", reason=str(error))
-        if found.status != dict(receipt.status):
+        if conceded.digest != receipt.concessions:
+            reason = "it was made with other concessions than those on record"
+            return ShardState(shard, "damaged", reason=reason)
+        if found is not None and found.status != dict(receipt.status):
             return ShardState(shard, "damaged", reason="status counts differ from the receipt")
-        return ShardState(shard, "done", receipt, results=found)
+        return ShardState(shard, "done", receipt, results=found, concessions=conceded)
 
     def inspect_all(
         self, plan: Plan, *, checksums: bool = True, results: bool = False
@@ -298,6 +320,17 @@ class Ledger:
         before = self.attempts(shard)
         self._set(replace(before, failures=(*before.failures, failure), running=None))
         return self.attempts(shard)
+
+    def searched(self, shard: int, search: Search) -> None:
+        """The rows at fault were looked for: found, they take the failures with them.
+
+        Nothing found: one more attempt, since what no row alone brings about may have passed.
+        """
+        before = self.attempts(shard)
+        left = before.failures
+        if not search.hopeless:
+            left = () if search.found else left[: MAX_FAILURES - 1]
+        self._set(replace(before, failures=left, running=None, searched=True))
 
     def forget(self, shard: int) -> None:
         """The run was stopped, which is no fault of the shard."""

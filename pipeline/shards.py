@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.columns import RESULT_COLUMNS
+from pipeline.concessions import Concessions
 from pipeline.errors import InputError
 from pipeline.plan import CARRIED_KINDS, Plan, StoredField
 from pipeline.provenance import sha256_json
@@ -48,10 +49,13 @@ def stored_fields(fields: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> lis
     return result
 
 
-def root_attributes(plan: Plan, shard: int) -> dict[str, Any]:
+def root_attributes(
+    plan: Plan, shard: int, concessions: Concessions | None = None
+) -> dict[str, Any]:
     """What identifies a shard. No time and no host: the same content gives the same bytes."""
     start, stop = plan.rows_of(shard)
-    return {
+    conceded = concessions.identity if concessions else {}
+    return ({"concessions": json.dumps(conceded, sort_keys=True)} if conceded else {}) | {
         "code_version": json.dumps(plan.code, sort_keys=True),
         "fit_config_sha256": sha256_json(plan.fit),
         "models": json.dumps(plan.to_json()["models"], sort_keys=True),

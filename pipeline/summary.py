@@ -31,6 +31,8 @@ class Summary:
     shards: tuple[Mapping[str, Any], ...]
     failed: tuple[Mapping[str, Any], ...]
     missing: tuple[int, ...]
+    concessions: tuple[Mapping[str, Any], ...]
+    """Shards with rows that were left out, or smaller blocks, and why."""
     digest: str | None
     vertex_error_mean: Mapping[str, float | None]
     bytes: int
@@ -81,6 +83,17 @@ def summarise(plan: Plan, states: Iterable[ShardState]) -> Summary:
             if state.state == "failed"
         ),
         missing=tuple(s.shard for s in states if s.state in ("pending", "damaged")),
+        concessions=tuple(
+            {
+                "shard": state.shard,
+                "block_size": state.concessions.block_size,
+                "crashed": [
+                    {"row": row, "reason": reason} for row, reason in state.concessions.crashed
+                ],
+            }
+            for state in states
+            if state.concessions.identity
+        ),
         digest=dataset_digest(plan, [r.sha256 for r in receipts]) if complete else None,
         vertex_error_mean=_percentiles(results),
         bytes=sum(receipt.bytes for receipt in receipts),

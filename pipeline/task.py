@@ -1,23 +1,30 @@
-"""The one shard task, the same for every executor: read, fit, build, publish, leave a receipt."""
+"""The one shard task, the same for every executor: read, fit, build, publish, leave a receipt.
+
+It says what it is doing and how far it is, at every step, so that a driver can tell slow from hung.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.atomic import sealed_json, write_bytes
+from pipeline.attempts import Portion
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
+from pipeline.concessions import NOTHING, Concessions, read_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
-from pipeline.manifest import models_directory
+from pipeline.manifest import Limits, models_directory
 from pipeline.plan import Plan
 from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.receipts import Receipt, receipt_path, shard_path
+from pipeline.row_checks import CRASHED
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
 from skel_fit.status import Status
@@ -43,25 +50,66 @@ class Job:
     models: Path | None
     fitter: FitterFactory
     """Of the name in the plan. Sent along, so that workers look up no name."""
+    modules: tuple[str, ...]
+    """What the code digest of the plan covers."""
     device: str = "cpu"
+    limits: Limits = field(default_factory=Limits)
     threads: int = 0
     """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told to do.
+
+    attempt: number of this start, from 1. portion: how much to compute at a time.
+    part: source rows (first, stop) to fit for a trial, without publishing anything.
+    """
+
+    shard: int
+    attempt: int
+    portion: Portion
+    concessions: Concessions = NOTHING
+    part: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life. shard: -1 while the worker starts; rows: of the shard, done so far.
+
+    step: rows that are being computed now, before the next sign; 0: something else is done.
+    """
+
+    shard: int
+    doing: str
+    rows: int = 0
+    step: int = 0
+
+
+Say = Callable[[Beat], None]
 
 
 class ShardWorker:
     """A process's open source and loaded models; runs any shard of its job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Say) -> None:
+        say(Beat(-1, "checking code, source and models"))
         _check_device(job.device)
         self.job = job
+        self._say = say
         _check_software(job.plan)
-        self._code = OneCode("shard", job.plan.code)
+        self._code = OneCode("shard", job.plan.code, job.modules)
         self._source = open_plan_source(job.plan, job.source.path, job.source.data_root)
         check_models(job.plan, job.models)
-        self._fitter = job.fitter.open(job.models, job.device, job.plan.request)
+        self._fitters: dict[int | None, Fitter] = {}
+        pair = _first_pair(job.plan)
+        if pair is not None:
+            say(Beat(-1, "loading kernels (compiled once per installation, about a minute)"))
+            _warm_up(self._fitter(None), pair)
+        self._code.check()
 
-    def run(self, shard: int, attempt: int) -> Receipt:
-        """Convert one shard and publish file, then receipt.
+    def run(self, order: Order) -> Receipt | None:
+        """Convert one shard and publish file, then receipt; None: a trial, nothing was published.
 
         Raises:
             InputError: the source changed since it was hashed.
@@ -69,18 +117,36 @@ class ShardWorker:
             OutputError: the file could not be written.
         """
         started, clock = time.time(), time.perf_counter()
-        plan = self.job.plan
+        plan, shard = self.job.plan, order.shard
+        self._say(Beat(shard, "reading"))
         check_unchanged(self.job.source)
         start, stop = plan.rows_of(shard)
-        first, last = start, stop
-        if plan.request.sequence is not None:  # fit whole sequences, keep the shard's own rows
-            first, last = whole_sequences(self._source, start, stop)
+        first, last = rows_to_fit(plan, self._source, shard)
         rows = self._source.read(first, last)
         _check_rows(rows, first, last)
-        columns = shard_columns(plan, rows, self._fitter)
-        columns = _part(columns, slice(start - first, stop - first))
+        rows = _left_out(rows, np.isin(rows.source_row, order.concessions.rows))
+        if order.part is not None:
+            inside = (rows.source_row >= order.part[0]) & (rows.source_row < order.part[1])
+            rows = _left_out(rows, ~inside)
+        columns = shard_columns(
+            plan,
+            rows,
+            self._fitter(order.portion.block_size),
+            step=order.portion.step,
+            say=lambda done, step: self._say(
+                Beat(shard, "fitting", done * (stop - start) // (last - first), step)
+            ),
+        )
         self._code.check()
-        data = build_shard(columns, root_attributes(plan, shard), plan.compression)
+        if order.part is not None:
+            return None
+        self._say(Beat(shard, "writing", stop - start))
+        columns = _part(columns, slice(start - first, stop - first))
+        attributes = root_attributes(plan, shard, order.concessions)
+        data = build_shard(columns, attributes, plan.compression)
+        # A worker that was given up as hung may come this far after all.
+        if read_concessions(self.job.directory, plan.plan_id, shard) != order.concessions:
+            raise RuntimeError("another attempt at this shard has taken over")
         write_bytes(shard_path(self.job.directory, shard), data)
         receipt = Receipt(
             plan_id=plan.plan_id,
@@ -91,14 +157,53 @@ class ShardWorker:
             status=dict(sorted(Counter(columns["status"].tolist()).items())),
             bytes=len(data),
             sha256=sha256_bytes(data),
-            attempts=attempt,
+            attempts=order.attempt,
             started=round(started, 3),
             seconds=round(time.perf_counter() - clock, 3),
             machine=machine(self.job.device),
             software=software(),
+            concessions=order.concessions.digest,
         )
         write_bytes(receipt_path(self.job.directory, shard), sealed_json(receipt.to_json()))
         return receipt
+
+    def _fitter(self, block_size: int | None) -> Fitter:
+        """The fitter of the plan, with blocks of another size where that was conceded."""
+        if block_size not in self._fitters:
+            request = self.job.plan.request
+            if block_size is not None:
+                request = request.model_copy(update={"block_size": block_size})
+            opened = self.job.fitter.open(self.job.models, self.job.device, request)
+            self._fitters[block_size] = opened
+        return self._fitters[block_size]
+
+
+def _first_pair(plan: Plan) -> tuple[str, str] | None:
+    """A (smpl, skel) pair of genders that rows of this plan have; None: no models are needed."""
+    genders = {kind: [m.gender for m in plan.models if m.kind == kind] for kind in ("smpl", "skel")}
+    if not (genders["smpl"] and genders["skel"]):
+        return None
+    both = [gender for gender in genders["smpl"] if gender in genders["skel"]]
+    return (both[0], both[0]) if both else (genders["smpl"][0], genders["skel"][0])
+
+
+def _warm_up(fitter: Fitter, pair: tuple[str, str]) -> None:
+    """Load and compile what the first fit would, so that every later step takes its usual time."""
+    fitter.fit(pair, np.zeros((2, 72)), np.zeros((2, 10)), np.zeros((2, 3)))
+
+
+def rows_to_fit(plan: Plan, source: AnnotationSource, shard: int) -> tuple[int, int]:
+    """Source rows that a shard's fit looks at: its own, and the rest of sequences that it cuts."""
+    start, stop = plan.rows_of(shard)
+    if plan.request.sequence is None:
+        return start, stop
+    return whole_sequences(source, start, stop)
+
+
+def _left_out(rows: AnnotationRows, chosen: np.ndarray) -> AnnotationRows:
+    """Rows (n,) bool that are not fitted, unless they were rejected already."""
+    reasons = np.where(chosen & (rows.reasons == ""), CRASHED, rows.reasons)
+    return replace(rows, reasons=reasons)
 
 
 def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSource:
@@ -135,17 +240,32 @@ def check_unchanged(source: SourceLocation) -> None:
             )
 
 
-def shard_columns(plan: Plan, rows: AnnotationRows, fitter: Fitter) -> dict[str, np.ndarray]:
-    """All columns of a shard: originals bit for bit, results, NaN results for rejected rows."""
+def shard_columns(
+    plan: Plan,
+    rows: AnnotationRows,
+    fitter: Fitter,
+    *,
+    step: int,
+    say: Callable[[int, int], None],
+) -> dict[str, np.ndarray]:
+    """All columns of a shard: originals bit for bit, results, NaN results for rejected rows.
+
+    step: rows a call of the fitter; sequences are fitted whole. say: told before each call how many
+    rows are done and how many this call has.
+    """
     columns = _rejected_columns(rows)
+    done = int((rows.reasons != "").sum())
     pairs = np.char.add(np.char.add(rows.smpl_gender, ":"), rows.skel_gender)
     accepted = rows.reasons == ""
     for pair in np.unique(pairs[accepted]):
         chosen = np.flatnonzero(accepted & (pairs == pair))
         smpl_gender, skel_gender = str(pair).split(":")
         sequence = plan.request.sequence
-        together = [chosen] if sequence is None else runs(plan.name, rows, chosen)
+        steps = np.split(chosen, range(step, len(chosen), step))
+        together = steps if sequence is None else runs(plan.name, rows, chosen)
         for some in together:
+            say(done, len(some))
+            done += len(some)
             result = fitter.fit(
                 (smpl_gender, skel_gender), rows.poses[some], rows.betas[some], rows.transl[some]
             )

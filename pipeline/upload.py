@@ -8,12 +8,13 @@ remote copy is therefore complete when its summary says so, and every object in 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.callbacks import Callback
 
 from pipeline.errors import InputError, OutputError, PlanMismatch, UsageError
 from pipeline.extras import install_hint
@@ -41,6 +42,8 @@ class Mirror:
     url: str
     filesystem: Any
     root: str
+    beat: Callable[[], None] = lambda: None
+    """Called whenever an upload gets on."""
 
     @classmethod
     def open(cls, url: str, run: RunDirectory, plan: Plan) -> Mirror:
@@ -52,7 +55,7 @@ class Mirror:
             OutputError: not reachable.
         """
         try:
-            filesystem, root = fsspec.core.url_to_fs(url)
+            filesystem, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
         except ImportError as error:
             hint = install_hint("s3") if url.startswith("s3") else "install its package"
             raise UsageError(f"--upload {url}: {_one_line(error)}; {hint}") from error
@@ -99,14 +102,15 @@ class Mirror:
     def _put(self, local: Path) -> None:
         remote = self._remote(local)
         size = local.stat().st_size
+        self.beat()
         try:
             if self._is_atomic():
-                self.filesystem.put_file(str(local), remote)
+                self.filesystem.put_file(str(local), remote, callback=_Beats(self.beat))
             else:
                 folder, _, name = remote.rpartition("/")
                 temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
                 self.filesystem.makedirs(folder, exist_ok=True)
-                self.filesystem.put_file(str(local), temporary)
+                self.filesystem.put_file(str(local), temporary, callback=_Beats(self.beat))
                 self.filesystem.mv(temporary, remote)
         except Exception as error:  # every store has its own
             raise OutputError(
@@ -140,6 +144,17 @@ class Mirror:
 
     def _remote(self, local: Path) -> str:
         return f"{self.root}/{local.relative_to(self.run.path).as_posix()}"
+
+
+class _Beats(Callback):
+    """fsspec tells it about bytes that were sent."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        super().__init__()
+        self._beat = beat
+
+    def call(self, *arguments: object, **options: object) -> None:
+        self._beat()
 
 
 def fetch(url: str, directory: Path) -> None:

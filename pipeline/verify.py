@@ -112,14 +112,14 @@ def _check_shard(directory: Path, plan: Plan, state: ShardState) -> Iterator[str
     path = shard_path(directory, state.shard)
     try:
         with open_shard(path, sealed=plan.sealed) as file:
-            yield from _check_attributes(file, plan, state.shard)
+            yield from _check_attributes(file, plan, state)
             yield from _check_columns(file, plan, state)
     except InputError as error:
         yield str(error)
 
 
-def _check_attributes(file: h5py.File, plan: Plan, shard: int) -> Iterator[str]:
-    expected = root_attributes(plan, shard)
+def _check_attributes(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[str]:
+    expected = root_attributes(plan, state.shard, state.concessions)
     for name in sorted(expected.keys() | set(file.attrs)):
         if name not in expected or name not in file.attrs or file.attrs[name] != expected[name]:
             yield f"root attribute '{name}' is not what the plan says"

@@ -122,6 +122,10 @@ class FitConfig(_Frozen):
     limited_above: float = Field(default=0.02, gt=0.0)
     """Mean vertex error (m) above which a row with active limits is `limited`."""
 
+    def rows_of_block(self, device: str) -> int:
+        """Rows computed together on this kind of device."""
+        return self.block_size or (64 if device == "cpu" else 2048)
+
     def resolved_recipe(self) -> Recipe:
         """The recipe itself, read from `recipes/` if it is named."""
         if isinstance(self.recipe, Recipe):

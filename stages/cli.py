@@ -77,6 +77,10 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # `| head` closed the pipe: nothing to say
             code = _say(f"standard output: {error.strerror}", 74)
+    local = sys.modules.get("pipeline.executors.local")
+    if local is not None and local.threads_left():
+        sys.stderr.flush()
+        os._exit(code)  # a hung row cannot be asked to end, and may hold what tidying up needs
     sys.exit(code)
 
 

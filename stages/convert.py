@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,11 +16,25 @@ import typer
 
 from pipeline.errors import Incomplete, OutputError
 from stages import options
-from stages.formats import counts, duration, millimetres, rate
+from stages.formats import conceded, counts, duration, millimetres, rate
 from stages.terminal import Progress, aligned
 
 if TYPE_CHECKING:
     from pipeline.run import Preview, Request, Result
+
+
+_PATIENCE = 1.0
+_PATIENCE_OF_FILES = 5.0
+"""Seconds without a word after which it is said what takes so long: to a person, to a log."""
+
+
+def _worker_count(text: str) -> int | None:
+    """`auto`: None."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text}: expected auto or a number from 1")
+    return int(text)
 
 
 def convert(
@@ -32,7 +48,15 @@ def convert(
     models: options.Models = None,
     device: options.FitDevice = "cpu",
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs shards.")] = "local",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes or Ray actors.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            parser=_worker_count,
+            metavar="N|auto",
+            help="Worker processes or Ray actors.",
+            show_default="auto: what the machine, or the cluster, has use for",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Convert the first N rows, rounded up to shards.")
     ] = None,
@@ -54,63 +78,65 @@ def convert(
     fitter: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Convert a subset to SKEL shards, or resume where an earlier run stopped."""
-    from pipeline.manifest import data_root as find_data_root
-    from pipeline.manifest import load_manifest
+    with closing(Shown(quiet)) as shown:
+        shown.begin(f"converting {subset}")
+        from pipeline.manifest import data_root as find_data_root
+        from pipeline.manifest import load_manifest
 
-    manifest = load_manifest(subset)
-    directory = out or Path("outputs") / manifest.name
-    if not (dry_run or no_lock):
-        _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
+        manifest = load_manifest(subset)
+        directory = out or Path("outputs") / manifest.name
+        if not (dry_run or no_lock):
+            _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
 
-    from pipeline.fitters import DEFAULT_FITTER
-    from pipeline.run import Request, parse_shards, preview
+        from pipeline.fitters import DEFAULT_FITTER
+        from pipeline.run import Request, parse_shards, preview
 
-    request = Request(
-        manifest=manifest,
-        directory=directory,
-        data_root=find_data_root(data_root),
-        models=models,
-        device=device,
-        executor=executor,
-        workers=workers,
-        limit=limit,
-        shards=parse_shards(shards) if shards else None,
-        retry_failed=retry_failed,
-        no_lock=no_lock,
-        fitter=fitter or DEFAULT_FITTER,
-        upload=upload,
-    )
-    if dry_run:
-        print(_preview_table(preview(request), request))
-    else:
-        _run(request, quiet, log_json)
+        request = Request(
+            manifest=manifest,
+            directory=directory,
+            data_root=find_data_root(data_root),
+            models=models,
+            device=device,
+            executor=executor,
+            workers=workers,
+            limit=limit,
+            shards=parse_shards(shards) if shards else None,
+            retry_failed=retry_failed,
+            no_lock=no_lock,
+            fitter=fitter or DEFAULT_FITTER,
+            upload=upload,
+        )
+        if dry_run:
+            print(_preview_table(preview(request, shown.explain), request))
+        else:
+            _run(request, shown, log_json)
 
 
-def _run(request: Request, quiet: bool, log_json: Path | None) -> None:
+def _run(request: Request, shown: Shown, log_json: Path | None) -> None:
     """Convert and print the closing table.
 
     Raises:
         Incomplete: a shard that was asked for is not done.
+        InputError: every row was rejected.
         PipelineError: as `pipeline.run.convert`.
     """
+    from pipeline.row_checks import check_some_accepted
     from pipeline.run import convert
 
-    shown = _Shown(quiet)
     with _event_log(log_json) as log:
 
         def report(event: str, data: dict[str, Any]) -> None:
             shown.report(event, data)
-            if event != "tick":
+            if event not in ("tick", "note"):
                 log(event, data)
 
-        try:
-            result = convert(request, report)
-        finally:
-            shown.close()
+        result = convert(request, report)
+        shown.close()
         log("end", {"complete": result.summary.complete, "digest": result.summary.digest})
     print(_table(result, request))
     if not result.ok:
         raise Incomplete(_what_is_missing(result, request))
+    check_some_accepted(result.summary.rows_written, result.summary.rejected)
 
 
 def _refuse_if_locked(directory: Path) -> None:
@@ -142,20 +168,39 @@ def _event_log(path: Path | None) -> Iterator[Callable[[str, dict[str, Any]], No
         yield write
 
 
-class _Shown:
-    """The events of a run as progress: rows, with shards, workers and failures beside them."""
+class Shown:
+    """The events of a run as progress: rows, with shards, workers and failures beside them.
+
+    What takes longer than a second (in a log, five) without a word is explained.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
+        self._watched = sys.stderr.isatty()
+        self._patience = _PATIENCE if self._watched else _PATIENCE_OF_FILES
         self._progress: Progress | None = None
         self._shards = self._done = self._failed = 0
+        self._fitting = False
+        self._rows_done = 0
+        self._waiting: threading.Timer | None = None
+        self._doing, self._since = "", time.monotonic()
+
+    def begin(self, text: str) -> None:
+        """The first line: at once on a terminal; elsewhere when nothing else comes first."""
+        if self._watched:
+            self._say(text)
+        else:
+            self.explain(text)
 
     def report(self, event: str, data: dict[str, Any]) -> None:
-        if event == "damaged":  # comes before the start
+        self._stop_waiting()
+        if event == "note":
+            self.explain(data["text"])
+        elif event == "damaged":  # comes before the start
             self._say(f"shard {data['shard']} is redone: {data['reason']}")
         elif event == "start":
             self._shards, self._done = data["shards"], data["shards_done"]
-            self._failed = data["shards_failed"]
+            self._failed, self._rows_done = data["shards_failed"], data["rows_done"]
             self._progress = Progress(
                 data["subset"], data["rows"], "rows", done=data["rows_done"], quiet=self._quiet
             )
@@ -163,21 +208,49 @@ class _Shown:
                 f"{data['subset']}: {data['rows']} rows in {data['shards']} shards, "
                 f"{data['shards_done']} done, {data['shards_failed']} failed"
             )
-        elif event in ("shard_failed", "shard_quarantined"):
-            self._failed += event == "shard_quarantined"
-            self._say(_failure_line(event, data))
         elif self._progress is not None and event == "shard_done":
             self._done += 1
-            self._progress.update(data["rows"], self._note())
+            self._rows_done += data["rows"]
         elif self._progress is not None and event == "tick":
-            self._progress.update(0, f"{self._note()}, {data['running']} running")
+            self._tick(self._progress, data)
+        elif event == "shard_quarantined":
+            self._failed += 1
+        line = _LINES.get(event)
+        if line is not None:
+            self._say(line(data))
 
     def close(self) -> None:
+        self._stop_waiting()
         if self._progress is not None:
+            self._progress.update(self._rows_done - self._progress.done)
             self._progress.close()
 
-    def _note(self) -> str:
-        return f"{self._done}/{self._shards} shards, {self._failed} failed"
+    def _tick(self, progress: Progress, data: dict[str, Any]) -> None:
+        """How far all workers are; what they do instead of fitting, where that takes long."""
+        doing = "" if "fitting" in data["doing"] else ", ".join(data["doing"])
+        if not doing and not self._fitting:
+            self._fitting = True
+            progress.begin()
+        if doing != self._doing:
+            self._doing, self._since = doing, time.monotonic()
+        elif doing and time.monotonic() - self._since > self._patience:
+            self._say(doing)
+            self._since = math.inf  # once
+        note = f"{self._done}/{self._shards} shards, {self._failed} failed"
+        reached = self._rows_done + data["rows"]
+        progress.update(reached - progress.done, f"{note}, {data['running']} running")
+
+    def explain(self, text: str) -> None:
+        """Say it if it takes long."""
+        self._stop_waiting()
+        if not self._quiet:
+            self._waiting = threading.Timer(self._patience, self._say, (text,))
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def _say(self, text: str) -> None:
         if self._progress is not None:
@@ -186,13 +259,33 @@ class _Shown:
             print(text, file=sys.stderr, flush=True)
 
 
-def _failure_line(event: str, data: dict[str, Any]) -> str:
+def _failure_line(data: dict[str, Any], end: str) -> str:
     start, stop = data["rows"]
-    end = "given up" if event == "shard_quarantined" else "will be tried again"
     return (
         f"shard {data['shard']} (rows {start} to {stop - 1}), attempt {data['attempt']}: "
         f"{data['reason']}; {end}"
     )
+
+
+def _search_line(data: dict[str, Any]) -> str:
+    first, stop = data["rows"]
+    return f"shard {data['shard']}: looking for the rows at fault among {first} to {stop - 1}"
+
+
+def _crash_line(data: dict[str, Any]) -> str:
+    return (
+        f"row {data['row']} (shard {data['shard']}) is left out: {data['reason']}; "
+        "--retry-failed tries it again"
+    )
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "shard_failed": lambda data: _failure_line(data, "will be tried again"),
+    "shard_quarantined": lambda data: _failure_line(data, "given up"),
+    "search": _search_line,
+    "row_crashed": _crash_line,
+    "upload_failed": lambda data: f"upload of {data['name']}: {data['reason']}",
+}
 
 
 def _table(result: Result, request: Request) -> str:
@@ -204,6 +297,7 @@ def _table(result: Result, request: Request) -> str:
         ("rows in", f"{summary.rows}"),
         ("rows written", f"{summary.rows_written}"),
         ("rejected", counts(summary.rejected)),
+        *(("conceded", text) for text in conceded(summary.concessions)),
         (
             "shards",
             f"{result.converted} converted now, {result.skipped} done before, "

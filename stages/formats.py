@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 
 def millimetres(metres: float | None, digits: int = 1) -> str:
@@ -58,3 +59,13 @@ def duration(seconds: float | None) -> str:
         return "-"
     whole = int(seconds + 0.5)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def conceded(concessions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One line for each row that was left out, and for each shard with smaller blocks."""
+    for item in concessions:
+        where = f"shard {item['shard']}"
+        for row in item["crashed"]:
+            yield f"row {row['row']} ({where}) left out: {row['reason']}"
+        if item["block_size"] is not None:
+            yield f"{where} fitted in blocks of {item['block_size']}, for want of memory"

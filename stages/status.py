@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import options
-from stages.formats import counts, duration, rate
+from stages.formats import conceded, counts, duration, rate
 from stages.terminal import aligned, print_json
 
 
@@ -64,6 +64,7 @@ def state_of(directory: Path) -> dict[str, Any]:
             for shard, found in run.unfinished().items()
             if not found.settled().quarantined
         ],
+        "concessions": [dict(item) for item in summary.concessions],
         "vertex_error_mean": dict(summary.vertex_error_mean),
         "rows_per_second": pace,
         "eta_seconds": left / pace if running and pace and left else None,
@@ -93,6 +94,7 @@ def _table(found: dict[str, Any]) -> str:
         ("last shard", f"{duration(found['seconds_since_last_shard'])} ago"),
         ("digest", found["digest"] or "-"),
     ]
+    rows += [("conceded", text) for text in conceded(found["concessions"])]
     for item in found["failures"]:
         first, stop = item["rows"]
         rows.append(

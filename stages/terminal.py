@@ -41,7 +41,7 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", unit_scale=True,
-                             desc=name, smoothing=0.05, file=sys.stderr)  # fmt: skip
+                             desc=name, smoothing=0, file=sys.stderr)  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self
@@ -54,8 +54,17 @@ class Progress:
     ) -> None:
         self.close()
 
+    def begin(self) -> None:
+        """The work begins now: what came before counts for no rate, and the ETA settles sooner."""
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.start_t = self._bar.last_print_t = time.time()
+
     def update(self, count: int = 1, note: str = "") -> None:
-        """`count` units more are done (0: still at work). note: what else to show."""
+        """`count` units more are done (0: still at work; less: they have to be done again).
+
+        note: what else to show.
+        """
         self.done += count
         if self._quiet:
             return

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import termios
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +24,7 @@ from tests.faults.harness import (
     REPOSITORY,
     TRIVIAL,
     Bench,
+    label_columns,
     make_bench,
     shard_digests,
     summary,
@@ -272,3 +277,64 @@ def test_a_compressed_source_gives_the_same_data(finished: Bench, tmp_path: Path
     left, right = open_dataset(finished.out), open_dataset(bench.out)
     for name in left.fields:
         assert np.array_equal(left[name], right[name], equal_nan=left[name].dtype.kind == "f")
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "words"),
+    [("pose_cam", 180 / np.pi, "degrees"), ("trans_cam", 1000.0, "millimetres")],
+)
+def test_all_rows_rejected_is_a_failure_that_names_the_unit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, factor: float, words: str
+) -> None:
+    bench = make_bench(tmp_path / "units", 20)
+    columns = label_columns(20)
+    columns["trans_cam"][:, 2] += 3
+    columns[column] = columns[column] * factor
+    np.savez(bench.labels, **columns)
+    code, out, err = run(capsys, *convert(bench, "--quiet"))
+    assert code == 5 and one_line(err) and words in err and "all 20 rows" in err
+    assert "20" in out, "the table is printed all the same"
+    assert run(capsys, *convert(bench, "--quiet"))[0] == 5, "a rerun says so again"
+
+
+def test_a_dry_run_asks_for_labels_before_it_asks_for_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "convert", "coco", "--dry-run", "--data-root", tmp_path)
+    assert code == 5 and one_line(err)
+    assert "coco-release.npz" in err and "skel.is.tue" not in err
+
+
+def test_a_person_sees_the_rows_of_a_shard_pass(tmp_path: Path) -> None:
+    """On a terminal: a first line before anything is read, then progress inside the one shard."""
+    bench = make_bench(tmp_path / "watched", 40, 40, fit={"block_size": 1})
+    bench.order("slow-all", "0.7")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(
+        bench.command(), cwd=bench.root, env=bench.environment, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(ours, 4096):
+            text += part
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert text.startswith(b"converting ")
+    seen = {int(found) for found in re.findall(rb"\| (\d+)(?:\.0)?/40", text)}
+    assert len(seen - {0, 40}) >= 2, text.decode()
+    assert b"rows/s" in text
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_workers_use_the_machine_unless_the_job_is_small(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "auto", 4200, 2100)
+    bench.order("slow-all", "0.2")  # so that no worker does it all
+    done = bench.run()
+    assert done.returncode == 0, done.stderr
+    assert len({pid for pid, _ in bench.calls()}) == 2
+    small = make_bench(tmp_path / "small", 40, 8)
+    small.order("slow-all", "0")
+    assert small.run("--workers", "auto").returncode == 0
+    assert len({pid for pid, _ in small.calls()}) == 1

@@ -164,7 +164,8 @@ def test_one_code_sees_what_is_edited_while_it_works(copy: Path, edited: str) ->
     """What is imported already may be edited; what is read later, or was never the plan's, not."""
     script = (
         "import sys; from pathlib import Path; from pipeline import provenance as p, errors\n"
-        "plan = p.code_version('shard'); one = p.OneCode('shard', plan); one.check()\n"
+        "plan = p.code_version('shard'); \n"
+        "one = p.OneCode('shard', plan, p.code_files('shard')); one.check()\n"
         f"path = Path({edited!r}); path.write_text(path.read_text() + '\\n# edited\\n')\n"
         "if path.suffix == '.py':\n"
         "    __import__(path.with_suffix('').as_posix().replace('/', '.'))\n"
@@ -172,7 +173,7 @@ def test_one_code_sees_what_is_edited_while_it_works(copy: Path, edited: str) ->
         "    try: work()\n"
         "    except errors.PlanMismatch as error: return path.name in str(error) or 'instead' in "
         "str(error)\n"
-        "print(fails(one.check), fails(lambda: p.OneCode('shard', plan)))\n"
+        "print(fails(one.check), fails(lambda: p.OneCode('shard', plan, p.code_files('shard'))))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script], cwd=copy, env={"PYTHONPATH": str(copy)},

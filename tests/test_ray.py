@@ -104,20 +104,27 @@ def test_a_killed_actor_loses_nothing(bench: Bench) -> None:
     check_whole(bench, expected)
 
 
-def test_poison_shards_stop_nothing_else(bench: Bench) -> None:
-    """Promise P14: exactly three attempts each, the rest complete, exit 3; then a retry."""
+def test_a_poison_row_and_a_stopped_actor_cost_one_row_each(
+    cluster: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """Promise P14: a row that kills its actor and one that stops it are found and left out."""
+    orders = cluster[1]
+    bench = make_bench(tmp_path / "small", 16, 4, (3,), orders, limits={"stall": 2})
+    for order in orders.iterdir():
+        order.unlink()
     expected = reference(bench)
-    bench.order("kill-20")
-    bench.order("raise-41")
+    bench.order("kill-6")
+    bench.order("stop-9")
     done = bench.run(*OPTIONS)
-    assert done.returncode == 3, done.stderr
-    calls = Counter(row for _, row in bench.calls())
-    assert calls[16] == 3 and calls[40] == 3
-    assert all(count == 1 for row, count in calls.items() if row not in (16, 40))
+    assert done.returncode == 0, done.stderr
     found = summary(bench.out)
-    assert not found["complete"] and [item["shard"] for item in found["failed"]] == [2, 5]
-    assert "told to fail at row 41" in found["failed"][1]["reason"]
-    for order in ("kill-20", "raise-41"):
+    assert found["complete"] and found["rejected"] == {"crashed": 2, "non_finite_pose": 1}
+    crashed = [row for item in found["concessions"] for row in item["crashed"]]
+    assert [row["row"] for row in crashed] == [6, 9]
+    assert "no sign of life within 2 s" in crashed[1]["reason"]
+    calls = Counter(row for _, row in bench.calls())
+    assert all(calls[row] == 1 for row in (0, 12))
+    for order in ("kill-6", "stop-9"):
         (bench.faults / order).unlink()
     done = bench.run(*OPTIONS, "--retry-failed")
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,3 +140,30 @@ def test_a_plain_folder_gets_renamed_files(bench: Bench, tmp_path: Path) -> None
     bench.convert(upload=url)
     check_same(bench, url)
     assert not list((tmp_path / "mirror").rglob("*.tmp"))
+
+
+def test_a_stuck_upload_is_given_up_and_the_conversion_is_kept(
+    server: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """The store accepts connections and says nothing more. Before, the run waited for ever."""
+    bench = make_bench(tmp_path / "bench", limits={"upload": 1})
+    bench.order("slow-all", "0.2")
+    url = f"{BUCKET}/stuck"
+    driver = bench.start("--upload", url, "--log-json", "log.jsonl")
+    deadline = time.monotonic() + 60
+    while not bench.calls():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        _, errors = driver.communicate(timeout=60)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert driver.returncode == 74, errors
+    assert "was given up after 3 attempts" in errors.splitlines()[-1]
+    assert "no sign of life within 1 s" in errors
+    assert len(shard_digests(bench.out)) == 8, "the conversion went on"
+    assert json.loads((bench.out / "summary.json").read_text())["complete"]
+    done = bench.run("--upload", url)
+    assert done.returncode == 0 and "0 converted now" in done.stdout, done.stderr
+    check_same(bench, url)

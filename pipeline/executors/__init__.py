@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.executors.base import Died, Executor, Finished, Outcome, Raised
+from pipeline.executors.base import Died, Executor, Finished, Outcome, Raised, Survived
 
-__all__ = ["Died", "Executor", "Finished", "Outcome", "Raised"]
+__all__ = ["Died", "Executor", "Finished", "Outcome", "Raised", "Survived"]

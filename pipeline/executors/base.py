@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.receipts import Receipt
-from pipeline.task import Job, ShardWorker
+from pipeline.task import Beat, Job, Order, Say, ShardWorker
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,13 @@ class Finished:
     """The shard is published."""
 
     receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Survived:
+    """The part of a shard that was only tried did no harm."""
+
+    shard: int
 
 
 @dataclass(frozen=True)
@@ -27,17 +34,19 @@ class Raised:
     message: str
     traceback: str
     fatal: PipelineError | None = None
+    memory: bool = False
 
 
 @dataclass(frozen=True)
 class Died:
-    """The process that ran the shard is gone without an answer."""
+    """The process that ran the shard is gone without an answer, or was ended because it hung."""
 
     shard: int
     reason: str
+    memory: bool = False
 
 
-Outcome = Finished | Raised | Died
+Outcome = Finished | Survived | Raised | Died
 
 
 class Executor(Protocol):
@@ -46,10 +55,14 @@ class Executor(Protocol):
     isolated: bool
     """Whether a shard that kills its process leaves the driver alive."""
 
+    @property
+    def usable(self) -> bool:
+        """False: it will never take a shard again."""
+
     def free(self) -> int:
         """How many shards may be submitted now: workers that are ready and idle."""
 
-    def submit(self, shard: int, attempt: int) -> None:
+    def submit(self, order: Order) -> None:
         """Hand a shard to an idle worker."""
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -59,6 +72,9 @@ class Executor(Protocol):
             PipelineError: no worker can start, for a reason that a retry does not mend.
         """
 
+    def beats(self) -> list[Beat]:
+        """What each worker said last."""
+
     def close(self) -> None:
         """Stop all workers now; unfinished shards are abandoned. Safe to call twice."""
 
@@ -66,26 +82,27 @@ class Executor(Protocol):
 class Body:
     """A worker wherever it runs: exceptions become values, so a lost answer is a lost process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, say: Say) -> None:
         self._job = job
+        self._say = say
         self._worker: ShardWorker | None = None
 
     def prepare(self) -> Raised | None:
         """Open source and models; None: ready."""
         try:
-            self._worker = ShardWorker(self._job)
+            self._worker = ShardWorker(self._job, self._say)
         except Exception as error:
             return _raised(-1, error)
         return None
 
-    def run(self, shard: int, attempt: int) -> Finished | Raised:
-        """Convert a shard; prepares itself first where nobody did."""
+    def run(self, order: Order) -> Finished | Survived | Raised:
+        """Convert a shard, or try a part of it; after `prepare`."""
+        assert self._worker is not None
         try:
-            if self._worker is None:
-                self._worker = ShardWorker(self._job)
-            return Finished(self._worker.run(shard, attempt))
+            receipt = self._worker.run(order)
         except Exception as error:
-            return _raised(shard, error)
+            return _raised(order.shard, error)
+        return Survived(order.shard) if receipt is None else Finished(receipt)
 
 
 def _raised(shard: int, error: Exception) -> Raised:
@@ -96,4 +113,12 @@ def _raised(shard: int, error: Exception) -> Raised:
         message=" ".join(str(error).split()) or type(error).__name__,
         traceback="".join(traceback.format_exception(error)),
         fatal=error.with_traceback(None) if isinstance(error, PipelineError) else None,
+        memory=_is_memory(error),
     )
+
+
+def _is_memory(error: Exception) -> bool:
+    """torch's errors are RuntimeErrors: of a class of its own on a GPU, with a text on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

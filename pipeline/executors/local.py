@@ -1,4 +1,4 @@
-"""Executors on this machine: in this process, or in spawned worker processes.
+"""Executors on this machine: in a thread of this process, or in spawned worker processes.
 
 `multiprocessing.Pool` waits for ever for a worker that was killed, so pipes and
 process handles are watched here.
@@ -10,59 +10,144 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from pipeline.executors.base import Body, Outcome
 from pipeline.executors.pool import Answer, Lost, Pool, Worker
-from pipeline.task import Job
+from pipeline.task import Beat, Job, Order
 
 _PR_SET_PDEATHSIG = 1
-# Body models may come over a slow network; a worker that dies meanwhile is noticed at once.
-_START_TIMEOUT = 900.0
+THREAD_NAME = "hmr-skel shard"
+_GRACE = 5.0
+"""Seconds that a thread gets to notice that the run was stopped."""
+_LOOK = 0.1
+_MEMORY_KILLS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-class InProcess:
-    """Runs one shard at a time here: no start-up cost, no further process."""
+class _Ended(BaseException):
+    """Raised inside a thread that the driver no longer waits for."""
+
+
+@dataclass
+class _Thread:
+    thread: threading.Thread
+    orders: queue.SimpleQueue[Order]
+    said: queue.SimpleQueue[Answer]
+    ended: threading.Event
+
+
+class InProcess(Pool[_Thread]):
+    """One shard at a time in this process: no start-up cost, no further process.
+
+    In a thread, so that a hung row cannot hang the driver. A thread cannot be killed: once one
+    hung, this executor takes no more shards.
+    """
 
     isolated = False
 
     def __init__(self, job: Job) -> None:
-        self._body = Body(job)
-        self._submitted: tuple[int, int] | None = None
+        super().__init__(1, job.limits, start_timeout=job.limits.start)
+        self._job = job
+        self._hung_once = False
+        self.fill()
 
-    def free(self) -> int:
-        return 0 if self._submitted else 1
+    @property
+    def usable(self) -> bool:
+        return not self._hung_once
 
-    def submit(self, shard: int, attempt: int) -> None:
-        self._submitted = (shard, attempt)
+    def start(self) -> _Thread:
+        orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        said: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        ended = threading.Event()
+        thread = threading.Thread(
+            target=_work_here,
+            args=(self._job, orders, said, ended),
+            name=THREAD_NAME,
+            daemon=True,
+        )
+        thread.start()
+        return _Thread(thread, orders, said, ended)
 
-    def wait(self, timeout: float) -> list[Outcome]:
-        if self._submitted is None:
-            return []
-        (shard, attempt), self._submitted = self._submitted, None
-        return [self._body.run(shard, attempt)]
+    def fill(self) -> None:
+        if self.usable:
+            super().fill()
 
-    def close(self) -> None:
-        self._submitted = None
+    def send(self, handle: _Thread, order: Order) -> None:
+        handle.orders.put(order)
+
+    def answers(
+        self, workers: Sequence[Worker[_Thread]], timeout: float
+    ) -> Iterator[tuple[Worker[_Thread], Answer]]:
+        for worker in workers:
+            with contextlib.suppress(queue.Empty):
+                yield worker, worker.handle.said.get(timeout=timeout)
+                while True:
+                    yield worker, worker.handle.said.get_nowait()
+
+    def stop(self, handles: Sequence[_Thread]) -> None:
+        for handle in handles:
+            handle.ended.set()
+            if not self._hung_once:
+                handle.thread.join(_GRACE)
+
+    def _bury(self, worker: Worker[_Thread], lost: Lost) -> list[Outcome]:
+        self._hung_once = True  # a thread that is alive cannot be lost otherwise
+        return super()._bury(worker, lost)
+
+
+def _work_here(
+    job: Job,
+    orders: queue.SimpleQueue[Order],
+    said: queue.SimpleQueue[Answer],
+    ended: threading.Event,
+) -> None:
+    """What the thread does."""
+
+    def say(beat: Beat) -> None:
+        if ended.is_set():
+            raise _Ended
+        said.put(beat)
+
+    body = Body(job, say)
+    with contextlib.suppress(_Ended):
+        failed = body.prepare()
+        said.put(failed)
+        while failed is None and not ended.is_set():
+            try:
+                order = orders.get(timeout=_LOOK)
+            except queue.Empty:
+                continue
+            said.put(body.run(order))
+
+
+def threads_left() -> bool:
+    """Whether a hung shard still has a thread in this process, which then cannot end tidily."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
 @dataclass(frozen=True)
 class _Process:
     process: BaseProcess
     pipe: Connection
+    memory_kills: int
+    """How often this machine had killed for want of memory when the process began."""
 
 
 class SpawnPool(Pool[_Process]):
     """Spawned processes of this machine."""
 
     def __init__(self, job: Job, workers: int) -> None:
-        super().__init__(workers, start_timeout=_START_TIMEOUT)
+        # Body models may come over a slow network; a worker that dies meanwhile is noticed at once.
+        super().__init__(workers, job.limits, start_timeout=job.limits.start)
         self._job = job
         self._context = multiprocessing.get_context("spawn")
         self.fill()
@@ -75,11 +160,11 @@ class SpawnPool(Pool[_Process]):
         with _threads(self._job.threads):
             process.start()
         there.close()
-        return _Process(process, here)
+        return _Process(process, here, memory_kills())
 
-    def send(self, handle: _Process, shard: int, attempt: int) -> None:
+    def send(self, handle: _Process, order: Order) -> None:
         with contextlib.suppress(OSError):
-            handle.pipe.send((shard, attempt))
+            handle.pipe.send(order)
 
     def answers(
         self, workers: Sequence[Worker[_Process]], timeout: float
@@ -88,11 +173,7 @@ class SpawnPool(Pool[_Process]):
         ready = wait([worker.handle.pipe for worker in workers], timeout)
         for worker in workers:
             if worker.handle.pipe in ready:
-                try:
-                    yield worker, worker.handle.pipe.recv()
-                except (EOFError, OSError):
-                    worker.handle.process.join()
-                    yield worker, Lost(_describe_exit(worker.handle.process.exitcode))
+                yield from ((worker, answer) for answer in _said(worker.handle))
 
     def stop(self, handles: Sequence[_Process]) -> None:
         for handle in handles:
@@ -102,20 +183,43 @@ class SpawnPool(Pool[_Process]):
             handle.pipe.close()
 
 
+def _said(handle: _Process) -> Iterator[Answer]:
+    """All that a process said since it was last listened to."""
+    try:
+        while handle.pipe.poll():
+            yield handle.pipe.recv()
+    except (EOFError, OSError):
+        handle.process.join()
+        code = handle.process.exitcode
+        memory = code == -signal.SIGKILL and memory_kills() > handle.memory_kills
+        yield Lost(_describe_exit(code, memory), memory)
+
+
+def memory_kills() -> int:
+    """How often the kernel killed a process for want of memory, here or in this container."""
+    count = 0
+    for path in _MEMORY_KILLS:
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                name, _, value = line.partition(" ")
+                count += int(value) if name == "oom_kill" else 0
+    return count
+
+
 def _serve(job: Job, pipe: Connection, driver: int) -> None:
     """What a worker process does."""
     _die_with(driver)
     # Ctrl-C reaches the whole group; the driver decides what happens to the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    body = Body(job)
+    body = Body(job, pipe.send)
     failed = body.prepare()
     pipe.send(failed)
     while failed is None:
         try:
-            shard, attempt = pipe.recv()
+            order = pipe.recv()
         except EOFError:
             return
-        pipe.send(body.run(shard, attempt))
+        pipe.send(body.run(order))
 
 
 def _die_with(driver: int) -> None:
@@ -126,10 +230,10 @@ def _die_with(driver: int) -> None:
         os._exit(1)
 
 
-def _describe_exit(code: int | None) -> str:
+def _describe_exit(code: int | None, memory: bool) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        hint = " (the machine ran out of memory)" if memory else ""
         return f"the worker process was killed by {name}{hint}"
     return f"the worker process ended with code {code}"
 

@@ -76,7 +76,7 @@ class Solver:
         counts = np.bincount(region, minlength=len(REGIONS))
         kernels = _kernels(config, device)
         # wide enough for the matrix products, small enough for the processor's cache
-        block = config.block_size or (64 if device.type == "cpu" else 2048)
+        block = config.rows_of_block(device.type)
         return Solver(
             config=config,
             dtype=dtype,

@@ -7,6 +7,7 @@ and Ray actors.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable
@@ -78,8 +79,10 @@ class FaultyFit(TrivialFit):
 
     An order is a file `KIND-ROW`: when a source row is among the rows to fit, do KIND: `kill`
     (SIGKILL to itself), `raise` (ValueError), `memory` (MemoryError), `slow` (sleep for the seconds
-    in the file). `KIND-all` holds for every call. Test sources hold the row number in
-    `betas[:, 1] * 1e6`. Every call appends `pid first-row` to the file `calls`.
+    in the file), `hang` (never come back), `stop` (SIGSTOP to itself), `greedy` (take as many MB a
+    row of the call as the file says, of 1 GB that the process may have). `KIND-all` holds for every
+    call. Test sources hold the row number in
+    `betas[:, 1] * 1e6`. Every call appends `pid first-row rows` to the file `calls`.
     """
 
     def open(self, directory: Path | None, device: str, request: FitRequest) -> TrivialFitter:
@@ -99,7 +102,7 @@ class FaultyFitter(TrivialFitter):
     ) -> dict[str, np.ndarray]:
         rows = np.round(betas[:, 1] * 1e6).astype(int).tolist()
         with (self._orders / "calls").open("a") as calls:
-            calls.write(f"{os.getpid()} {rows[0]}\n")
+            calls.write(f"{os.getpid()} {rows[0]} {len(rows)}\n")
         for order in sorted(self._orders.glob("*-*")):
             kind, _, key = order.name.partition("-")
             if key != "all" and int(key) not in rows:
@@ -110,6 +113,14 @@ class FaultyFitter(TrivialFitter):
                 raise ValueError(f"told to fail at row {key}")
             elif kind == "memory":
                 raise MemoryError("told to run out of memory")
+            elif kind == "hang":
+                while True:
+                    time.sleep(1)
+            elif kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif kind == "greedy":
+                resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))
+                np.empty((len(rows), int(order.read_text()) << 20), np.uint8)
             elif kind == "slow":
                 time.sleep(float(order.read_text()))
         return super().fit(genders, poses, betas, transl)

@@ -109,9 +109,13 @@ class Bench:
 
     def calls(self) -> list[tuple[int, int]]:
         """(pid, first row) of every call of `FaultyFit`."""
+        return [(pid, row) for pid, row, _ in self.sizes()]
+
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """(pid, first row, number of rows) of every call of `FaultyFit`."""
         path = self.faults / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [(int(pid), int(row)) for pid, row in (line.split() for line in lines)]
+        return [tuple(map(int, line.split())) for line in lines]  # type: ignore[misc]
 
     def request(self, **changes: Any) -> Request:
         settings: dict[str, Any] = {
