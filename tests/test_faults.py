@@ -185,7 +185,7 @@ def crashed_rows(bench: Bench) -> list[int]:
 
 
 def is_verified(bench: Bench) -> bool:
-    done = bench.cli([sys.executable, "-m", "stages.cli", "verify", str(bench.out)])
+    done = bench.cli([sys.executable, "-m", "tests.faults.cli", "verify", str(bench.out)])
     return done.returncode == 0
 
 
