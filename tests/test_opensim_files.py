@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,24 +173,34 @@ def test_the_same_data_give_the_same_bytes_and_replace_an_older_export(
     sequences, exported, tmp_path
 ) -> None:
     out = tmp_path / "again"
-    for _ in range(2):
-        OpenSim().write(sequences, out, OpenSimOptions(), None)
+    shutil.copytree(exported, out)
+    (out / "left_over.mot").write_text("of an older export")
+    OpenSim().write(sequences, out, OpenSimOptions(), None)
+    assert not (out / "left_over.mot").exists()
     for path in exported.rglob("*"):
         if path.is_file():
             assert (out / path.relative_to(exported)).read_bytes() == path.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again"]
 
 
-def test_a_motion_goes_into_another_model(sequences, tmp_path) -> None:
-    (tmp_path / "other.osim").write_text(old_model())
-    options = OpenSimOptions(into=tmp_path / "other.osim")
-    told = OpenSim().write(sequences, tmp_path / "out", options, None)
-    entry = index_of(tmp_path / "out")["files"][0]
-    assert entry["angles"] == "into" and not list((tmp_path / "out").glob("*.osim"))
+@pytest.fixture(scope="module")
+def carried(sequences: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with another model and the first sequence on it; what the export said."""
+    folder = tmp_path_factory.mktemp("into")
+    (folder / "other.osim").write_text(old_model())
+    name = str(sequences["sequence"][0])
+    options = OpenSimOptions(into=folder / "other.osim", sequence=name)
+    return folder, OpenSim().write(sequences, folder / "out", options, None).attention
+
+
+def test_a_motion_goes_into_another_model(sequences, carried) -> None:
+    folder, told = carried
+    entry = index_of(folder / "out")["files"][0]
+    assert entry["angles"] == "into" and not list((folder / "out").glob("*.osim"))
     assert entry["residual_degrees"]["femur_r"]["max"] < 1e-3
-    motion = read_mot(tmp_path / "out" / entry["mot"])
+    motion = read_mot(folder / "out" / entry["mot"])
     assert set(motion.columns) == {"flex", "add", "rot", *(f"p{k}" for k in range(6))}
-    model = read_osim(tmp_path / "other.osim")
+    model = read_osim(folder / "other.osim")
     turns = [model.is_rotational(name) for name in motion.columns]
     values = np.where(turns, np.radians(motion.values), motion.values)
     frames = model.body_frames(dict(zip(motion.columns, values.T, strict=True)), len(values))
@@ -199,19 +210,17 @@ def test_a_motion_goes_into_another_model(sequences, tmp_path) -> None:
     for body in ("pelvis", "femur_r"):
         ours = ground @ turned[:, JOINT_NAMES.index(body)]
         assert np.abs(frames[body][1] - ours).max() < 1e-6
-    assert "none above 0.05" in told.attention
+    assert "none above 0.05" in told
 
 
-def test_foreign_motion_becomes_the_nearest_skel(sequences, tmp_path) -> None:
-    (tmp_path / "other.osim").write_text(old_model())
-    options = OpenSimOptions(into=tmp_path / "other.osim")
-    OpenSim().write(sequences, tmp_path / "out", options, None)
-    entry = index_of(tmp_path / "out")["files"][0]
-    path = tmp_path / "out" / entry["mot"]
+def test_foreign_motion_becomes_the_nearest_skel(sequences, carried, tmp_path) -> None:
+    folder, _ = carried
+    entry = index_of(folder / "out")["files"][0]
+    path = folder / "out" / entry["mot"]
     text = path.read_text().replace("\tflex", "\tsomething_else")
     (tmp_path / "odd.mot").write_text(text)
     kinds = {"models": default_body_directory, "gender": "male", "ground": "z-up"}
-    found = import_opensim(tmp_path / "other.osim", path, **kinds)
+    found = import_opensim(folder / "other.osim", path, **kinds)
     rows = entry["rows"]
     hip = [POSE_NAMES.index(f"hip_{name}_r") for name in ("flexion", "adduction")]
     apart = found.poses[:, hip] - sequences["skel_poses"][rows][:, hip]
@@ -219,7 +228,7 @@ def test_foreign_motion_becomes_the_nearest_skel(sequences, tmp_path) -> None:
     assert np.degrees(np.abs(apart)).max() < 6
     assert max(r.max() for r in found.residuals.values()) < 1e-3
     assert "knee_angle_r" in found.at_rest and (found.betas == 0).all()
-    odd = import_opensim(tmp_path / "other.osim", tmp_path / "odd.mot", **kinds)
+    odd = import_opensim(folder / "other.osim", tmp_path / "odd.mot", **kinds)
     assert odd.ignored == ("something_else",) and odd.defaults == ("flex",)
 
 
@@ -266,9 +275,9 @@ def test_a_folder_of_something_else_is_left_alone(sequences, tmp_path) -> None:
     assert [p.name for p in tmp_path.rglob("*")] == ["thesis", "only_copy.txt"]
 
 
-def test_a_failure_leaves_nothing_half_written(sequences, tmp_path, monkeypatch) -> None:
+def test_a_failure_leaves_nothing_half_written(sequences, exported, tmp_path) -> None:
     out = tmp_path / "out"
-    OpenSim().write(sequences, out, OpenSimOptions(), None)
+    shutil.copytree(exported, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def fail(done: int, people: int) -> None:

@@ -111,11 +111,12 @@ def cuts(faces: NDArray, owner: NDArray) -> Cuts:
     """
     faces = np.asarray(faces, np.int64)
     first_apex = int(faces.max()) + 1
-    neighbours = _neighbours(faces)
+    edges, other = _neighbours(faces)
+    own, theirs = np.repeat(owner, 3), owner[other]
     cut_edges = [
-        (u, v, int(owner[face]), int(owner[other]))
-        for (u, v), face in neighbours.items()
-        if owner[face] < owner[other := neighbours[v, u]]
+        (u, v, a, b)
+        for (u, v), a, b in zip(edges.tolist(), own.tolist(), theirs.tolist(), strict=True)
+        if a < b
     ]
     clusters = _clusters([(u, v) for u, v, _, _ in cut_edges])
     triangles, owners = [faces], [owner]
@@ -141,20 +142,31 @@ def cuts(faces: NDArray, owner: NDArray) -> Cuts:
 
 def is_closed(faces: NDArray) -> bool:
     """Whether every edge of the faces (f, 3) lies between two faces that turn the same way."""
-    edges = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
-    there, back = (set(map(tuple, e.tolist())) for e in (edges, edges[:, ::-1]))
-    return len(there) == len(edges) and there == back
+    there, back = _keys(_edges(faces))
+    return len(np.unique(there)) == len(there) and bool((np.sort(there) == np.sort(back)).all())
 
 
-def _neighbours(faces: NDArray) -> dict[tuple[int, int], int]:
-    """Directed edge -> its face."""
-    edges = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
-    table = {(u, v): k // 3 for k, (u, v) in enumerate(edges.tolist())}
+def _edges(faces: NDArray) -> NDArray[np.int64]:
+    """Directed edges (3 f, 2), those of a face after one another."""
+    return np.asarray(faces, np.int64)[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+
+
+def _keys(edges: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A number for each directed edge, and that of the same edge the other way round."""
+    base = int(edges.max(initial=0)) + 1
+    return edges[:, 0] * base + edges[:, 1], edges[:, 1] * base + edges[:, 0]
+
+
+def _neighbours(faces: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Directed edges (3 f, 2), and for each the face on its other side (3 f,)."""
     if not is_closed(faces):
         raise ValueError(
             "masses: expected a closed skin, every edge between two faces; found an open edge"
         )
-    return table
+    edges = _edges(faces)
+    there, back = _keys(edges)
+    order = np.argsort(there)
+    return edges, order[np.searchsorted(there, back, sorter=order)] // 3
 
 
 def _clusters(edges: list[tuple[int, int]]) -> list[list[int]]:

@@ -8,7 +8,7 @@ entities are refused, and so is any joint or function that would have to be gues
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -331,7 +331,7 @@ _TRANSLATIONS: dict[str, tuple[NDArray, ...]] = {
     "SliderJoint": (_X,),
     "PlanarJoint": (_X, _Y),
 }
-JOINT_KINDS = ("CustomJoint", *_ROTATIONS)
+JOINT_KINDS = ("CustomJoint", *_ROTATIONS, "EllipsoidJoint", "ConstantCurvatureJoint")
 
 
 def _joint(
@@ -356,6 +356,12 @@ def _joint(
         ]
         turns = len(_ROTATIONS[kind])
         rotations, translations = tuple(both[:turns]), tuple(both[turns:])
+    elif kind in ("EllipsoidJoint", "ConstantCurvatureJoint"):
+        if len(coordinates) != 3:
+            raise ValueError(f"{at}: a {kind} has 3 coordinates, not {len(coordinates)}")
+        names = tuple(c.name for c in coordinates)
+        made = _ellipsoid if kind == "EllipsoidJoint" else _constant_curvature
+        rotations, translations = made(element, names, at)
     else:
         raise ValueError(f"{at}: type {kind} is not read; expected one of {', '.join(JOINT_KINDS)}")
     if not rotations:
@@ -371,6 +377,83 @@ def _joint(
         rotations=rotations,
         translations=translations,
     )
+
+
+def _ellipsoid(
+    element: ElementTree.Element, names: tuple[str, ...], at: str
+) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """R = Rx Ry Rz; the place on the ellipsoid is, along each axis, its radius times that of R e_z.
+
+    docs/opensim.md#ellipsoid-and-constant-curvature-joints.
+    """
+    radii = _needed(element, "radii_x_y_z", 3, at)
+
+    def place(along: int) -> Function:
+        return lambda q: radii[along] * compose(q, np.eye(3))[:, along, 2]
+
+    rotations = tuple(
+        Axis(axis, (name,), _itself, (1.0, 0.0))
+        for axis, name in zip((_X, _Y, _Z), names, strict=True)
+    )
+    return rotations, _moves(names, place)
+
+
+#: OpenSim 4.6 holds the angles of a ConstantCurvatureJoint inside this range ...
+_MOST_BENT = np.pi / 2 - 0.01
+#: ... and draws it straight where the end leans more than this sine from the start.
+_LEANS_MOST = 0.999
+
+
+def _constant_curvature(
+    element: ElementTree.Element, names: tuple[str, ...], at: str
+) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+    """R = Rx Rz Ry of the angles from straight; the place is the end of one arc of given length.
+
+    docs/opensim.md#ellipsoid-and-constant-curvature-joints.
+    """
+    neutral = _vector(element, "neutral_angle_x_z_y", at)
+    length = _needed(element, "length", 1, at)[0]
+
+    def bent(q: NDArray) -> NDArray:
+        return np.clip(q + neutral[: q.shape[1]], -_MOST_BENT, _MOST_BENT)
+
+    def turn(k: int) -> Function:
+        return lambda q: np.clip(q[:, 0] + neutral[k], -_MOST_BENT, _MOST_BENT)
+
+    def place(along: int) -> Function:
+        def value(q: NDArray) -> NDArray:
+            # The direction of the end, and the angle that it leans by.
+            tip = compose(bent(q)[:, :2], np.stack((_X, _Z)))[:, :, 1]
+            sine = np.hypot(tip[:, 0], tip[:, 2])
+            lean = np.arctan2(sine, tip[:, 1])
+            chord = np.sinc(lean / 2 / np.pi)  # of an arc of length 1
+            # The chord leans by half of it; along `tip` without its y, of length `sine`.
+            if along == 1:
+                arc = chord * np.cos(lean / 2)
+            else:
+                arc = chord * tip[:, along] / (2 * np.cos(lean / 2))
+            return length * np.where(sine > _LEANS_MOST, tip[:, along], arc)
+
+        return value
+
+    rotations = tuple(
+        Axis(axis, (name,), turn(k), (1.0, float(neutral[k])))
+        for k, (axis, name) in enumerate(zip((_X, _Z, _Y), names, strict=True))
+    )
+    return rotations, _moves(names, place)
+
+
+def _moves(names: tuple[str, ...], place: Callable[[int], Function]) -> tuple[Axis, ...]:
+    """Translations along x, y, z that depend on all coordinates of the joint."""
+    return tuple(Axis(axis, names, place(k), None) for k, axis in enumerate((_X, _Y, _Z)))
+
+
+def _needed(element: ElementTree.Element, tag: str, count: int, at: str) -> NDArray[np.float64]:
+    """Sizes that have no default; negative ones mirror (left shoulders are written so)."""
+    values = _vector(element, tag, at, (0.0,) * count)
+    if not values.all():
+        raise ValueError(f"{at}: a {element.tag} needs <{tag}> of {count} numbers other than 0")
+    return values
 
 
 def _itself(q: NDArray) -> NDArray:
