@@ -111,11 +111,11 @@ def cuts(faces: NDArray, owner: NDArray) -> Cuts:
     """
     faces = np.asarray(faces, np.int64)
     first_apex = int(faces.max()) + 1
-    edges, other = _neighbours(faces)
+    directed, other = _neighbours(faces)
     own, theirs = np.repeat(owner, 3), owner[other]
     cut_edges = [
         (u, v, a, b)
-        for (u, v), a, b in zip(edges.tolist(), own.tolist(), theirs.tolist(), strict=True)
+        for (u, v), a, b in zip(directed.tolist(), own.tolist(), theirs.tolist(), strict=True)
         if a < b
     ]
     clusters = _clusters([(u, v) for u, v, _, _ in cut_edges])
