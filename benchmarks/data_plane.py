@@ -1,10 +1,10 @@
 """Cost of everything around the fit: reader, executor, writer, plan, status, resume, reading back.
 
-    python -m benchmarks.data_plane [--rows 300000] [--fit-rate 20] [--json FILE]
+    python -m benchmarks.data_plane [--rows 1000000] [--fit-rate 20] [--json FILE]
 
 Fakes nothing but the fit (elementwise functions of the pose) and the pictures. Each conversion runs
 in a process of its own, whose CPU time and anonymous memory are watched. Prints Markdown with the
-conditions; the 3 M column is the 300,000-row figure times ten, shown as such.
+conditions; a tenth of the rows first; the 3 M column is the CPU time of the larger run, scaled.
 """
 
 from __future__ import annotations
@@ -77,22 +77,45 @@ def measured(bench: Bench, command: list[str]) -> dict[str, Any]:
     return {"wall": time.perf_counter() - started, "cpu": cpu, "peak_mb": peak / 1024}
 
 
-def convert_figures(bench: Bench, rows: int) -> dict[str, Any]:
-    """Dry run (plan), conversion, rerun (resume check), status."""
-    command = bench.command("--quiet", fitter=TRIVIAL)
-    status = [sys.executable, "-m", "tests.faults.cli", "status", str(bench.out), "--json"]
-    start = measured(bench, [sys.executable, "-m", "stages.cli", "--help"])
-    figures = {
-        "rows": rows,
-        "start": start,
-        "plan": measured(bench, [*command, "--dry-run"]),
-        "convert": measured(bench, command),
-        "resume_check": measured(bench, command),
-        "status": measured(bench, status),
+STEPS = {
+    "plan": "plan (`--dry-run`: CRC and SHA-256 of the source)",
+    "convert": "convert, trivial fit, 1 worker",
+    "resume": "resume of a finished run (SHA-256 of all shards)",
+    "status": "status",
+    "verify": "verify (every byte, every row, a sample fitted again)",
+    "report": "report",
+    "export": "export --format hmr-skel-npz",
+}
+
+
+def figures(bench: Bench, rows: int) -> dict[str, Any]:
+    """Every verb once, each in a process of its own, in the order in which a user meets them."""
+    command = bench.command("--quiet", "--workers", "1", fitter=TRIVIAL)
+    program = command[:3]
+    out = str(bench.out)
+    exported = bench.root / "exported.npz"
+    steps = {
+        "start": [*program, "--help"],
+        "plan": [*command, "--dry-run"],
+        "convert": command,
+        "resume": command,
+        "status": [*program, "status", out, "--json"],
+        "verify": [*program, "verify", out, "--json", "--data-root", str(bench.data)],
+        "report": [*program, "report", out],
+        "export": [*program, "export", out, "--out", str(exported), "--keypoints3d", "none"],
     }
-    figures["bytes"] = sum(path.stat().st_size for path in (bench.out / "shards").iterdir())
-    figures["source_bytes"] = bench.labels.stat().st_size
-    return figures
+    found: dict[str, Any] = {"rows": rows}
+    for name, step in steps.items():
+        found[name] = measured(bench, step)
+        took = found[name]
+        print(
+            f"{rows:,} rows, {name}: {took['cpu']:.1f} s CPU, {took['peak_mb']:.0f} MB",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    found["bytes"] = sum(path.stat().st_size for path in (bench.out / "shards").iterdir())
+    found["source_bytes"] = bench.labels.stat().st_size
+    exported.unlink()
+    return found
 
 
 def reading_figures(directory: Path, batch: int = 64) -> dict[str, float]:
@@ -118,28 +141,26 @@ def markdown(found: dict[str, Any]) -> str:
     small, large = found["small"], found["large"]
     factor = 3_000_000 / large["rows"]
 
-    def line(name: str, key: str, scale: bool = True) -> str:
-        extrapolated = f"{large[key]['wall'] * factor:.0f} s" if scale else "-"
+    def line(key: str) -> str:
+        one, other = small[key], large[key]
         return (
-            f"| {name} | {small[key]['wall']:.1f} s | {large[key]['wall']:.1f} s | "
-            f"{large[key]['cpu']:.1f} s | {extrapolated} |"
+            f"| {STEPS[key]} | {one['cpu']:.1f} s | {one['peak_mb']:.0f} MB | "
+            f"{other['cpu']:.1f} s | {other['peak_mb']:.0f} MB | {other['wall']:.0f} s | "
+            f"{other['cpu'] * factor:.0f} s |"
         )
 
     growth = large["convert"]["peak_mb"] / small["convert"]["peak_mb"] - 1
     rate = large["rows"] / large["convert"]["cpu"]
-    plane = 1 / rate
-    fit = 1 / found["fit_rate"]
+    plane, fit = 1 / rate, 1 / found["fit_rate"]
     read = found["reading"]
     return "\n".join(
         [
             f"Conditions: {found['conditions']}",
             "",
-            f"| | {small['rows']:,} rows | {large['rows']:,} rows | CPU | 3 M rows, extrapolated |",
-            "| --- | --- | --- | --- | --- |",
-            line("plan (`--dry-run`: CRC and SHA-256 of the source)", "plan"),
-            line("convert, trivial fit, 1 worker", "convert"),
-            line("resume check of a finished run (SHA-256 of all shards)", "resume_check"),
-            line("status", "status"),
+            f"| | {small['rows']:,} rows: CPU | peak memory | {large['rows']:,} rows: CPU | "
+            "peak memory | wall | 3 M rows: CPU, extrapolated |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(line(key) for key in STEPS),
             "",
             f"- reader + executor + writer: {rate:,.0f} rows per CPU-second; "
             f"{large['source_bytes'] / 1e6:.0f} MB in, {large['bytes'] / 1e6:.0f} MB out",
@@ -155,16 +176,16 @@ def markdown(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="benchmark the data plane")
-    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--fit-rate", type=float, default=20.0, help="fitted rows per CPU-second")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="data-plane-") as folder:
         root = Path(folder)
         small_rows = arguments.rows // 10
-        small = convert_figures(make_source(root / "small", small_rows), small_rows)
+        small = figures(make_source(root / "small", small_rows), small_rows)
         bench = make_source(root / "large", arguments.rows)
-        large = convert_figures(bench, arguments.rows)
+        large = figures(bench, arguments.rows)
         reading = reading_figures(bench.out)
     found = {
         "conditions": (

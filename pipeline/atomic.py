@@ -10,14 +10,20 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import InputError, OutputError
-from skel_fit.atomic import TEMPORARY_SUFFIX, sync_directory, whole_file
+from skel_fit.atomic import (
+    TEMPORARY_SUFFIX,
+    hold,
+    sweep,
+    sync_directory,
+    temporary_name,
+    whole_file,
+)
 
 SEAL = "content_sha256"
 """Key of the digest in a sealed JSON object."""
@@ -78,33 +84,36 @@ def _content_digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, *, tidy: bool = True) -> None:
     """Publish `data` under `path` so that no reader ever sees a part of it.
 
     Args:
         path: final name; an older file of that name is replaced in one step.
         data: the whole content.
+        tidy: first remove what dead writers left in the folder, which is listed for that.
 
     Raises:
         OutputError: disk full, no permission and the like; nothing is left behind.
     """
-    with published(path, len(data)) as stream:
+    with published(path, len(data), tidy=tidy) as stream:
         view = memoryview(data)
         while view:
             view = view[os.write(stream.fileno(), view) :]
 
 
 @contextlib.contextmanager
-def published(path: Path, size: int | None = None) -> Iterator[BinaryIO]:
+def published(path: Path, size: int | None = None, *, tidy: bool = True) -> Iterator[BinaryIO]:
     """A new file that gets the name `path` when the block ends well: complete and durable.
 
-    size: bytes that an error names; None: those that were written.
+    size: bytes that an error names; None: those that were written. tidy: as `write_bytes`.
 
     Raises:
         OutputError: as `write_bytes`; nothing is left behind, whatever ends the block early.
     """
     written = size or 0
     try:
+        if tidy:
+            sweep(path.parent)
         with whole_file(path) as stream:
             try:
                 yield stream
@@ -126,12 +135,13 @@ def whole_folder(path: Path, mark: str) -> Iterator[Path]:
     path = path.absolute()  # a relative path may be `.`, which has no name
     if path.exists() and not (path / mark).is_file() and not _is_empty(path):
         raise OutputError(f"{path}: exists and is no export (no {mark}); choose another folder")
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    temporary = path.with_name(f".{path.name}.{unique}")
-    old = path.with_name(f".{path.name}.old.{unique}")
+    temporary, old = temporary_name(path), temporary_name(path, ".old")
+    held = -1
     try:
         make_directory(path.parent)
         temporary.mkdir()
+        held = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+        hold(held)
         yield temporary
         for folder, _, files in os.walk(temporary):
             for name in files:
@@ -142,6 +152,7 @@ def whole_folder(path: Path, mark: str) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
         sync_directory(path.parent)
+        sweep(path.parent)  # not before: what is left may be the only older copy
     except OSError as error:
         raise output_error(error, path, 0) from error
     finally:
@@ -149,6 +160,8 @@ def whole_folder(path: Path, mark: str) -> Iterator[Path]:
             old.rename(path)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+        if held >= 0:
+            os.close(held)
 
 
 def _is_empty(path: Path) -> bool:

@@ -42,7 +42,7 @@ from pipeline.receipts import (
 )
 from pipeline.summary import Summary
 
-_FOLDERS = ("shards", "receipts", "attempts", "failed", "concessions")
+FOLDERS = ("shards", "receipts", "attempts", "failed", "concessions")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file; give an output directory")
-        ours = {".lock", *_FOLDERS}
+        ours = {".lock", *FOLDERS}
         other = [
             found.name
             for found in self.path.iterdir()
@@ -105,13 +105,13 @@ class RunDirectory:
 
     def prepare(self) -> None:
         """Make the folders and sweep what dead writers left."""
-        for name in _FOLDERS:
+        for name in FOLDERS:
             make_directory(self.path / name)
         self.sweep()
 
     def sweep(self) -> None:
         """Remove temporary files. A zombie that still writes one fails to rename: harmless."""
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+        for folder in (self.path, *(self.path / name for name in FOLDERS)):
             for leftover in temporaries(folder):
                 with contextlib.suppress(FileNotFoundError):
                     leftover.unlink()
@@ -222,7 +222,7 @@ class RunDirectory:
         this directory. It is left alone, and never read as data.
         """
         found = []
-        for name in _FOLDERS:
+        for name in FOLDERS:
             suffix = ".h5" if name == "shards" else ".json"
             ours = {f"shard-{shard:05d}{suffix}" for shard in range(plan.shards)}
             folder = self.path / name

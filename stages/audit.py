@@ -39,9 +39,13 @@ def audit(
 ) -> None:
     """Judge existing SKEL labels against their own SMPL columns."""
     from pipeline.atomic import write_bytes
+    from pipeline.guard import Inputs
     from stages.inspection.audit import audit as judge
     from stages.inspection.audit_summary import audit_page, findings, summarise
 
+    if html is not None:
+        beside = html.with_name(f"{html.stem}-bodies.html")
+        Inputs(file, models).check(html, beside)
     found = judge(
         file,
         models=models,
@@ -53,7 +57,6 @@ def audit(
     )
     summary = summarise(found)
     if html is not None:
-        beside = html.with_name(f"{html.stem}-bodies.html")
         page, bodies = audit_page(found, summary, beside.name)
         if bodies is not None:
             write_bytes(beside, bodies.encode("utf-8"))

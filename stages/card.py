@@ -19,8 +19,10 @@ def card(
     """Write a dataset card for a converted dataset."""
     from pipeline.atomic import write_bytes
     from pipeline.dataset import open_dataset
+    from pipeline.guard import Inputs
     from stages.inspection.card import card_text
 
     path = out or directory / "README.md"
+    Inputs().and_dataset(directory).check(path)
     write_bytes(path, card_text(open_dataset(directory)).encode("utf-8"))
     print(path)

@@ -89,6 +89,7 @@ def convert(
             _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
 
         from pipeline.fitters import DEFAULT_FITTER
+        from pipeline.guard import Inputs
         from pipeline.run import Request, parse_shards, preview
 
         request = Request(
@@ -106,6 +107,10 @@ def convert(
             fitter=fitter or DEFAULT_FITTER,
             upload=upload,
         )
+        if log_json is not None:
+            spellings = (manifest.source.path, *manifest.source.spellings)
+            sources = [request.data_root / name for name in spellings]
+            Inputs(Path(subset), *sources, models).and_dataset(directory).check(log_json)
         if dry_run:
             print(_preview_table(preview(request, shown.explain), request))
         else:

@@ -72,6 +72,7 @@ class Request:
 def evaluate(request: Request) -> None:
     """Score a checkpoint, or stored predictions, and baselines under evaluation protocols."""
     from pipeline.atomic import make_directory, write_bytes, write_json
+    from pipeline.guard import Inputs
     from stages.regressor.evaluation import results as found
     from stages.regressor.evaluation import setting
     from stages.regressor.evaluation.page import evaluation_page
@@ -82,16 +83,24 @@ def evaluate(request: Request) -> None:
     if len(request.protocols) > 1 and (request.labels or request.images):
         raise UsageError("--labels and --images go with a single protocol")
     protocols = [load_protocol(name) for name in request.protocols]
-    results = [_evaluate(protocol, request) for protocol in protocols]
     out = request.out
+    numbers, shown = out / "evaluation.json", out / "evaluation.html"
+    rows = [out / f"rows-{protocol.name}.npz" for protocol in protocols]
+    inputs = Inputs(
+        request.checkpoint, request.predictions, request.labels, request.images, request.models,
+        request.fov_checkpoint, *(Path(name) for name in request.protocols),
+    )  # fmt: skip
+    inputs = inputs.and_dataset(request.shards) if request.shards else inputs
+    inputs.check(numbers, shown, *rows)
+    results = [_evaluate(protocol, request) for protocol in protocols]
     make_directory(out)
-    write_json(out / "evaluation.json", found.as_json(results, request.batch_size))
-    for result in results:
-        write_bytes(out / f"rows-{result.protocol.name}.npz", found.rows_npz(result))
+    write_json(numbers, found.as_json(results, request.batch_size))
+    for result, path in zip(results, rows, strict=True):
+        write_bytes(path, found.rows_npz(result))
     page = evaluation_page(results, worst=request.worst)
-    write_bytes(out / "evaluation.html", page.encode("utf-8"))
+    write_bytes(shown, page.encode("utf-8"))
     print(found.table(results))
-    print(f"\n{out / 'evaluation.html'}")
+    print(f"\n{shown}")
 
 
 def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:

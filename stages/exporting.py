@@ -15,6 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, Exporter, ExportOptions
 from pipeline.exporters.hmr_skel import HmrSkelNpz
 from pipeline.exporters.opensim import OpenSim
+from pipeline.guard import Inputs
 from pipeline.task import conversion_models
 from skel_fit.models import BodyModels
 from stages.rigs.exporters import BvhExport, GlbExport
@@ -60,6 +61,7 @@ def export_dataset(
     if format not in known:
         raise UsageError(f"--format {format}: expected {', '.join(known)}")
     chosen = _options(known[format], options)
+    Inputs(models, options.get("into")).and_dataset(directory).check(out)
     return known[format].write(open_dataset(directory), out, chosen, models)
 
 

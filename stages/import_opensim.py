@@ -39,8 +39,10 @@ def import_opensim(
     as_json: options.AsJson = False,
 ) -> None:
     """Turn an OpenSim motion into SKEL parameters: own exports exactly, others nearest."""
+    from pipeline.guard import Inputs
     from pipeline.opensim_import import import_opensim as read
 
+    Inputs(model, motion, models).check(out)
     found = read(
         model,
         motion,

@@ -23,8 +23,10 @@ def moyo_hard(
     ] = 9725,
 ) -> None:
     """Make MOYO-HARD (one camera, middle half of every video) out of a MOYO label file."""
+    from pipeline.guard import Inputs
     from stages.regressor.evaluation.moyo_hard import build_moyo_hard
 
+    Inputs(source).check(out)
     built = build_moyo_hard(
         source, out, camera=camera, rounding=rounding, expected_rows=expected or None
     )

@@ -39,6 +39,7 @@ def predict(request: Request) -> None:
         raise UsageError(f"--focal {focal:g}: expected a positive number of pixels")
 
     from pipeline.atomic import make_directory
+    from pipeline.guard import Inputs
     from skel_fit.keypoint_body import KeypointBody
     from skel_fit.keypoints import keypoint_matrix
     from stages.regressor.data.boxes import find_boxes, read_file
@@ -47,6 +48,10 @@ def predict(request: Request) -> None:
     from stages.regressor.evaluation.trained import TrainedNetwork
     from stages.regressor.network.hrnet import load_human_fov
 
+    read = (request.checkpoint, request.boxes, request.fov_checkpoint, request.models)
+    written = [request.out / name for name in prediction.NUMBERS]
+    written += [path for kind in prediction.PICTURES for path in sorted(request.out.glob(kind))]
+    Inputs(*request.images, *read).check(*written)
     fov = load_human_fov(request.fov_checkpoint) if request.fov_checkpoint else None
     trained = TrainedNetwork(request.checkpoint, device=request.device, focal=fov)
     images = list(dict.fromkeys(request.images))

@@ -22,15 +22,18 @@ def report(
     """Write DIR/report.html (residuals, limits, pictures) and bodies.html, which turns them."""
     from pipeline.atomic import write_bytes
     from pipeline.dataset import open_dataset
+    from pipeline.guard import Inputs
     from stages.drawing.render import png_bytes
     from stages.inspection.people import people, poser_of
     from stages.inspection.report_page import report_page
     from stages.inspection.statistics import collect
 
+    target, bodies = directory / "report.html", directory / "bodies.html"
+    outputs = (target, bodies, *([picture] if picture else []))
+    Inputs(models).and_dataset(directory).check(*outputs)
     dataset = open_dataset(directory, allow_incomplete=True)
     columns = collect(dataset)
     poser, missing = poser_of(dataset, models)
-    target, bodies = directory / "report.html", directory / "bodies.html"
     made = report_page(dataset, columns, poser, missing, bodies.name)
     if made.bodies is not None:
         write_bytes(bodies, made.bodies.encode("utf-8"))

@@ -44,12 +44,13 @@ class Request:
 def train(request: Request) -> None:
     """Train a regressor on converted datasets, or resume where an earlier run stopped."""
     from pipeline.atomic import make_directory
+    from pipeline.guard import Inputs
     from pipeline.manifest import models_directory
     from stages.regressor.config import load_recipe
     from stages.regressor.data.rows import Place, load_collection
     from stages.regressor.training.distributed import processes
     from stages.regressor.training.reporting import Reporter
-    from stages.regressor.training.run_folder import describe
+    from stages.regressor.training.run_folder import BEST, LAST, SUMMARY, describe
     from stages.regressor.training.trainer import Trainer
 
     images, directories = request.images or [], request.directories
@@ -61,6 +62,10 @@ def train(request: Request) -> None:
     places = [
         Place(directory, images[k] if images else None) for k, directory in enumerate(directories)
     ]
+    inputs = Inputs(*images, request.models, chosen.model.backbone.weights)
+    for directory in directories:
+        inputs = inputs.and_dataset(directory)
+    inputs.check(*(request.out / name for name in (LAST, BEST, SUMMARY, ".lock")))
     with processes(request.device) as process:
         collection = load_collection(places, chosen.data)
         models = request.models or collection.models or models_directory("default-body", None)

@@ -57,9 +57,12 @@ def view(request: ViewRequest) -> None:
     from dataclasses import replace
 
     from pipeline.atomic import write_bytes
+    from pipeline.guard import Inputs
     from stages.drawing.viewer.page import scene_page
     from stages.formats import size
 
+    inputs = Inputs(request.given if request.given.is_file() else None, request.models)
+    inputs.and_dataset(request.given).check(request.out)
     scene = _of_file(request) if request.given.is_file() else _of_dataset(request)
     if not request.target:
         shown = tuple(surface for surface in scene.surfaces if surface.name != "target")

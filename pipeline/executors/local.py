@@ -7,12 +7,10 @@ process handles are watched here.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +18,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from pipeline.children import die_with
 from pipeline.executors.base import Body, Outcome
 from pipeline.executors.pool import Answer, Lost, Pool, Worker
 from pipeline.task import Beat, Job, Order
 
-_PR_SET_PDEATHSIG = 1
 THREAD_NAME = "hmr-skel shard"
 _GRACE = 5.0
 """Seconds that a thread gets to notice that the run was stopped."""
@@ -208,9 +206,7 @@ def memory_kills() -> int:
 
 def _serve(job: Job, pipe: Connection, driver: int) -> None:
     """What a worker process does."""
-    _die_with(driver)
-    # Ctrl-C reaches the whole group; the driver decides what happens to the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(driver)
     body = Body(job, pipe.send)
     failed = body.prepare()
     pipe.send(failed)
@@ -220,14 +216,6 @@ def _serve(job: Job, pipe: Connection, driver: int) -> None:
         except EOFError:
             return
         pipe.send(body.run(order))
-
-
-def _die_with(driver: int) -> None:
-    """Ask Linux to kill this process when the driver dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != driver:  # it died before the call
-        os._exit(1)
 
 
 def _describe_exit(code: int | None, memory: bool) -> str:

@@ -113,6 +113,8 @@ def default_body_directory() -> Path:
         problem = _problem(final)
         if problem is None:  # another process wrote it while this one waited
             return final
+        for leftover in cache.glob(f".{final.name}.*"):  # of killed writers: we hold the lock
+            shutil.rmtree(leftover)
         staging = Path(tempfile.mkdtemp(dir=cache, prefix=f".{final.name}."))
         try:
             write_default_body(staging / "new")

@@ -7,8 +7,10 @@ label file's body parameters and `VERSION`. Files are cached under the data root
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -19,9 +21,12 @@ import numpy as np
 import torch
 
 from pipeline.atomic import make_directory, read_json, write_bytes, write_json
-from pipeline.errors import InputError
-from pipeline.paths import stays_inside
+from pipeline.children import die_with
+from pipeline.errors import InputError, OutputError
+from pipeline.guard import Inputs
+from pipeline.paths import Root
 from pipeline.provenance import file_record
+from skel_fit.atomic import sweep
 from skel_fit.model_files import load_smpl
 from stages.drawing.render import Camera, Light, Mesh, render
 
@@ -60,9 +65,11 @@ def render_demo(
     """
     columns = _columns(job.labels)
     names = columns["imgname"].tolist()
+    root = Root(job.root)
     for name in names:
-        if not stays_inside(name):
+        if not root.holds(name):
             raise InputError(f"{job.labels}: image name {name!r} leads out of the data root")
+    Inputs(job.labels, job.models).check(*(job.root / name for name in names))
     record_path = job.root / Path(names[0]).parts[0] / _RECORD
     record = {"labels_sha256": file_record(job.labels).sha256, "version": VERSION,
               "seed": job.seed, "pictures": len(names)}  # fmt: skip
@@ -77,6 +84,8 @@ def render_demo(
         for name in names:
             (job.root / name).unlink(missing_ok=True)
         write_json(record_path, record)
+    for folder in {(job.root / name).parent for name in names}:
+        sweep(folder)
     blocks = [todo[start : start + _BLOCK] for start in range(0, len(todo), _BLOCK)]
     done = 0
     for count in _work(job, blocks, workers):
@@ -90,8 +99,16 @@ def _work(job: Job, blocks: list[list[int]], workers: int) -> Iterator[int]:
         for block in blocks:
             yield _render_block(job, block)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render_block, [job] * len(blocks), blocks)
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            yield from pool.map(_render_block, [job] * len(blocks), blocks)
+        except BrokenProcessPool:
+            raise OutputError(
+                f"{job.root}: a rendering process was killed (out of memory?); the same command "
+                "continues"
+            ) from None
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -129,7 +146,7 @@ def _render_block(job: Job, rows: list[int]) -> int:
             ok, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
             if not ok:
                 raise ValueError(f"cannot encode picture {k}")
-            write_bytes(job.root / str(columns["imgname"][k]), data.tobytes())
+            write_bytes(job.root / str(columns["imgname"][k]), data.tobytes(), tidy=False)
     return len(rows)
 
 

@@ -29,6 +29,9 @@ from stages.regressor.network import camera
 
 _SKIN_ALPHA = 0.45
 _BONE_COLOR = (*BONE_COLOR, 1.0)
+NUMBERS = ("predictions.npz", "predictions.json")
+PICTURES = ("*.overlay.png", "*.glb")
+"""What is written into the folder of a prediction: names, and patterns of names."""
 
 Results = dict[str, Any]
 """One row a person: image, box, cam_int, poses, betas, trans, keypoints_3d, keypoints_2d."""
@@ -106,13 +109,13 @@ def write_numbers(
     """`predictions.npz` and the same as `predictions.json`."""
     buffer = io.BytesIO()
     np.savez(buffer, **results)
-    write_bytes(out / "predictions.npz", buffer.getvalue())
+    write_bytes(out / NUMBERS[0], buffer.getvalue())
     people: list[dict[str, Any]] = [
         {name: values[k].tolist() for name, values in results.items()}
         for k in range(len(results["image"]))
     ]
     write_json(
-        out / "predictions.json",
+        out / NUMBERS[1],
         {
             "checkpoint": dict(trained.provenance()),
             "focal_length": focal_source(trained, focal),
