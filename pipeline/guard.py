@@ -24,7 +24,8 @@ class Inputs:
 
     def and_dataset(self, directory: Path) -> Inputs:
         """These and a converted dataset: its shards and records, its label file, its models."""
-        places = RunDirectory(directory).places()
+        run = RunDirectory(directory)
+        places = run.places(run.plan()) if run.plan_path.is_file() else {}
         noted = (places.get("source"), places.get("models"))
         return Inputs(
             *self._paths,
