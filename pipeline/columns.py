@@ -109,6 +109,15 @@ RESULT_COLUMNS: dict[str, Column] = {
 }  # fmt: skip
 """Name -> column, in the order of docs/format.md."""
 
+_SINCE_2 = ("vertex_error_alone",)
+
+
+def result_columns(schema_version: int) -> dict[str, Column]:
+    """The result columns of data of a schema version."""
+    left_out = _SINCE_2 if schema_version < 2 else ()
+    return {name: column for name, column in RESULT_COLUMNS.items() if name not in left_out}
+
+
 FIT_COLUMNS = tuple(name for name, column in RESULT_COLUMNS.items() if column.fitted)
 """What a fitter returns, see `pipeline.fitters.Fitter`."""
 

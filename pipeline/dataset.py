@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.columns import RESULT_COLUMNS
+from pipeline.columns import result_columns
 from pipeline.errors import Incomplete, InputError
 from pipeline.plan import Plan
 from pipeline.receipts import ShardState, shard_path
@@ -101,7 +101,10 @@ class Dataset:
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of all columns: results, then originals."""
-        return (*RESULT_COLUMNS, *(item.stored for item in self.plan.fields))
+        return (
+            *result_columns(self.plan.schema_version),
+            *(item.stored for item in self.plan.fields),
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self.fields

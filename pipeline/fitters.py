@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline.columns import REGION_COLUMNS, RESULT_COLUMNS
+from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS, RESULT_COLUMNS
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import missing_models
 from pipeline.plan import ModelRecord
@@ -56,8 +56,8 @@ class Fitter(Protocol):
         genders: tuple[str, str],
         smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
         skel: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and largest vertex distance (n,), metres, of given SMPL and SKEL parameters."""
+    ) -> Mapping[str, np.ndarray]:
+        """`columns.ERROR_COLUMNS` (n,), metres, of given SMPL and SKEL parameters."""
 
 
 class FitterFactory(Protocol):
@@ -179,11 +179,15 @@ class _SkelFitter:
         genders: tuple[str, str],
         smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
         skel: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Mapping[str, np.ndarray]:
         import torch
 
+        from skel_fit.anatomy import REGIONS
+        from skel_fit.solver.tables import regions
+
         smpl_model, skel_model = self._pair(genders, "float64")
-        mean, largest = [], []
+        region = torch.as_tensor(regions(skel_model), device=self.device)
+        found: dict[str, list[np.ndarray]] = {name: [] for name in ERROR_COLUMNS}
         with torch.no_grad():
             for start in range(0, len(smpl[0]), _RESIDUAL_ROWS):
                 block = slice(start, start + _RESIDUAL_ROWS)
@@ -193,9 +197,12 @@ class _SkelFitter:
                 ).vertices
                 fitted = skel_model(*(self._tensor(values[block]) for values in skel))
                 distance = torch.linalg.vector_norm(fitted.skin_vertices - target, dim=-1)
-                mean.append(distance.mean(dim=1).cpu().numpy())
-                largest.append(distance.amax(dim=1).cpu().numpy())
-        return np.concatenate(mean), np.concatenate(largest)
+                found["vertex_error_mean"].append(distance.mean(dim=1).cpu().numpy())
+                found["vertex_error_max"].append(distance.amax(dim=1).cpu().numpy())
+                for index, part in enumerate(REGIONS):
+                    own = distance[:, region == index].mean(dim=1)
+                    found[REGION_COLUMNS[part]].append(own.cpu().numpy())
+        return {name: np.concatenate(values) for name, values in found.items()}
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         import torch

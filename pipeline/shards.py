@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.columns import RESULT_COLUMNS
+from pipeline.columns import RESULT_COLUMNS, result_columns
 from pipeline.concessions import Concessions
 from pipeline.errors import InputError
 from pipeline.plan import CARRIED_KINDS, Plan, StoredField
@@ -204,9 +204,9 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 def empty_columns(plan: Plan) -> dict[str, np.ndarray]:
     """Every column of a plan with zero rows: what an empty source converts to."""
-    return {name: column.empty(0) for name, column in RESULT_COLUMNS.items()} | {
-        item.stored: np.zeros((0, *item.shape), np.dtype(item.dtype)) for item in plan.fields
-    }
+    return {
+        name: column.empty(0) for name, column in result_columns(plan.schema_version).items()
+    } | {item.stored: np.zeros((0, *item.shape), np.dtype(item.dtype)) for item in plan.fields}
 
 
 def _write_column(file: h5py.File, name: str, values: np.ndarray, compression: str) -> None:

@@ -1,10 +1,10 @@
-"""Verify a finished dataset: every byte, every row, and a sample of the fits done again."""
+"""Verify a finished dataset: every byte, every row; residuals of a sample, or of every row."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.atomic import read_sealed
-from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
+from pipeline.columns import ERROR_COLUMNS, SKEL_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import Fitter, registered_fitter
 from pipeline.plan import Plan
@@ -21,10 +21,10 @@ from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.receipts import ShardState, shard_path
 from pipeline.rundir import RunDirectory
-from pipeline.shards import open_shard, read_column, root_attributes
+from pipeline.shards import column_of, open_shard, read_column, root_attributes
 from pipeline.summary import summarise
 from pipeline.task import conversion_models, open_plan_source
-from skel_fit.status import rejected_rows
+from skel_fit.status import Status, rejected_rows
 
 SAMPLE_ROWS = 256
 RESIDUAL_TOLERANCE = 2e-5
@@ -39,8 +39,16 @@ class Verification:
     rows: int
     digest: str | None
     problems: tuple[str, ...]
-    sampled: int
+    compared: tuple[int, ...]
+    """Source rows whose values were compared with label file and models, ascending."""
+    fitted: int
+    """How many of them have a fit, whose errors were computed again."""
+    full: bool
+    """Whether every row of every shard was."""
+    columns: tuple[str, ...]
+    """What was compared of these rows: `status` stands for the reason of a rejected one."""
     largest_residual_difference: float
+    """Metres."""
 
 
 def verify(
@@ -50,14 +58,20 @@ def verify(
     models: Path | None = None,
     device: str = "cpu",
     sample: int = SAMPLE_ROWS,
+    full: bool = False,
 ) -> Verification:
-    """Re-read every shard, account for every row, recompute the residuals of a sample.
+    """Re-read every shard, account for every row, compare rows with label file and models.
+
+    Of the compared rows every original column, the genders and the reasons of rejected rows are
+    read again from the label file, every error and region error computed again. Not computed again:
+    the fit itself, hence `vertex_error_unlimited`, `iterations`, `start` and `active_limits`.
 
     Args:
         directory: the run directory.
         data_root, models: where the inputs are now; by default where the conversion had them.
         device: where residuals are recomputed.
-        sample: rows to recompute, spread over every shard (all rows if there are fewer).
+        sample: fitted rows to compare, spread over every shard (all if there are fewer).
+        full: compare every row, rejected ones too.
 
     Raises:
         InputError: not a converted dataset, or the source or the models are not to be found.
@@ -76,22 +90,30 @@ def verify(
     summary = summarise(plan, states)
     problems += _check_summary(run, plan, summary.to_json())
     problems += [f"{name}: belongs to no shard of the plan; remove it" for name in run.strays(plan)]
-    sampled, largest = 0, 0.0
+    compared: list[int] = []
+    fitted, largest = 0, 0.0
     if done:
         source = _find_source(run, plan, data_root)
         fitter = _open_fitter(run, plan, models, device)
         intact = [state for state in done if not _named(problems, state.shard)]
-        checks = _check_sample(run.path, plan, intact, source, fitter, sample)
-        for found, size, difference in checks:
-            problems += found
-            sampled += size
-            largest = max(largest, difference)
+        for part in _compare_rows(run.path, plan, intact, source, fitter, None if full else sample):
+            problems += part.problems
+            compared += part.rows
+            fitted += part.fitted
+            largest = max(largest, part.difference)
     return Verification(
         ok=not problems and summary.complete,
         rows=summary.rows_written,
         digest=summary.digest,
         problems=tuple(problems),
-        sampled=sampled,
+        compared=tuple(compared),
+        fitted=fitted,
+        full=full,
+        columns=(
+            *ERROR_COLUMNS,
+            *("status", "smpl_gender", "skel_gender", "source_row"),
+            *(item.stored for item in plan.fields),
+        ),
         largest_residual_difference=largest,
     )
 
@@ -127,7 +149,8 @@ def _check_attributes(file: h5py.File, plan: Plan, state: ShardState) -> Iterato
 
 def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[str]:
     start, stop = plan.rows_of(state.shard)
-    shapes = {name: column.shape for name, column in RESULT_COLUMNS.items()}
+    results = result_columns(plan.schema_version)
+    shapes = {name: column.shape for name, column in results.items()}
     shapes |= {item.stored: item.shape for item in plan.fields}
     unknown = sorted(set(file) ^ set(shapes))
     if unknown:
@@ -135,10 +158,12 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
         return
     columns = {}
     for name, shape in shapes.items():
+        found = column_of(file, name).shape  # before it is read: it may claim any size
+        if found != (stop - start, *shape):
+            yield f"column '{name}' has shape {found}, expected {(stop - start, *shape)}"
+            return
         values = read_column(file, name)
-        if values.shape != (stop - start, *shape):
-            yield f"column '{name}' has shape {values.shape}, expected {(stop - start, *shape)}"
-        if name in RESULT_COLUMNS:
+        if name in results:
             columns[name] = values
     for item in plan.fields:
         if file[item.stored].attrs["source_dtype"] != item.dtype:
@@ -148,13 +173,13 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
     assert state.receipt is not None
     if dict(Counter(columns["status"].tolist())) != dict(state.receipt.status):
         yield "status counts differ from the receipt"
-    yield from _check_results(columns)
+    yield from _check_results(results, columns)
 
 
-def _check_results(columns: dict[str, np.ndarray]) -> Iterator[str]:
+def _check_results(results: Mapping[str, Column], columns: dict[str, np.ndarray]) -> Iterator[str]:
     """Fitted rows are finite, rejected rows NaN."""
     rejected = rejected_rows(columns["status"])
-    for name, column in RESULT_COLUMNS.items():
+    for name, column in results.items():
         if column.rejected is None or not np.isnan(column.rejected):
             continue
         values = columns[name].reshape(len(rejected), -1)
@@ -180,71 +205,106 @@ def _check_summary(run: RunDirectory, plan: Plan, expected: dict[str, Any]) -> I
         yield "summary.json does not say what the shards say; rerun the conversion"
 
 
-def _check_sample(
+@dataclass(frozen=True)
+class _Part:
+    """What the comparison of some rows of a shard found."""
+
+    problems: list[str]
+    rows: list[int]
+    fitted: int
+    difference: float
+
+
+def _compare_rows(
     directory: Path,
     plan: Plan,
     states: Sequence[ShardState],
     source: AnnotationSource,
     fitter: Fitter,
-    total: int,
-) -> Iterator[tuple[list[str], int, float]]:
-    """(problems, rows, largest difference) of the sampled rows of each shard."""
+    total: int | None,
+) -> Iterator[_Part]:
+    """Compare `total` fitted rows, spread over the shards; None: every row."""
     fitted = [s.receipt.rows - s.receipt.rejected for s in states if s.receipt is not None]
-    for state, size in zip(states, spread(fitted, total), strict=True):
-        if not size:
-            continue
+    sizes = fitted if total is None else spread(fitted, total)
+    for state, size in zip(states, sizes, strict=True):
+        start, stop = plan.rows_of(state.shard)
         with open_shard(shard_path(directory, state.shard), sealed=plan.sealed) as file:
-            status = read_column(file, "status")
-            candidates = np.flatnonzero(~rejected_rows(status))
-            chosen = candidates[np.linspace(0, len(candidates) - 1, size).astype(np.int64)]
+            if total is None:
+                chosen = np.arange(stop - start)
+                rows = [source.read(start, stop)]
+            else:
+                candidates = np.flatnonzero(~rejected_rows(read_column(file, "status")))
+                chosen = candidates[np.linspace(0, len(candidates) - 1, size).astype(np.int64)]
+                rows = [source.read(start + int(row), start + int(row) + 1) for row in chosen]
+            if not chosen.size:
+                continue
             stored = {name: read_column(file, name, chosen) for name in file}
-        start, _ = plan.rows_of(state.shard)
-        rows = [source.read(start + int(row), start + int(row) + 1) for row in chosen]
-        problems = [f"shard {state.shard}: {text}" for text in _compare(plan, stored, rows)]
-        difference = _recompute(fitter, stored, rows)
-        if difference > RESIDUAL_TOLERANCE:
-            problems.append(
-                f"shard {state.shard}: a stored residual is {difference * 1000:.3f} mm off "
-                "its recomputation"
-            )
-        yield problems, size, difference
+        problems = list(_compare(plan, stored, rows))
+        good = np.flatnonzero(~rejected_rows(stored["status"]))
+        differences = _recompute(fitter, stored, rows, good)
+        for name, difference in differences.items():
+            if difference.max(initial=0.0) > RESIDUAL_TOLERANCE:
+                worst = int(np.argmax(difference))
+                problems.append(
+                    f"a stored residual, '{name}' of row {start + int(chosen[good[worst]])}, is "
+                    f"{difference[worst] * 1000:.3f} mm off its recomputation"
+                )
+        yield _Part(
+            problems=[f"shard {state.shard}: {text}" for text in problems],
+            rows=(start + chosen).tolist(),
+            fitted=len(good),
+            difference=max(float(found.max(initial=0.0)) for found in differences.values()),
+        )
 
 
 def _compare(
     plan: Plan, stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows]
 ) -> Iterator[str]:
-    """Original columns, bit for bit, and the genders."""
+    """Original columns bit for bit, genders, and why a row is rejected."""
     for item in plan.fields:
         original = np.concatenate([row.fields[item.source] for row in rows])
         if original.tobytes() != stored[item.stored].tobytes():
             yield f"column '{item.stored}' differs from the label file"
     for name in ("smpl_gender", "skel_gender"):
-        if [str(getattr(row, name)[0]) for row in rows] != stored[name].tolist():
+        if np.concatenate([getattr(row, name) for row in rows]).tolist() != stored[name].tolist():
             yield f"column '{name}' differs from the label file"
+    reasons = np.concatenate([row.reasons for row in rows]).tolist()
+    for status, reason, number in zip(
+        stored["status"].tolist(), reasons, stored["source_row"].tolist(), strict=True
+    ):
+        expected = Status.rejected(reason) if reason else None
+        if expected is not None and status != expected:
+            yield f"row {number} is '{status}', the label file makes it '{expected}'"
+            return
 
 
 def _recompute(
-    fitter: Fitter, stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows]
-) -> float:
-    """Largest difference (m) between stored and recomputed residuals."""
+    fitter: Fitter,
+    stored: dict[str, np.ndarray],
+    rows: Sequence[AnnotationRows],
+    good: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Error column -> difference (len(good),) in metres of stored and recomputed values."""
     poses, betas, transl = (
         np.concatenate([getattr(row, name) for row in rows])
         for name in ("poses", "betas", "transl")
     )
     skel_poses, skel_betas, skel_trans = (stored[name].astype(np.float64) for name in SKEL_COLUMNS)
-    pairs = list(zip(stored["smpl_gender"].tolist(), stored["skel_gender"].tolist(), strict=True))
-    largest = 0.0
-    for pair in sorted(set(pairs)):
-        chosen = np.array([index for index, found in enumerate(pairs) if found == pair])
-        mean, peak = fitter.residuals(
-            pair,
+    pairs = np.char.add(np.char.add(stored["smpl_gender"], ":"), stored["skel_gender"])[good]
+    differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
+    for pair in np.unique(pairs):
+        own = np.flatnonzero(pairs == pair)
+        chosen = good[own]
+        smpl_gender, skel_gender = str(pair).split(":")
+        again = fitter.residuals(
+            (smpl_gender, skel_gender),
             (poses[chosen], betas[chosen], transl[chosen]),
             (skel_poses[chosen], skel_betas[chosen], skel_trans[chosen]),
         )
-        for name, again in (("vertex_error_mean", mean), ("vertex_error_max", peak)):
-            difference = np.abs(stored[name][chosen].astype(np.float64) - again)
-            largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max()))
-    return largest
+        for name in ERROR_COLUMNS:
+            difference = np.abs(stored[name][chosen].astype(np.float64) - again[name])
+            differences[name][own] = np.nan_to_num(difference, nan=np.inf)
+    return differences
 
 
 def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> AnnotationSource:

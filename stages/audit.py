@@ -10,7 +10,7 @@ import typer
 
 from stages import options
 from stages.formats import counts, share
-from stages.terminal import aligned, print_json
+from stages.terminal import aligned, print_json, say
 
 
 def audit(
@@ -64,7 +64,7 @@ def audit(
     if as_json:
         print_json(summary)
     else:
-        print(_table(summary, findings(summary)))
+        say(_table(summary, findings(summary)))
 
 
 def _table(summary: Mapping[str, Any], findings: Sequence[str]) -> str:

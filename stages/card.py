@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stages import options
+from stages.terminal import say
 
 
 def card(
@@ -25,4 +26,4 @@ def card(
     path = out or directory / "README.md"
     Inputs().and_dataset(directory).check(path)
     write_bytes(path, card_text(open_dataset(directory)).encode("utf-8"))
-    print(path)
+    say(path)

@@ -131,7 +131,9 @@ def _interrupted() -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"hmr-skel: {' '.join(text.split())}", file=sys.stderr)
+    from stages.terminal import say
+
+    say(f"hmr-skel: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 

@@ -17,7 +17,7 @@ import typer
 from pipeline.errors import Incomplete, OutputError
 from stages import options
 from stages.formats import conceded, counts, duration, millimetres, rate
-from stages.terminal import Progress, aligned
+from stages.terminal import Progress, aligned, say
 
 if TYPE_CHECKING:
     from pipeline.run import Preview, Request, Result
@@ -112,7 +112,7 @@ def convert(
             sources = [request.data_root / name for name in spellings]
             Inputs(Path(subset), *sources, models).and_dataset(directory).check(log_json)
         if dry_run:
-            print(_preview_table(preview(request, shown.explain), request))
+            say(_preview_table(preview(request, shown.explain), request))
         else:
             _run(request, shown, log_json)
 
@@ -138,7 +138,7 @@ def _run(request: Request, shown: Shown, log_json: Path | None) -> None:
         result = convert(request, report)
         shown.close()
         log("end", {"complete": result.summary.complete, "digest": result.summary.digest})
-    print(_table(result, request))
+    say(_table(result, request))
     if not result.ok:
         raise Incomplete(_what_is_missing(result, request))
     check_some_accepted(result.summary.rows_written, result.summary.rejected)
@@ -261,7 +261,7 @@ class Shown:
         if self._progress is not None:
             self._progress.say(text)
         elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(text, file=sys.stderr)
 
 
 def _failure_line(data: dict[str, Any], end: str) -> str:

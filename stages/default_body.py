@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from stages.terminal import say
+
 
 def default_body(
     out: Annotated[Path, typer.Option("--out", help="Folder for the files, made if missing.")],
@@ -20,5 +22,5 @@ def default_body(
     if others and not (out / RECORD).is_file():
         raise UsageError(f"{others[0]}: a model file that is not ours; choose another folder")
     for path in write_default_body(out):
-        print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    print("Stand-in body: not SMPL, not SKEL; never compare its numbers with published ones.")
+        say(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say("Stand-in body: not SMPL, not SKEL; never compare its numbers with published ones.")

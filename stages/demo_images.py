@@ -8,7 +8,7 @@ import typer
 
 from pipeline.errors import UsageError
 from stages import options
-from stages.terminal import Progress
+from stages.terminal import Progress, say
 
 
 def demo_images(
@@ -47,4 +47,4 @@ def demo_images(
     finally:
         if progress is not None:
             progress.close()
-    print(f"{count} pictures in {pictures}, {rendered} rendered now")
+    say(f"{count} pictures in {pictures}, {rendered} rendered now")

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.errors import UsageError
 from stages import options
-from stages.terminal import Progress
+from stages.terminal import Progress, say
 
 if TYPE_CHECKING:
     from stages.regressor.evaluation.eval_rows import EvalRows
@@ -99,8 +99,8 @@ def evaluate(request: Request) -> None:
         write_bytes(path, found.rows_npz(result))
     page = evaluation_page(results, worst=request.worst)
     write_bytes(shown, page.encode("utf-8"))
-    print(found.table(results))
-    print(f"\n{shown}")
+    say(found.table(results))
+    say(f"\n{shown}")
 
 
 def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:

@@ -9,7 +9,7 @@ import typer
 
 from stages import options
 from stages.formats import count, counts
-from stages.terminal import aligned, print_json
+from stages.terminal import aligned, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.exporters.base import Exported
@@ -75,7 +75,7 @@ def export(
     if as_json:
         print_json(exported.to_json())
     else:
-        print(_table(exported))
+        say(_table(exported))
 
 
 def _table(exported: Exported) -> str:

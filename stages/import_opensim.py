@@ -9,7 +9,7 @@ import typer
 
 from stages import options
 from stages.formats import count
-from stages.terminal import aligned, print_json
+from stages.terminal import aligned, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.opensim_import import Imported
@@ -55,7 +55,7 @@ def import_opensim(
     if as_json:
         print_json(_summary(found, out))
     else:
-        print(_table(found, out))
+        say(_table(found, out))
 
 
 def _models(given: Path | None, stand_in: bool) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from pipeline.errors import InputError
 from stages import options
-from stages.terminal import print_json
+from stages.terminal import print_json, say
 
 if TYPE_CHECKING:
     from stages.inspection.label_defects import LintReport
@@ -28,7 +28,7 @@ def lint(
     if as_json:
         print_json({"ok": report.ok, **asdict(report)})
     else:
-        print(_text(report))
+        say(_text(report))
     if not report.ok:
         errors = [finding.code for finding in report.findings if finding.level == ERROR]
         raise InputError(f"{file}: label defects: {', '.join(errors)}")

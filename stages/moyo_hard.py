@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from stages.terminal import say
+
 
 def moyo_hard(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="MOYO label file, npz.")],
@@ -31,5 +33,5 @@ def moyo_hard(
         source, out, camera=camera, rounding=rounding, expected_rows=expected or None
     )
     by_rounding = ", ".join(f"{how} {count}" for how, count in built.counts.items())
-    print(f"{out}: {len(built.rows)} rows of {built.sequences} sequences, camera {camera}")
-    print(f"rows by rounding: {by_rounding}")
+    say(f"{out}: {len(built.rows)} rows of {built.sequences} sequences, camera {camera}")
+    say(f"rows by rounding: {by_rounding}")

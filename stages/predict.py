@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import UsageError
 from stages import options
+from stages.terminal import say
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,9 @@ def predict(request: Request) -> None:
     prediction.write_pictures(request.out, skel, pictures, results, meshes=request.meshes)
     for image in images:
         if not any(box.image == image for box in boxes):
-            print(f"{image}: 0 people, the boxes name none")
+            say(f"{image}: 0 people, the boxes name none")
     source = prediction.focal_source(trained, focal)
-    print(
-        f"{len(boxes)} people in {len(images)} pictures -> {request.out} (focal length: {source})"
-    )
+    say(f"{len(boxes)} people in {len(images)} pictures -> {request.out} (focal length: {source})")
     if trained.standin:
-        print("the network was trained on the licence-free stand-in body: a demonstration, "
+        say("the network was trained on the licence-free stand-in body: a demonstration, "
               "not for photographs of people", file=sys.stderr)  # fmt: skip

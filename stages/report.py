@@ -10,6 +10,7 @@ import typer
 
 from pipeline.errors import InputError
 from stages import options
+from stages.terminal import say
 
 
 def report(
@@ -38,11 +39,11 @@ def report(
     if made.bodies is not None:
         write_bytes(bodies, made.bodies.encode("utf-8"))
     write_bytes(target, made.html.encode("utf-8"))
-    print(target)
+    say(target)
     if missing:
-        print(f"no pictures: {missing}", file=sys.stderr)
+        say(f"no pictures: {missing}", file=sys.stderr)
     if picture is not None:
         if poser is None:
             raise InputError(f"{directory}: no picture without body models: {missing}")
         write_bytes(picture, png_bytes(people(dataset, columns, poser)))
-        print(picture)
+        say(picture)

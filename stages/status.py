@@ -7,7 +7,7 @@ from typing import Any
 
 from stages import options
 from stages.formats import conceded, counts, duration, rate
-from stages.terminal import aligned, print_json
+from stages.terminal import aligned, print_json, say
 
 
 def status(directory: options.Directory, as_json: options.AsJson = False) -> None:
@@ -16,7 +16,7 @@ def status(directory: options.Directory, as_json: options.AsJson = False) -> Non
     if as_json:
         print_json(found)
     else:
-        print(_table(found))
+        say(_table(found))
 
 
 def state_of(directory: Path) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from stages.formats import duration, rate
 
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories: control, format (with what reverses a line), surrogates, unassigned."""
 PLAIN_INTERVAL = 30.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -88,9 +91,9 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(printable(text), file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text, file=sys.stderr)
 
     def close(self) -> None:
         """The work ended, well or not."""
@@ -105,6 +108,23 @@ class Progress:
             f"{rate(pace, self._unit)}, ETA {duration(left)}"
         )
         return f"{text}, {note}" if note else text
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: what would move the cursor, colour, name or turn the screen
+    is spelled as an escape. Names in files are whatever their writers chose.
+    """
+    return "".join(
+        char
+        if char == "\n" or unicodedata.category(char) not in _UNPRINTABLE
+        else char.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for char in text
+    )
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line, or lines, of any content."""
+    print(printable(str(text)), file=file, flush=True)
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

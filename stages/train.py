@@ -11,7 +11,7 @@ import typer
 
 from pipeline.errors import UsageError
 from stages import options
-from stages.terminal import aligned
+from stages.terminal import aligned, say
 
 if TYPE_CHECKING:
     from stages.regressor.training.trainer import Trainer
@@ -72,7 +72,7 @@ def train(request: Request) -> None:
         speaks = process.is_first and not request.quiet
         if speaks and collection.skipped:
             left_out = ", ".join(f"{n} {reason}" for reason, n in collection.skipped.items())
-            print(f"rows left out: {left_out}", file=sys.stderr)
+            say(f"rows left out: {left_out}", file=sys.stderr)
         make_directory(request.out)
         log = request.out / "tensorboard" if process.is_first else None
         reporter = Reporter(log, quiet=not speaks)
@@ -80,10 +80,10 @@ def train(request: Request) -> None:
             chosen, collection, models, request.out, process, reporter, no_lock=request.no_lock
         )
         if speaks:
-            print(_opening(trainer), file=sys.stderr)
+            say(_opening(trainer), file=sys.stderr)
         result = trainer.run()
     if process.is_first:
-        print(aligned([("recipe", chosen.name), *describe(result)]))
+        say(aligned([("recipe", chosen.name), *describe(result)]))
 
 
 def _opening(trainer: Trainer) -> str:

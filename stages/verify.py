@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from pipeline.errors import Incomplete
 from stages import options
-from stages.terminal import aligned, print_json
+from stages.terminal import aligned, print_json, say
+
+if TYPE_CHECKING:
+    from pipeline.verify import Verification
+
+_SHOWN = 12
 
 
 def verify(
@@ -13,11 +22,14 @@ def verify(
     data_root: options.DataRoot = None,
     models: options.Models = None,
     device: options.FitDevice = "cpu",
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare every row with label file and models.")
+    ] = False,
 ) -> None:
     """Re-read every shard, account for every row, recompute residuals of a sample."""
     from pipeline.verify import verify as check
 
-    found = check(directory, data_root=data_root, models=models, device=device)
+    found = check(directory, data_root=data_root, models=models, device=device, full=full)
     largest = found.largest_residual_difference
     if as_json:
         print_json(
@@ -26,7 +38,10 @@ def verify(
                 "rows": found.rows,
                 "digest": found.digest,
                 "problems": list(found.problems),
-                "sampled": found.sampled,
+                "sampled": found.fitted,
+                "compared_rows": list(found.compared),
+                "compared_columns": list(found.columns),
+                "full": found.full,
                 "largest_residual_difference": largest,
             }
         )
@@ -35,9 +50,24 @@ def verify(
             ("result", "ok" if found.ok else f"{len(found.problems)} problems"),
             ("rows", str(found.rows)),
             ("digest", found.digest or "-"),
-            ("recomputed", f"{found.sampled} rows, residuals within {largest * 1e6:.2f} µm"),
+            ("compared", _what(found)),
+            ("columns", ", ".join(found.columns)),
+            ("recomputed", f"{found.fitted} rows, residuals within {largest * 1e6:.2f} µm"),
             *(("problem", text) for text in found.problems),
         ]
-        print(aligned(rows))
+        say(aligned(rows))
     if not found.ok:
         raise Incomplete(f"{directory}: {len(found.problems)} problems; rerun hmr-skel convert")
+
+
+def _what(found: Verification) -> str:
+    """Which rows were compared with the label file and the models."""
+    if found.full:
+        return f"all {len(found.compared)} rows of the shards that are done"
+    shown = [str(row) for row in found.compared]
+    if len(shown) > _SHOWN:
+        shown = [*shown[: _SHOWN - 2], "...", shown[-1]]
+    return (
+        f"{len(found.compared)} of {found.rows} rows, evenly spread over the fitted rows of each "
+        f"shard (rows {', '.join(shown) or '-'}; all in --json); every row: --full"
+    )

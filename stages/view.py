@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import InputError
 from stages import options
+from stages.terminal import say
 
 if TYPE_CHECKING:
     from stages.drawing.viewer.page import Scene
@@ -71,8 +72,8 @@ def view(request: ViewRequest) -> None:
     data = written.html.encode("utf-8")
     write_bytes(request.out, data)
     worst = max(largest for _, largest in written.deviations.values())
-    print(f"{scene.title}: {scene.about}", file=sys.stderr)
-    print(
+    say(f"{scene.title}: {scene.about}", file=sys.stderr)
+    say(
         f"{request.out} ({size(len(data))}; packing moves no vertex by more than "
         f"{1000 * worst:.2f} mm)"
     )

@@ -36,4 +36,4 @@ def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
     assert len(shard_digests(one)) == 2
     assert shard_digests(one) == shard_digests(two)
     found = verify(one)
-    assert found.sampled == 20 and found.largest_residual_difference < 1e-5
+    assert found.fitted == 20 and found.largest_residual_difference < 1e-5

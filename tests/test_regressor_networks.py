@@ -14,7 +14,7 @@ from stages.regressor.config import (
     ModelConfig,
     load_recipe,
 )
-from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.checkpoints import load_checkpoint, load_tensors, save_checkpoint
 from stages.regressor.network.heads import CoarseToFineHead, PooledHead, SingleTokenHead
 from stages.regressor.network.hrnet import HRNet, HumanFOV, load_human_fov
 from stages.regressor.network.mean_parameters import mean_parameters
@@ -332,3 +332,36 @@ def test_scale_floor_keeps_the_camera_in_front_and_leaves_the_mean() -> None:
     assert (floored[:, 0] >= config.scale_floor).all()
     assert abs(float(floored[0, 0]) - 0.9) < 1e-3
     assert torch.equal(floored[:, 1:], camera[:, 1:])
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """torch reads damaged tensors without a word; the digest behind the file does not."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"network": {"a": torch.arange(64.0)}, "progress": {"step": 2}})
+    assert torch.load(path, weights_only=True)["progress"] == {"step": 2}  # by stock torch
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        for load in (load_checkpoint, load_tensors):
+            if load is load_tensors and place >= len(whole) - 48:
+                continue  # a file without our digest is one of others: its members are intact
+            with pytest.raises(InputError, match=r"last\.pt"):
+                load(path)
+
+
+def test_checkpoints_of_version_1_and_of_others_are_checked_by_their_members(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "old.pt"
+    weights = torch.arange(64.0)
+    content = {"format": "hmr-skel-regressor", "version": 1, "network": {"a": weights}}
+    torch.save(content, path)
+    assert torch.equal(load_checkpoint(path)["network"]["a"], weights)
+    data = path.read_bytes()
+    at = data.index(weights.numpy().tobytes()) + 10
+    path.write_bytes(data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :])
+    for load in (load_checkpoint, load_tensors):
+        with pytest.raises(InputError, match="does not have its checksum"):
+            load(path)

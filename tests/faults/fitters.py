@@ -48,16 +48,14 @@ class TrivialFitter:
         transl: np.ndarray,
     ) -> dict[str, np.ndarray]:
         n = len(poses)
-        mean, largest = self.residuals(genders, (poses, betas, transl), (poses, betas, transl))
+        errors = self.residuals(genders, (poses, betas, transl), (poses, betas, transl))
         return {
             "skel_poses": (poses[:, :46] * 0.5).astype(np.float32),
             "skel_betas": betas.astype(np.float32),
             "skel_trans": transl.astype(np.float32),
-            "vertex_error_mean": mean.astype(np.float32),
-            "vertex_error_max": largest.astype(np.float32),
+            **{name: values.astype(np.float32) for name, values in errors.items()},
             "vertex_error_unlimited": np.full(n, np.nan, np.float32),
             "vertex_error_alone": np.full(n, np.nan, np.float32),
-            **{name: mean.astype(np.float32) for name in REGION_COLUMNS.values()},
             "active_limits": poses[:, :46] > 1.0,
             "iterations": np.full(n, 7, np.int32),
             "start": np.zeros(n, np.int8),
@@ -69,9 +67,10 @@ class TrivialFitter:
         genders: tuple[str, str],
         smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
         skel: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> dict[str, np.ndarray]:
         mean = 0.005 + 0.001 * np.abs(smpl[1][:, 0])
-        return mean, 3 * mean
+        regions = dict.fromkeys(REGION_COLUMNS.values(), mean)
+        return {"vertex_error_mean": mean, "vertex_error_max": 3 * mean, **regions}
 
 
 class FaultyFit(TrivialFit):

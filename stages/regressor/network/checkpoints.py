@@ -1,16 +1,22 @@
 """Checkpoint files: tensors and plain types only, read with `weights_only=True`, atomic writes.
 
 A checkpoint of ours is a mapping with the keys of `FORMAT`; foreign files (ViTPose, HumanFOV) give
-their tensors through `load_tensors`.
+their tensors through `load_tensors`. torch compares no checksum when it reads: behind a file of
+ours (a zip, whose readers ignore what follows) stands the SHA-256 of all before it, and of other
+zips the CRC-32 of every member is compared.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +25,11 @@ from pipeline.atomic import published
 from pipeline.errors import InputError
 
 FORMAT = "hmr-skel-regressor"
-VERSION = 1
+VERSION = 2
+_UNSEALED = 1
+"""Version without the digest: still read, by the CRC-32 of its members."""
+_MAGIC = b"hmr-skel-sha256:"
+_BLOCK = 1 << 20
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "network")
 
 
@@ -31,7 +41,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """
     with published(path) as stream:
         try:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, stream)
+            hashed = _Hashed(stream)
+            torch.save({**content, "format": FORMAT, "version": VERSION}, cast("IO[bytes]", hashed))
+            stream.write(_MAGIC + hashed.digest.digest())
         except RuntimeError as error:
             # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
             if isinstance(error.__context__, OSError):
@@ -45,17 +57,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, damaged, not tensors and plain types, another format or version.
     """
+    sealed = _check(path)
     content = _load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a checkpoint of hmr-skel train; expected the file last.pt or best.pt "
             "of a training folder"
         )
-    if content.get("version") != VERSION:
+    version = content.get("version")
+    if version not in (VERSION, _UNSEALED):
         raise InputError(
-            f"{path}: checkpoint version {content.get('version')!r}, expected {VERSION}; "
+            f"{path}: checkpoint version {version!r}, expected {VERSION}; "
             "train again or use the hmr-skel that wrote it"
         )
+    if version == VERSION and not sealed:
+        raise InputError(f"{path}: damaged: its digest is missing; restore it or train again")
     return content
 
 
@@ -65,6 +81,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no such file, damaged, refused (holds more than tensors), no tensors.
     """
+    _check(path)
     content: Any = _load(path)
     for name in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -118,6 +135,67 @@ def _some(names: Sequence[str], most: int = 4) -> str:
         return ""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f" ({', '.join(names[:most])}{more})"
+
+
+class _Hashed:
+    """What torch writes through, hashed on the way."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.digest.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _check(path: Path) -> bool:
+    """Compare every byte with the digest behind the file; False where there is none.
+
+    Without one (foreign files, version 1) the checksums of a zip are compared.
+    """
+    length = len(_MAGIC) + 32
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - length, 0))
+            tail = stream.read()
+            if not tail.startswith(_MAGIC) or size < length:
+                _check_members(path)
+                return False
+            stream.seek(0)
+            digest, left = hashlib.sha256(), size - length
+            while left:
+                block = stream.read(min(_BLOCK, left))
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if digest.digest() != tail[len(_MAGIC) :]:
+        raise InputError(f"{path}: damaged: its SHA-256 is not what its digest says; restore it")
+    return True
+
+
+def _check_members(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format, without checksums
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+    ):
+        wrong = "its list of members"
+    if wrong is not None:
+        raise InputError(f"{path}: damaged: {wrong} does not have its checksum; restore it")
 
 
 def _load(path: Path) -> Any:
