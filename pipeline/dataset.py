@@ -25,7 +25,8 @@ def open_dataset(
     """Open the output of `hmr-skel convert`.
 
     Args:
-        directory: the run directory.
+        directory: the run directory, or as text the URL of an uploaded one: then a copy in the
+            user's cache, fetched and checked on first use.
         allow_incomplete: accept missing shards; `source_row` then says which rows are there.
         checksums: compare every shard's SHA-256 with its receipt now (2 GB/s). Without it sizes
             are compared now, and whenever a shard is opened the seal of all bytes outside its
@@ -36,6 +37,10 @@ def open_dataset(
         InputError: not a converted dataset.
         Incomplete: shards are missing, failed or damaged.
     """
+    if "://" in str(directory):
+        from pipeline.upload import cached  # fsspec is slow to import
+
+        directory = cached(str(directory))
     run = RunDirectory(Path(directory))
     plan = run.plan()
     states = run.inspect_all(plan, checksums=checksums)

@@ -7,7 +7,11 @@ remote copy is therefore complete when its summary says so, and every object in 
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +20,27 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from pipeline.errors import InputError, OutputError, PlanMismatch, UsageError
+from pipeline.atomic import make_directory, published
+from pipeline.concessions import concessions_path
+from pipeline.errors import (
+    Incomplete,
+    InputError,
+    OutputError,
+    PipelineError,
+    PlanMismatch,
+    UsageError,
+)
 from pipeline.extras import install_hint
-from pipeline.paths import is_inside
+from pipeline.paths import is_inside, stays_inside
 from pipeline.plan import Plan
+from pipeline.provenance import sha256_bytes
 from pipeline.receipts import ShardState, receipt_path, shard_path
 from pipeline.rundir import RunDirectory
 
+_BLOCK = 1 << 20
+_OBJECTS = re.compile(r"(plan|summary|run)\.json|shards/shard-\d{5,}\.h5|"
+                      r"(receipts|concessions)/shard-\d{5,}\.json")  # fmt: skip
+"""What a dataset consists of; other objects beside it are none of ours."""
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 """Stores on which an object appears whole or not at all; elsewhere we rename."""
 
@@ -54,13 +72,7 @@ class Mirror:
             PlanMismatch: the folder holds another plan.
             OutputError: not reachable.
         """
-        try:
-            filesystem, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
-        except ImportError as error:
-            hint = install_hint("s3") if url.startswith("s3") else "install its package"
-            raise UsageError(f"--upload {url}: {_one_line(error)}; {hint}") from error
-        except ValueError as error:
-            raise UsageError(f"--upload {url}: {_one_line(error)}") from error
+        filesystem, root = _connect(url)
         mirror = cls(run, plan, url, filesystem, str(root).rstrip("/"))
         mirror._claim()
         return mirror
@@ -68,6 +80,9 @@ class Mirror:
     def shard(self, shard: int) -> None:
         """Upload a finished shard, then its receipt."""
         self._put(shard_path(self.run.path, shard))
+        left_out = concessions_path(self.run.path, shard)
+        if left_out.is_file():
+            self._put(left_out)
         self._put(receipt_path(self.run.path, shard))
 
     def catch_up(self, states: Iterable[ShardState]) -> int:
@@ -91,13 +106,10 @@ class Mirror:
             )
 
     def _is_there(self, state: ShardState) -> bool:
-        assert state.receipt is not None
         receipt = receipt_path(self.run.path, state.shard)
         if self._read(self._remote(receipt)) != receipt.read_bytes():
             return False
-        return self._size(self._remote(shard_path(self.run.path, state.shard))) == (
-            state.receipt.bytes
-        )
+        return self._same(shard_path(self.run.path, state.shard))
 
     def _put(self, local: Path) -> None:
         remote = self._remote(local)
@@ -117,8 +129,8 @@ class Mirror:
                 f"{self.url}: cannot upload {local.name} ({size} bytes): {_one_line(error)}; "
                 "rerun, finished shards are kept"
             ) from error
-        if self._size(remote) != size:
-            raise OutputError(f"{self.url}: {local.name} arrived with another size; rerun")
+        if not self._same(local):
+            raise OutputError(f"{self.url}: {local.name} arrived with other bytes; rerun")
 
     def _read(self, remote: str) -> bytes | None:
         try:
@@ -128,13 +140,10 @@ class Mirror:
         except Exception as error:
             raise OutputError(f"{self.url}: cannot be read: {_one_line(error)}") from error
 
-    def _size(self, remote: str) -> int | None:
-        self.filesystem.invalidate_cache()
+    def _same(self, local: Path) -> bool:
         try:
-            return self.filesystem.info(remote)["size"]
-        except FileNotFoundError:
-            return None
-        except Exception as error:
+            return _same(self.filesystem, self._remote(local), local, self.beat)
+        except Exception as error:  # every store has its own
             raise OutputError(f"{self.url}: cannot be read: {_one_line(error)}") from error
 
     def _is_atomic(self) -> bool:
@@ -157,25 +166,120 @@ class _Beats(Callback):
         self._beat()
 
 
-def fetch(url: str, directory: Path) -> None:
-    """Copy a remote dataset into a new local folder; `hmr-skel verify` then checks every byte.
+def fetch(
+    url: str, directory: Path, report: Callable[[int, int], None] = lambda done, of: None
+) -> list[ShardState]:
+    """Copy a remote dataset into a local folder, or go on with that; every byte is checked.
+
+    report: called with (objects done, objects in all). Returns the state of every shard: `done` or,
+    where the upload is not complete, `pending`.
 
     Raises:
-        InputError: nothing there.
-        UsageError: `directory` is not empty.
+        InputError: nothing there, or an object name that leads out of the folder.
+        UsageError: `directory` holds something else.
+        Incomplete: a shard is not what its receipt says.
     """
-    filesystem, root = fsspec.core.url_to_fs(url)
-    if directory.exists() and any(directory.iterdir()):
+    filesystem, root = _connect(url)
+    root = root.rstrip("/")
+    run = RunDirectory(directory)
+    try:
+        plan = filesystem.cat_file(f"{root}/{run.plan_path.name}")
+        names = [found.removeprefix(root).lstrip("/") for found in filesystem.find(root)]
+    except FileNotFoundError:
+        raise InputError(f"{url}: no plan.json; not a converted dataset") from None
+    except Exception as error:  # every store has its own
+        raise InputError(f"{url}: cannot be read: {_one_line(error)}") from error
+    begun = run.plan_path.is_file() and run.plan_path.read_bytes() == plan
+    if directory.exists() and any(directory.iterdir()) and not begun:
         raise UsageError(f"{directory}: not empty; give a new folder")
-    if not filesystem.exists(f"{root}/plan.json"):
-        raise InputError(f"{url}: no plan.json; not a converted dataset")
-    directory.mkdir(parents=True, exist_ok=True)
-    for remote in filesystem.find(root):
-        local = directory / remote.removeprefix(root).lstrip("/")
-        if not is_inside(local, directory):
-            raise InputError(f"{url}: object name {remote!r} leads out of the folder")
-        local.parent.mkdir(parents=True, exist_ok=True)
-        filesystem.get_file(remote, str(local))
+    for name in names:
+        if not stays_inside(name) or not is_inside(directory / name, directory):
+            raise InputError(f"{url}: object name {name!r} leads out of the folder")
+    # The plan first, so that a broken copy is known as one; the summary last.
+    ours = sorted(filter(_OBJECTS.fullmatch, names), key=lambda n: (n != "plan.json", "/" not in n))
+    for done, name in enumerate(ours):
+        report(done, len(ours))
+        _get(filesystem, f"{root}/{name}", directory / name, url)
+    report(len(ours), len(ours))
+    states = run.inspect_all(run.plan())
+    bad = [state for state in states if state.state == "damaged"]
+    if bad:
+        raise Incomplete(f"{directory}: shard {bad[0].shard}: {bad[0].reason}; fetch again")
+    return states
+
+
+def cached(url: str) -> Path:
+    """A checked local copy of a remote dataset, in the user's cache; fetched on first use.
+
+    Raises: as `fetch`.
+    """
+    filesystem, root = _connect(url)
+    remote = {}
+    for name in ("plan.json", "summary.json"):
+        try:
+            remote[name] = filesystem.cat_file(f"{root.rstrip('/')}/{name}")
+        except FileNotFoundError:
+            if name == "plan.json":
+                raise InputError(f"{url}: no plan.json; not a converted dataset") from None
+        except Exception as error:  # every store has its own
+            raise InputError(f"{url}: cannot be read: {_one_line(error)}") from error
+    key = sha256_bytes(url.encode() + b"\0" + remote["plan.json"])[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmr-skel"
+    run = RunDirectory(cache / "datasets" / key)
+    if run.summary_path.is_file() and run.summary_path.read_bytes() == remote.get("summary.json"):
+        states = run.inspect_all(run.plan(), checksums=False)
+        if all(state.state == "done" for state in states):
+            return run.path
+    fetch(url, run.path)
+    return run.path
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """File system and path of an fsspec URL."""
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    except ImportError as error:
+        hint = install_hint("s3") if url.startswith("s3") else "install its package"
+        raise UsageError(f"{url}: {_one_line(error)}; {hint}") from error
+    except ValueError as error:
+        raise UsageError(f"{url}: {_one_line(error)}") from error
+    return filesystem, str(root)
+
+
+def _get(filesystem: Any, remote: str, local: Path, url: str) -> None:
+    """Copy one object, unless the file has its bytes already."""
+    try:
+        if local.is_file() and _same(filesystem, remote, local):
+            return
+        make_directory(local.parent)
+        with published(local) as stream, filesystem.open(remote, "rb") as source:
+            shutil.copyfileobj(source, stream, _BLOCK)
+    except PipelineError:
+        raise
+    except Exception as error:  # every store has its own
+        raise InputError(f"{url}: {remote} cannot be read: {_one_line(error)}") from error
+
+
+def _same(
+    filesystem: Any, remote: str, local: Path, beat: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether an object holds the bytes of a file. Read back where the store's tag is no MD5."""
+    filesystem.invalidate_cache()
+    try:
+        found = filesystem.info(remote)
+    except FileNotFoundError:
+        return False
+    if found["size"] != local.stat().st_size:
+        return False
+    with local.open("rb") as stream:
+        if str(found.get("ETag", "")).strip('"') == hashlib.file_digest(stream, "md5").hexdigest():
+            return True
+    with local.open("rb") as ours, filesystem.open(remote, "rb") as theirs:
+        while block := ours.read(_BLOCK):
+            beat()
+            if theirs.read(len(block)) != block:
+                return False
+    return True
 
 
 def _one_line(error: Exception) -> str:

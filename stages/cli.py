@@ -24,6 +24,7 @@ from stages.default_body import default_body
 from stages.demo_images import demo_images
 from stages.evaluate import evaluate
 from stages.export import export
+from stages.fetch import fetch
 from stages.import_opensim import import_opensim
 from stages.lint import lint
 from stages.moyo_hard import moyo_hard
@@ -37,7 +38,7 @@ from stages.view import view
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, export, import_opensim, audit, card, default_body, lint,
-    demo_images, train, predict, evaluate, moyo_hard, view,
+    demo_images, fetch, train, predict, evaluate, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -11,13 +11,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 
-from pipeline.errors import OutputError, PlanMismatch, UsageError
+from pipeline import open_dataset
+from pipeline.errors import Incomplete, InputError, OutputError, PlanMismatch, UsageError
 from pipeline.upload import fetch
 from pipeline.verify import verify
+from stages import cli
 from tests.faults.harness import TRIVIAL, Bench, make_bench, shard_digests, write_manifest
 
 BUCKET = "s3://skel"
@@ -167,3 +171,93 @@ def test_a_stuck_upload_is_given_up_and_the_conversion_is_kept(
     done = bench.run("--upload", url)
     assert done.returncode == 0 and "0 converted now" in done.stdout, done.stderr
     check_same(bench, url)
+
+
+def test_other_bytes_of_the_same_size_are_noticed(
+    server: subprocess.Popen[bytes], bench: Bench
+) -> None:
+    url = f"{BUCKET}/flipped"
+    bench.convert(upload=url)
+    name = "shards/shard-00002.h5"
+    damaged = bytearray((bench.out / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    fsspec.filesystem("s3").pipe_file(f"skel/flipped/{name}", bytes(damaged))
+    bench.convert(upload=url)
+    check_same(bench, url)
+
+
+def test_an_upload_that_arrives_changed_ends_the_run(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that keeps the size and not the bytes; plain folders have no tag, so it is read."""
+    kind = fsspec.get_filesystem_class("file")
+    put = kind.put_file
+
+    def flipping(self: Any, local: str, remote: str, **options: Any) -> None:
+        put(self, local, remote, **options)
+        if local.endswith("shard-00001.h5"):
+            data = bytearray(Path(remote).read_bytes())
+            data[-1] ^= 1
+            Path(remote).write_bytes(data)
+
+    monkeypatch.setattr(kind, "put_file", flipping)
+    with pytest.raises(OutputError, match=r"shard-00001\.h5 arrived with other bytes"):
+        bench.convert(upload=f"file://{tmp_path / 'mirror'}")
+
+
+def test_fetch_is_a_verb_goes_on_and_checks(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror, back = tmp_path / "mirror", tmp_path / "back"
+    url = f"file://{mirror}"
+    bench.convert(upload=url)
+    (mirror / "notes.txt").write_text("not ours")
+    assert cli.run(["fetch", url, str(back), "--quiet"]) == 0
+    assert "8 of 8 shards" in capsys.readouterr().out
+    assert shard_digests(back) == shard_digests(bench.out) and not (back / "notes.txt").exists()
+    (back / "shards/shard-00003.h5").unlink()  # as if it had been stopped
+    damaged = bytearray((back / "shards/shard-00004.h5").read_bytes())
+    damaged[100] ^= 1
+    (back / "shards/shard-00004.h5").write_bytes(damaged)
+    assert cli.run(["fetch", url, str(back), "--quiet"]) == 0
+    assert shard_digests(back) == shard_digests(bench.out)
+    (mirror / "shards/shard-00004.h5").write_bytes(damaged)
+    assert cli.run(["fetch", url, str(back), "--quiet"]) == 3
+    assert "shard 4" in capsys.readouterr().err
+    assert cli.run(["fetch", url, str(bench.data), "--quiet"]) == 2
+    assert cli.run(["fetch", f"file://{tmp_path / 'absent'}", str(tmp_path / "x")]) == 5
+    assert cli.run(["fetch", "nosuch://x", str(tmp_path / "x")]) == 2
+
+
+def test_no_object_name_leads_out_of_the_folder(bench: Bench, tmp_path: Path) -> None:
+    """Promise P12: names of a store are anybody's."""
+    bench.convert()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/evil/plan.json", bench.out.joinpath("plan.json").read_bytes())
+    memory.store["/evil/shards/../../../escaped.json"] = memory.store["/evil/plan.json"]
+    with pytest.raises(InputError, match="leads out"):
+        fetch("memory://evil", tmp_path / "deep" / "er" / "back")
+    assert not list(tmp_path.rglob("escaped.json"))
+    (tmp_path / "linked").mkdir()
+    memory.rm("/evil", recursive=True)
+
+
+def test_a_url_opens_as_a_dataset(
+    server: subprocess.Popen[bytes], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"{BUCKET}/opened"
+    bench.convert(upload=url, limit=20)
+    with pytest.raises(Incomplete):
+        open_dataset(url)
+    assert len(open_dataset(url, allow_incomplete=True)) == 24
+    bench.convert(upload=url)
+    ours = open_dataset(bench.out)
+    for again in (False, True):  # fetched, then from the cache
+        found = open_dataset(url)
+        assert found.attrs["digest"] == ours.attrs["digest"]
+        np.testing.assert_array_equal(found["skel_poses"], ours["skel_poses"])
+        if not again:
+            fsspec.filesystem("s3").rm("skel/opened/shards", recursive=True)
+    with pytest.raises(InputError, match=r"no plan\.json"):
+        open_dataset(f"{BUCKET}/nothing")
