@@ -31,14 +31,14 @@ _SOLVER = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from pipeline.fitters import resolve_fitter, DEFAULT_FITTER
+from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.readers import open_source
 from skel_fit.default_body import default_body_directory
 from skel_fit.recipe import FitRequest
 source = open_source(Path(sys.argv[1]), format=None, data_root=Path(sys.argv[1]).parent,
                      smpl_gender="column", skel_gender="column")
 rows = source.read(0, source.rows)
-fitter = resolve_fitter(DEFAULT_FITTER).open(Path(default_body_directory()), "cpu", FitRequest())
+fitter = registered_fitter(DEFAULT_FITTER).open(Path(default_body_directory()), "cpu", FitRequest())
 pairs = list(zip(rows.smpl_gender.tolist(), rows.skel_gender.tolist()))
 chosen = {pair: np.array([p == pair for p in pairs]) for pair in set(pairs)}
 for pair, some in chosen.items():
