@@ -28,7 +28,7 @@ from benchmarks import measure
 from benchmarks.poses import MOTION
 from skel_fit.anatomy import DOFS, JOINT_NAMES, POSE_NAMES
 from skel_fit.fit import fit_skel, fit_skel_to_vertices
-from skel_fit.opensim import angles, document, subject, tables
+from skel_fit.opensim import angles, osim_writer, subject, tables
 from skel_fit.opensim.markers import Markers
 from skel_fit.recipe import FitConfig
 
@@ -174,7 +174,7 @@ def _markers(
     kind: str,
     millimetres: int,
 ) -> Outcome:
-    shared = document.template(pair.skel64, markers_per_body=5)
+    shared = osim_writer.template(pair.skel64, markers_per_body=5)
     chosen = some_markers(shared.markers, count)
     ground = _upright_at_start(truth, person)
     frames = len(skin)
@@ -182,7 +182,7 @@ def _markers(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, trc, out, setup = (folder / n for n in ("m.osim", "m.trc", "ik.mot", "ik.xml"))
-        model.write_text(document.osim_text("person", person, shared, ground, "skel"))
+        model.write_text(osim_writer.osim_text("person", person, shared, ground, "skel"))
         trc.write_text(
             tables.trc_text("m", times, chosen.names, skin[:, chosen.vertices] @ ground.T)
         )

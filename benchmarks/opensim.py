@@ -13,7 +13,7 @@ from benchmarks import measure
 from skel_fit import joint_limits
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import angles, document, subject, tables
+from skel_fit.opensim import angles, osim_writer, subject, tables
 
 MODEL_MS, FRAMES_PER_SECOND = 30.0, 10_000.0
 
@@ -26,7 +26,7 @@ def main() -> None:
     given = parser.parse_args()
     measure.set_threads(1)
     skel = load_skel(default_body_directory(), "male", dtype=torch.float64)
-    shared = document.template(skel)
+    shared = osim_writer.template(skel)
     ground = subject.GROUNDS["camera"]
     betas = torch.tensor(np.random.default_rng(0).normal(size=(given.repeats, 10)))
 
@@ -35,7 +35,7 @@ def main() -> None:
     for k in range(given.repeats):
         people.append(shapes.call(lambda k=k: subject.subjects(skel, betas[k : k + 1])[0]))
         models.call(
-            lambda person=people[-1]: document.osim_text("p", person, shared, ground, "opensim")
+            lambda person=people[-1]: osim_writer.osim_text("p", person, shared, ground, "opensim")
         )
     root = people[0].root(ground)
     poses, trans = motion(given.frames)

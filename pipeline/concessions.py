@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.atomic import read_sealed, remove, sealed_json, write_bytes
 from pipeline.errors import InputError
+from pipeline.output_files import read_sealed, remove, sealed_json, write_bytes
 from pipeline.provenance import sha256_json
 
 

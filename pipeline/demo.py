@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
+from pipeline.output_files import write_bytes
 from pipeline.readers.npz import NpzFile
 from skel_fit.anatomy import SMPL_MIRROR
 from skel_fit.keypoints import SmplKeypoints

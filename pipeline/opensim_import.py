@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.atomic import write_bytes
 from pipeline.errors import InputError
 from pipeline.exporters.opensim import read_mot, read_osim
+from pipeline.output_files import write_bytes
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import angles, document, osim_file, tables, transfer
+from skel_fit.opensim import angles, osim_reader, osim_writer, tables, transfer
 from skel_fit.opensim.subject import GROUNDS, subjects
 
 #: Bodies of ours that no gait model tells apart from its torso; their joints stay at rest.
@@ -129,7 +129,7 @@ def import_opensim(
 
 
 def _own(
-    model: osim_file.ForeignModel,
+    model: osim_reader.ForeignModel,
     values: Mapping[str, NDArray],
     count: int,
     path: Path,
@@ -173,9 +173,10 @@ _NOTES = {
 def _checked_notes(notes: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """Notes of the right shapes and values; the file may have been edited."""
     version = notes.get("version")
-    if version != document.NOTES_VERSION:
+    if version != osim_writer.NOTES_VERSION:
         raise InputError(
-            f"{path}: notes of version {version!r}, expected {document.NOTES_VERSION}; export again"
+            f"{path}: notes of version {version!r}, expected {osim_writer.NOTES_VERSION}; "
+            "export again"
         )
     if notes.get("angles") not in angles.ANGLES or notes.get("gender") not in ("male", "female"):
         raise InputError(f"{path}: the notes of our export (<credits>) lack angles or gender")
@@ -193,7 +194,7 @@ def _checked_notes(notes: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def _foreign(
-    model: osim_file.ForeignModel,
+    model: osim_reader.ForeignModel,
     values: Mapping[str, NDArray],
     count: int,
     models: Callable[[], Path] | None,
@@ -209,11 +210,11 @@ def _foreign(
     skel = load_skel(models(), gender, dtype=torch.float64)
     body = subjects(skel, torch.zeros(1, 10, dtype=torch.float64))[0]
     try:
-        shared = document.template(skel)
+        shared = osim_writer.template(skel)
     except ValueError as error:
         raise InputError(str(error)) from None
-    text = document.osim_text("skel", body, shared, ground, "skel")
-    own = osim_file.read_model(text, "SKEL")
+    text = osim_writer.osim_text("skel", body, shared, ground, "skel")
+    own = osim_reader.read_model(text, "SKEL")
     wanted = transfer.named_for_skel(model.body_frames(values, count), body)
     try:
         carried = transfer.carry(wanted, own, still=_STILL)
@@ -238,7 +239,7 @@ def _foreign(
     )
 
 
-def _moving_nothing(model: osim_file.ForeignModel, mapped: Mapping[str, Any]) -> tuple[str, ...]:
+def _moving_nothing(model: osim_reader.ForeignModel, mapped: Mapping[str, Any]) -> tuple[str, ...]:
     """Coordinates of joints from which no body with a counterpart hangs."""
     names = {*mapped, transfer.TORSO} if transfer.THORAX in mapped else set(mapped)
     useful: set[str] = set()

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.atomic import canonical_json, pretty_json, read_json
 from pipeline.configuration import validated
 from pipeline.errors import InputError, PlanMismatch
+from pipeline.output_files import canonical_json, pretty_json, read_json
 from pipeline.paths import stays_inside
 from pipeline.provenance import FileRecord, sha256_json
 from skel_fit.recipe import FitRequest

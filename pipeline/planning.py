@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.atomic import make_directory
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, FitterFactory, registered_fitter
 from pipeline.manifest import Manifest, find_source, models_directory
+from pipeline.output_files import make_directory
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, file_record, software
 from pipeline.readers.base import AnnotationSource

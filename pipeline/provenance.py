@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.atomic import canonical_json
 from pipeline.errors import InputError, PlanMismatch
 from pipeline.import_graph import closure, modules_below, source_file
+from pipeline.output_files import canonical_json
 
 Purpose = Literal["shard", "regressor"]
 
@@ -28,7 +28,7 @@ _ENTRIES: dict[Purpose, tuple[str, ...]] = {
 # publish or describe, and may change in the middle of a conversion or a training without another
 # result.
 _DECIDES_NOTHING = (
-    "pipeline.atomic",
+    "pipeline.output_files",
     "pipeline.configuration",
     "pipeline.errors",
     "pipeline.extras",
@@ -42,7 +42,7 @@ _DECIDES_NOTHING = (
     "stages.drawing.meshes",
     "stages.drawing.pages",
     "stages.drawing.pictures",
-    "stages.formats",
+    "stages.wording",
     "stages.regressor.evaluation.page",
     "stages.regressor.evaluation.results",
     "stages.regressor.training.reporting",

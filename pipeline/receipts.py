@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from pipeline.atomic import canonical_json, read_sealed
 from pipeline.concessions import NOTHING, Concessions
 from pipeline.errors import InputError
+from pipeline.output_files import canonical_json, read_sealed
 from pipeline.plan import Plan
 from pipeline.shards import read_columns
 from skel_fit.status import Status

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.paths import Root, stays_inside
-from skel_fit.status import SMPL_REASONS, smpl_rejections
+from skel_fit.rejections import SMPL_REASONS, smpl_rejections
 
 CRASHED = "crashed"
 REASONS = {

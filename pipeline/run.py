@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.atomic import make_directory, remove
 from pipeline.attempts import MAX_CRASHED, Failure, Search, portion
 from pipeline.concessions import NOTHING, Concessions
 from pipeline.errors import InputError, UsageError
@@ -23,6 +22,7 @@ from pipeline.executors import Died, Executor, Finished, Outcome, Raised, Surviv
 from pipeline.executors.local import InProcess, SpawnPool
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.manifest import Manifest, Resources
+from pipeline.output_files import make_directory, remove
 from pipeline.plan import Plan, check_same_plan
 from pipeline.planning import Planned, planned
 from pipeline.provenance import code_files

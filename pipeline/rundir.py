@@ -16,7 +16,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.atomic import (
+from pipeline.attempts import MAX_FAILURES, Attempts, Failure, Search
+from pipeline.concessions import Concessions, read_concessions, write_concessions
+from pipeline.errors import InputError, UsageError
+from pipeline.locking import held, is_held
+from pipeline.output_files import (
     TEMPORARY_SUFFIX,
     make_directory,
     read_sealed,
@@ -26,10 +30,6 @@ from pipeline.atomic import (
     write_bytes,
     write_if_changed,
 )
-from pipeline.attempts import MAX_FAILURES, Attempts, Failure, Search
-from pipeline.concessions import Concessions, read_concessions, write_concessions
-from pipeline.errors import InputError, UsageError
-from pipeline.locking import held, is_held
 from pipeline.plan import Plan, read_plan
 from pipeline.provenance import file_record
 from pipeline.receipts import (

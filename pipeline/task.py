@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.atomic import sealed_json, write_bytes
 from pipeline.attempts import Portion
 from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.concessions import NOTHING, Concessions, read_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
 from pipeline.manifest import Limits, models_directory
+from pipeline.output_files import sealed_json, write_bytes
 from pipeline.plan import Plan
 from pipeline.provenance import OneCode, file_record, machine, sha256_bytes, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource

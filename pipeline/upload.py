@@ -20,7 +20,6 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from pipeline.atomic import make_directory, published
 from pipeline.concessions import concessions_path
 from pipeline.errors import (
     Incomplete,
@@ -31,6 +30,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.extras import install_hint
+from pipeline.output_files import make_directory, published
 from pipeline.paths import is_inside, stays_inside
 from pipeline.plan import Plan
 from pipeline.provenance import sha256_bytes

@@ -12,10 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.atomic import read_sealed
 from pipeline.columns import ERROR_COLUMNS, SKEL_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import Fitter, registered_fitter
+from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationRows, AnnotationSource

@@ -1,8 +1,8 @@
 """Files that are either absent or whole: temporary name, fsync, rename, fsync of the directory.
 
 A killed process leaves at most a file with the suffix `TEMPORARY_SUFFIX`, never a part of a file
-under its final name; the next writer into that folder removes it (`sweep`). `pipeline.atomic` adds
-messages for users.
+under its final name; the next writer into that folder removes it (`sweep`). `pipeline.output_files`
+adds messages for users.
 """
 
 from __future__ import annotations

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from skel_fit.anatomy import PERIODIC, REGIONS
 from skel_fit.recipe import FitConfig
+from skel_fit.rejections import NON_FINITE_VERTICES, smpl_rejections
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix, wrap_angle
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.surfaces import place_surfaces
-from skel_fit.status import NON_FINITE_VERTICES, Status, smpl_rejections
+from skel_fit.status import Status
 
 SHAPE_ROUNDS = 3
 """Alternations of pose and shape for betas='fit'."""

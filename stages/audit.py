@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stages import options
-from stages.formats import counts, share
 from stages.terminal import aligned, print_json, say
+from stages.wording import counts, share
 
 
 def audit(
@@ -38,8 +38,8 @@ def audit(
     as_json: options.AsJson = False,
 ) -> None:
     """Judge existing SKEL labels against their own SMPL columns."""
-    from pipeline.atomic import write_bytes
     from pipeline.guard import Inputs
+    from pipeline.output_files import write_bytes
     from stages.inspection.audit import audit as judge
     from stages.inspection.audit_summary import audit_page, findings, summarise
 

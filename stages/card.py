@@ -18,9 +18,9 @@ def card(
     ] = None,
 ) -> None:
     """Write a dataset card for a converted dataset."""
-    from pipeline.atomic import write_bytes
     from pipeline.dataset import open_dataset
     from pipeline.guard import Inputs
+    from pipeline.output_files import write_bytes
     from stages.inspection.card import card_text
 
     path = out or directory / "README.md"

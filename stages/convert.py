@@ -16,8 +16,8 @@ import typer
 
 from pipeline.errors import Incomplete, OutputError
 from stages import options
-from stages.formats import conceded, counts, duration, millimetres, rate
 from stages.terminal import Progress, aligned, say
+from stages.wording import conceded, counts, duration, millimetres, rate
 
 if TYPE_CHECKING:
     from pipeline.run import Preview, Request, Result

@@ -71,8 +71,8 @@ class Request:
 @options.command_line(Request)
 def evaluate(request: Request) -> None:
     """Score a checkpoint, or stored predictions, and baselines under evaluation protocols."""
-    from pipeline.atomic import make_directory, write_bytes, write_json
     from pipeline.guard import Inputs
+    from pipeline.output_files import make_directory, write_bytes, write_json
     from stages.regressor.evaluation import results as found
     from stages.regressor.evaluation import setting
     from stages.regressor.evaluation.page import evaluation_page

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from stages import options
-from stages.formats import count, counts
 from stages.terminal import aligned, print_json, say
+from stages.wording import count, counts
 
 if TYPE_CHECKING:
     from pipeline.exporters.base import Exported
@@ -65,7 +65,7 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a converted dataset for other programs."""
-    from stages.exporting import export_dataset
+    from stages.export_formats import export_dataset
 
     exported = export_dataset(
         directory, out, format=format, models=models,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from stages import options
-from stages.formats import count
 from stages.terminal import aligned, print_json, say
+from stages.wording import count
 
 if TYPE_CHECKING:
     from pipeline.opensim_import import Imported

@@ -39,8 +39,8 @@ def predict(request: Request) -> None:
     if focal is not None and not focal > 0:
         raise UsageError(f"--focal {focal:g}: expected a positive number of pixels")
 
-    from pipeline.atomic import make_directory
     from pipeline.guard import Inputs
+    from pipeline.output_files import make_directory
     from skel_fit.keypoint_body import KeypointBody
     from skel_fit.keypoints import keypoint_matrix
     from stages.regressor.data.boxes import find_boxes, read_file

@@ -21,9 +21,9 @@ def report(
     ] = None,
 ) -> None:
     """Write DIR/report.html (residuals, limits, pictures) and bodies.html, which turns them."""
-    from pipeline.atomic import write_bytes
     from pipeline.dataset import open_dataset
     from pipeline.guard import Inputs
+    from pipeline.output_files import write_bytes
     from stages.drawing.render import png_bytes
     from stages.inspection.people import people, poser_of
     from stages.inspection.report_page import report_page

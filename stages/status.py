@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stages import options
-from stages.formats import conceded, counts, duration, rate
 from stages.terminal import aligned, print_json, say
+from stages.wording import conceded, counts, duration, rate
 
 
 def status(directory: options.Directory, as_json: options.AsJson = False) -> None:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Any, TextIO
 
-from stages.formats import duration, rate
+from stages.wording import duration, rate
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories: control, format (with what reverses a line), surrogates, unassigned."""

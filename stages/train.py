@@ -43,9 +43,9 @@ class Request:
 @options.command_line(Request)
 def train(request: Request) -> None:
     """Train a regressor on converted datasets, or resume where an earlier run stopped."""
-    from pipeline.atomic import make_directory
     from pipeline.guard import Inputs
     from pipeline.manifest import models_directory
+    from pipeline.output_files import make_directory
     from stages.regressor.config import load_recipe
     from stages.regressor.data.rows import Place, load_collection
     from stages.regressor.training.distributed import processes

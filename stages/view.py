@@ -57,10 +57,10 @@ def view(request: ViewRequest) -> None:
     """Write a page that plays bodies, bones and angle curves; it needs no server and no network."""
     from dataclasses import replace
 
-    from pipeline.atomic import write_bytes
     from pipeline.guard import Inputs
+    from pipeline.output_files import write_bytes
     from stages.drawing.viewer.page import scene_page
-    from stages.formats import size
+    from stages.wording import size
 
     inputs = Inputs(request.given if request.given.is_file() else None, request.models)
     inputs.and_dataset(request.given).check(request.out)

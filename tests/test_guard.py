@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.atomic import published, whole_folder, write_bytes
 from pipeline.demo import write_demo
 from pipeline.errors import OutputError, UsageError
 from pipeline.guard import Inputs
+from pipeline.output_files import published, whole_folder, write_bytes
 from skel_fit.default_body import default_body_directory
 from stages import cli
 from stages.regressor.data import demo_pictures

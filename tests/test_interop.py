@@ -22,7 +22,7 @@ from skel_fit.root import root_rotation
 from skel_fit.rotations import matrix_to_axis_angle
 from stages.card import card
 from stages.cli import run as command
-from stages.exporting import export_dataset
+from stages.export_formats import export_dataset
 from stages.inspection.audit import audit
 from stages.inspection.audit_summary import findings, summarise
 from tests.demo_rows import REAL, convert_labels, fitted_demo

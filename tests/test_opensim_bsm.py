@@ -14,7 +14,7 @@ from pipeline.opensim_import import import_opensim
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import osim_file, subject, transfer
+from skel_fit.opensim import osim_reader, subject, transfer
 from tests.test_opensim_files import index_of, two_sequences
 from tests.test_opensim_model import poses_inside_limits
 
@@ -179,8 +179,8 @@ def bsm_like() -> str:
 
 
 @pytest.fixture(scope="module")
-def model() -> osim_file.ForeignModel:
-    return osim_file.read_model(bsm_like(), "bsm_like.osim")
+def model() -> osim_reader.ForeignModel:
+    return osim_reader.read_model(bsm_like(), "bsm_like.osim")
 
 
 #: Bodies whose joint has three free angles about three axes.
@@ -193,7 +193,7 @@ def test_the_schema_has_the_names_that_skel_has(model) -> None:
     assert set(POSE_NAMES) < set(model.coordinates) and len(model.coordinates) == 51
 
 
-def relative(model: osim_file.ForeignModel, body: str, **angles: float) -> np.ndarray:
+def relative(model: osim_reader.ForeignModel, body: str, **angles: float) -> np.ndarray:
     """Where a joint puts its moving frame, seen from its fixed one."""
     found = model.joint_of(body)
     values = {c.name: np.array([angles.get(c.name, 0.0)]) for c in found.coordinates}
@@ -315,5 +315,5 @@ def test_a_joint_without_its_sizes_is_refused(old, new, message) -> None:
     text = bsm_like()
     assert old in text
     with pytest.raises(ValueError, match=message) as caught:
-        osim_file.read_model(text.replace(old, new), "bad.osim")
+        osim_reader.read_model(text.replace(old, new), "bad.osim")
     assert str(caught.value).startswith("bad.osim: joint ") and "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ from skel_fit import joint_limits
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import angles, document, osim_file, subject, tables, transfer
+from skel_fit.opensim import angles, osim_reader, osim_writer, subject, tables, transfer
 from tests.test_opensim_bsm import bsm_like
 from tests.test_opensim_files import index_of, our_frames, two_sequences
 from tests.test_opensim_model import poses_inside_limits
@@ -36,12 +36,12 @@ class Case:
         self.kind = kind
         self.folder = folder
         self.skel = load_skel(default_body_directory(), gender, dtype=torch.float64)
-        self.shared = document.template(self.skel)
+        self.shared = osim_writer.template(self.skel)
         self.betas = torch.tensor(np.random.default_rng(beta_seed).uniform(-3, 3, (1, 10)))
         self.person = subject.subjects(self.skel, self.betas)[0]
         self.ground = subject.GROUNDS["y-up"]
         self.path = folder / "person.osim"
-        text = document.osim_text("person", self.person, self.shared, self.ground, kind)
+        text = osim_writer.osim_text("person", self.person, self.shared, self.ground, kind)
         self.path.write_text(text)
         self.model = opensim.Model(str(self.path))
         self.state = self.model.initSystem()
@@ -127,7 +127,7 @@ def test_inverse_kinematics_of_fixed_markers_returns_the_angles(case: Case) -> N
     values = case.values(poses, trans, sequence=True)
     position, axes = case.ours(poses, trans)
     chosen = case.shared.markers
-    local = document.marker_locations(case.person, chosen)
+    local = osim_writer.marker_locations(case.person, chosen)
     points = position[:, chosen.bodies]
     points = points + np.einsum("nmab,mb->nma", axes[:, chosen.bodies], local)
     trc, out, setup = (case.folder / name for name in ("m.trc", "ik.mot", "ik.xml"))
@@ -221,7 +221,7 @@ def foreign(request: pytest.FixtureRequest) -> Path:
 
 
 def test_our_reader_moves_other_models_as_opensim_does(foreign: Path) -> None:
-    model = osim_file.read_model(foreign.read_text(), foreign.name)
+    model = osim_reader.read_model(foreign.read_text(), foreign.name)
     assert len(model.coordinates) == FOREIGN[foreign.name]
     assert apart_from_opensim(model, foreign) < 1e-5
 
@@ -229,10 +229,10 @@ def test_our_reader_moves_other_models_as_opensim_does(foreign: Path) -> None:
 def test_our_reader_moves_ellipsoid_and_bent_joints_as_opensim_does(tmp_path: Path) -> None:
     path = tmp_path / "bsm_like.osim"
     path.write_text(bsm_like())
-    assert apart_from_opensim(osim_file.read_model(path.read_text(), path.name), path) < 1e-12
+    assert apart_from_opensim(osim_reader.read_model(path.read_text(), path.name), path) < 1e-12
 
 
-def apart_from_opensim(model: osim_file.ForeignModel, path: Path) -> float:
+def apart_from_opensim(model: osim_reader.ForeignModel, path: Path) -> float:
     """Largest difference of any place (m) or entry of any rotation, at random coordinates."""
     judge = opensim.Model(str(path))
     state = judge.initSystem()
@@ -257,7 +257,7 @@ def apart_from_opensim(model: osim_file.ForeignModel, path: Path) -> float:
 
 
 def test_a_motion_goes_into_other_models_and_back(foreign: Path, case: Case) -> None:
-    model = osim_file.read_model(foreign.read_text(), foreign.name)
+    model = osim_reader.read_model(foreign.read_text(), foreign.name)
     poses, trans = _sequence(30, reach=0.6)
     position, axes = case.ours(poses, trans)
     ours = {name: (position[:, k], axes[:, k]) for k, name in enumerate(JOINT_NAMES)}
@@ -270,8 +270,8 @@ def test_a_motion_goes_into_other_models_and_back(foreign: Path, case: Case) -> 
     assert np.degrees(np.abs(into.values["knee_angle_r"] - ours_knee)).max() < 10
     ours_ankle = poses[:, POSE_NAMES.index("ankle_angle_r")]
     assert np.degrees(np.abs(into.values["ankle_angle_r"] - ours_ankle)).max() < 3
-    text = document.osim_text("own", case.person, case.shared, case.ground, "skel")
-    own = osim_file.read_model(text, "own")
+    text = osim_writer.osim_text("own", case.person, case.shared, case.ground, "skel")
+    own = osim_reader.read_model(text, "own")
     frames = transfer.named_for_skel(model.body_frames(into.values, 30), case.person)
     back = transfer.carry(frames, own, still=("scapula_r", "scapula_l"))
     found = np.stack([back.values[name] for name in POSE_NAMES], 1)

@@ -12,7 +12,7 @@ from skel_fit import anatomy, joint_limits
 from skel_fit.anatomy import JOINT_NAMES, NUM_JOINTS, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import angles, document, markers, masses, osim_file, paths, subject
+from skel_fit.opensim import angles, markers, masses, osim_reader, osim_writer, paths, subject
 from skel_fit.skel import SKEL
 
 GENDERS = ("male", "female")
@@ -24,8 +24,8 @@ def skel(request: pytest.FixtureRequest) -> SKEL:
 
 
 @pytest.fixture(scope="session")
-def shared(skel: SKEL) -> document.Template:
-    return document.template(skel)
+def shared(skel: SKEL) -> osim_writer.Template:
+    return osim_writer.template(skel)
 
 
 def poses_inside_limits(count: int, seed: int = 0) -> np.ndarray:
@@ -41,7 +41,7 @@ def extreme_betas(seed: int = 0) -> torch.Tensor:
 
 def frames_of_text(text: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bodies of a written model at `values` (n, 49): (n, 24, 3), (n, 24, 3, 3) in ground."""
-    model = osim_file.read_model(text, "written")
+    model = osim_reader.read_model(text, "written")
     columns = {name: values[:, k] for k, name in enumerate(angles.COORDINATES)}
     frames = model.body_frames(columns, len(values))
     return (
@@ -52,7 +52,7 @@ def frames_of_text(text: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def deviation(
     skel: SKEL,
-    shared: document.Template,
+    shared: osim_writer.Template,
     kind: angles.Angles,
     *,
     joints: tuple[angles.JointAxes, ...] | None = None,
@@ -64,7 +64,7 @@ def deviation(
     person = subject.subjects(skel, betas)[0]
     poses = poses_inside_limits(count)
     trans = np.random.default_rng(1).normal(size=(count, 3))
-    text = document.osim_text("person", person, shared, turn, kind, joints=joints)
+    text = osim_writer.osim_text("person", person, shared, turn, kind, joints=joints)
     values = angles.coordinates(poses, trans, person.root(turn), kind, sequence=False)
     found, turned = frames_of_text(text, values)
     tensors = torch.tensor(poses), betas, torch.tensor(trans)
@@ -86,7 +86,7 @@ def test_the_written_model_moves_like_ours(skel, shared, kind, ground) -> None:
 @pytest.mark.parametrize("kind", angles.ANGLES)
 def test_any_model_of_the_schema_can_be_written(golden_skel64, kind) -> None:
     # Synthetic file: learned rotations, A pose and regressors have nothing of a human.
-    shared = document.template(golden_skel64)
+    shared = osim_writer.template(golden_skel64)
     distance, rotation = deviation(golden_skel64, shared, kind)
     assert distance <= 1e-6
     assert rotation <= 1e-5
@@ -95,7 +95,7 @@ def test_any_model_of_the_schema_can_be_written(golden_skel64, kind) -> None:
 def test_the_corrected_left_ankle_is_written() -> None:
     folder = default_body_directory()
     skel = load_skel(folder, "male", dtype=torch.float64, corrected_left_ankle=True)
-    shared = document.template(skel)
+    shared = osim_writer.template(skel)
     assert deviation(skel, shared, "skel")[0] <= 1e-6
     assert deviation(skel, shared, "skel", joints=angles.joint_axes("skel"))[0] > 1e-3
 
@@ -151,10 +151,10 @@ def test_paths_are_those_of_the_model_also_beyond_its_limits(skel, angle, error)
 
 def test_the_file_has_what_the_format_asks_for(skel, shared) -> None:
     person = subject.subjects(skel, extreme_betas())[0]
-    text = document.osim_text(
+    text = osim_writer.osim_text(
         "a <name> & more", person, shared, subject.GROUNDS["z-up"], "opensim", digest="abc"
     )
-    model = osim_file.read_model(text, "written")
+    model = osim_reader.read_model(text, "written")
     assert sorted(model.bodies) == sorted(JOINT_NAMES)
     assert set(model.coordinates) == set(angles.COORDINATES)
     assert len(angles.COORDINATES) == 49
@@ -189,7 +189,7 @@ def test_bones_are_those_of_the_skeleton_mesh(skel, shared) -> None:
 def test_a_model_without_bones_is_refused(golden_skel64, monkeypatch) -> None:
     monkeypatch.setattr(golden_skel64, "skeleton_faces", golden_skel64.skeleton_faces[:0])
     with pytest.raises(ValueError, match="has no bone mesh"):
-        document.template(golden_skel64)
+        osim_writer.template(golden_skel64)
 
 
 # ---- masses -----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_markers_span_every_body(skel, shared) -> None:
     chosen: markers.Markers = shared.markers
     assert len(set(chosen.names)) == len(chosen.names)
     person = subject.subjects(skel, torch.zeros(1, 10, dtype=torch.float64))[0]
-    places = document.marker_locations(person, chosen)
+    places = osim_writer.marker_locations(person, chosen)
     for body in range(NUM_JOINTS):
         own = places[chosen.bodies == body]
         assert len(own) >= 3

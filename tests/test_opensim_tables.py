@@ -8,7 +8,7 @@ from skel_fit import joint_limits
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
-from skel_fit.opensim import angles, document, functions, osim_file, subject, tables, transfer
+from skel_fit.opensim import angles, functions, osim_reader, osim_writer, subject, tables, transfer
 
 TIMES = np.arange(5) / 30
 
@@ -155,7 +155,7 @@ def old_model(joint: str = JOINT_3, names: tuple[str, ...] = ("flex", "add", "ro
 
 
 def test_models_of_the_old_layout_are_read_and_followed() -> None:
-    model = osim_file.read_model(old_model(), "old.osim")
+    model = osim_reader.read_model(old_model(), "old.osim")
     assert model.bodies == ("pelvis", "femur_r") and model.notes is None
     rng = np.random.default_rng(0)
     values = {name: rng.uniform(-1, 1, 6) for name in model.coordinates}
@@ -191,7 +191,7 @@ def test_models_of_the_old_layout_are_read_and_followed() -> None:
 )
 def test_models_that_cannot_be_read_are_one_line(text, message) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        osim_file.read_model(text, "bad.osim")
+        osim_reader.read_model(text, "bad.osim")
     assert str(caught.value).startswith("bad.osim: ") and "\n" not in str(caught.value)
 
 
@@ -201,7 +201,7 @@ def test_splines_go_through_their_knots_and_on_straight() -> None:
     text = (
         f"<SimmSpline><x>{' '.join(map(str, x))}</x><y>{' '.join(map(str, cubic))}</y></SimmSpline>"
     )
-    spline = functions.function(osim_file.ElementTree.fromstring(text), "here")
+    spline = functions.function(osim_reader.ElementTree.fromstring(text), "here")
     between = np.linspace(0, 2, 31)[:, None]
     # Its end conditions make it exact for any cubic.
     assert spline(between) == pytest.approx(between[:, 0] ** 3 - between[:, 0], abs=1e-12)
@@ -227,8 +227,8 @@ def test_our_own_bodies_carried_back_are_our_angles(person) -> None:
     frames = {
         name: (position[:, k] @ ground.T, ground @ axes[:, k]) for k, name in enumerate(JOINT_NAMES)
     }
-    text = document.osim_text("own", one, document.template(skel), ground, "skel")
-    found = transfer.carry(frames, osim_file.read_model(text, "own"), sequence=False)
+    text = osim_writer.osim_text("own", one, osim_writer.template(skel), ground, "skel")
+    found = transfer.carry(frames, osim_reader.read_model(text, "own"), sequence=False)
     reached = np.stack([found.values[name] for name in POSE_NAMES], 1)
     assert np.abs((reached - poses + np.pi) % (2 * np.pi) - np.pi).max() < 1e-6
     assert max(r.max() for r in found.residuals.values()) < 1e-3
@@ -250,7 +250,7 @@ def test_a_model_with_one_torso_follows_our_thorax(person) -> None:
 
 def test_a_model_of_other_things_is_refused(person) -> None:
     text = old_model().replace('"pelvis"', '"crane"').replace(">pelvis<", ">crane<")
-    model = osim_file.read_model(text.replace("femur_r", "hook"), "crane.osim")
+    model = osim_reader.read_model(text.replace("femur_r", "hook"), "crane.osim")
     with pytest.raises(ValueError, match="no body has a counterpart"):
         transfer.carry({"pelvis": (np.zeros((1, 3)), np.eye(3)[None])}, model)
 
@@ -259,7 +259,7 @@ def test_locked_and_unreached_coordinates_are_named(person) -> None:
     text = old_model().replace(
         '<Coordinate name="add">', '<Coordinate name="add"><locked>true</locked>'
     )
-    model = osim_file.read_model(text, "old.osim")
+    model = osim_reader.read_model(text, "old.osim")
     eye = np.eye(3)[None]
     turned = angles.rotation_about(np.array([1.0, 0, 0]), np.array([0.5]))
     frames = {"pelvis": (np.zeros((1, 3)), eye), "femur_r": (np.zeros((1, 3)), turned)}

@@ -17,7 +17,7 @@ from pipeline.errors import InputError, OutputError
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.joint_limits import limits
-from stages import formats
+from stages import wording
 from stages.drawing import charts
 from stages.drawing.pictures import ERROR_COLORS, Poser, error_colors
 from stages.inspection.people import person, typical_and_worst
@@ -338,8 +338,8 @@ def test_ticks_are_round_and_inside():
     ("value", "text"), [(0, "0 %"), (1e-5, "< 0.1 %"), (0.123, "12.3 %"), (None, "–")]
 )
 def test_shares(value, text):
-    assert formats.share(value) == text
+    assert wording.share(value) == text
 
 
 def test_sizes():
-    assert [formats.size(v) for v in (7, 1500, 3_200_000)] == ["7 B", "1.5 kB", "3.2 MB"]
+    assert [wording.size(v) for v in (7, 1500, 3_200_000)] == ["7 B", "1.5 kB", "3.2 MB"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline import open_dataset
-from pipeline.atomic import pretty_json, read_sealed, sealed_json
 from pipeline.errors import Incomplete, InputError
+from pipeline.output_files import pretty_json, read_sealed, sealed_json
 from pipeline.plan import Plan, read_plan
 from pipeline.provenance import sha256_bytes, sha256_json
 from pipeline.receipts import Receipt, read_receipt, receipt_path, shard_path

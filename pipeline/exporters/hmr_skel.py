@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.atomic import published
 from pipeline.columns import RESULT_COLUMNS, SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
+from pipeline.output_files import published
 from pipeline.paths import stays_inside
 from skel_fit.keypoints import NUM_KEYPOINTS
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.atomic import pretty_json, whole_folder
 from pipeline.dataset import Dataset
 from pipeline.dataset_rows import (
     DEFAULT_RATE,
@@ -29,12 +28,13 @@ from pipeline.dataset_rows import (
 )
 from pipeline.errors import InputError, UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
+from pipeline.output_files import pretty_json, whole_folder
 from pipeline.sequences import COLUMN as SEQUENCE
 from pipeline.task import conversion_models
 from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.model_files import load_skel
 from skel_fit.opensim import angles as coordinate_angles
-from skel_fit.opensim import document, osim_file, tables, transfer
+from skel_fit.opensim import osim_reader, osim_writer, tables, transfer
 from skel_fit.opensim.subject import GROUNDS, Subject, body_frames, skin_points, subjects
 from skel_fit.skel import SKEL
 
@@ -168,17 +168,17 @@ def _free_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _foreign(path: Path) -> osim_file.ForeignModel:
+def _foreign(path: Path) -> osim_reader.ForeignModel:
     return read_osim(path)
 
 
-def read_osim(path: Path) -> osim_file.ForeignModel:
+def read_osim(path: Path) -> osim_reader.ForeignModel:
     """A .osim file of any origin.
 
     Raises:
         InputError: it cannot be read.
     """
-    return _parsed(path, osim_file.read_model)
+    return _parsed(path, osim_reader.read_model)
 
 
 def read_mot(path: Path) -> tables.Motion:
@@ -210,11 +210,11 @@ class _Writer:
     ground: NDArray[np.float64]
     angles: coordinate_angles.Angles
     rate: float | None
-    into: osim_file.ForeignModel | None
+    into: osim_reader.ForeignModel | None
     into_path: Path | None
 
     def __post_init__(self) -> None:
-        self._shared: dict[str, tuple[SKEL, document.Template, str]] = {}
+        self._shared: dict[str, tuple[SKEL, osim_writer.Template, str]] = {}
 
     def write(self, folder: Path, person: _Person) -> dict[str, Any]:
         """All files of one person; returns their entry of the index."""
@@ -243,9 +243,9 @@ class _Writer:
             )
             columns, turns = coordinate_angles.COORDINATES, None
             flagged = coordinate_angles.gimbal_rows(values, self.angles)
-            text = document.osim_text(
+            text = osim_writer.osim_text(
                 person.name, body, shared, self.ground, self.angles,
-                geometry=f"{document.GEOMETRY}/{gender}", model_sha256=digest,
+                geometry=f"{osim_writer.GEOMETRY}/{gender}", model_sha256=digest,
                 standin=skel.standin, plan_id=self.dataset.attrs["plan_id"],
             )  # fmt: skip
             entry |= {"osim": f"{person.name}.osim", "angles": self.angles}
@@ -281,16 +281,16 @@ class _Writer:
         first, last = int(person.rows[0]), int(person.rows[-1]) + 1
         return self.dataset.read(name, first, last)[person.rows - first].astype(np.float64)
 
-    def _model(self, folder: Path, gender: str) -> tuple[SKEL, document.Template, str]:
+    def _model(self, folder: Path, gender: str) -> tuple[SKEL, osim_writer.Template, str]:
         """Model and what its people share; its bones are written when it is first used."""
         if gender not in self._shared:
             skel = load_skel(self.models, gender, dtype=torch.float64)
             try:
-                shared = document.template(skel)
+                shared = osim_writer.template(skel)
             except ValueError as error:
                 raise InputError(str(error)) from None
             if self.into is None:
-                bones = folder / document.GEOMETRY / gender
+                bones = folder / osim_writer.GEOMETRY / gender
                 bones.mkdir(parents=True)
                 for body, text in shared.bones.items():
                     _write(bones / f"{body}.obj", text)

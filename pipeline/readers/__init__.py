@@ -18,7 +18,7 @@ from pipeline.readers.npz import NpzFile
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
 from pipeline.readers.webdataset import open_webdataset
-from skel_fit.status import MAX_BETA
+from skel_fit.rejections import MAX_BETA
 
 __all__ = [
     "FORMATS",

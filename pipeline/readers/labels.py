@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from pipeline.readers.tables import Table
 from pipeline.row_checks import Verdicts
-from skel_fit.status import MAX_BETA
+from skel_fit.rejections import MAX_BETA
 
 NUM_POSES, NUM_BETAS = 72, 10
 UNIT_200PX = 200.0

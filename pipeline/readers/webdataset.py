@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.atomic import canonical_json, make_directory, write_bytes
 from pipeline.errors import InputError, OutputError
+from pipeline.output_files import canonical_json, make_directory, write_bytes
 from pipeline.paths import check_regular
 from pipeline.readers.base import FieldSpec
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.opensim.angles import continuous, decompose, within
-from skel_fit.opensim.osim_file import GROUND, ForeignJoint, ForeignModel
+from skel_fit.opensim.osim_reader import GROUND, ForeignJoint, ForeignModel
 from skel_fit.opensim.subject import GROUNDS, Subject
 
 #: Bodies of other models that follow a body of ours with another name.

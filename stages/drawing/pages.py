@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from stages import formats
+from stages import wording
 from stages.drawing.render import png_bytes
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -27,10 +27,10 @@ def page(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "mm": formats.millimetres,
-        "count": formats.count,
-        "share": formats.share,
-        "size": formats.size,
+        "mm": wording.millimetres,
+        "count": wording.count,
+        "share": wording.share,
+        "size": wording.size,
     }
     return environment.get_template(template).render(values)
 

@@ -13,10 +13,10 @@ from skel_fit.anatomy import POSE_NAMES
 from stages.drawing import charts, pages, pictures
 from stages.drawing.pictures import Person
 from stages.drawing.viewer.page import scene_page
-from stages.formats import share
 from stages.inspection.audit import Audit
 from stages.inspection.motion import people_scene
 from stages.inspection.repeats import later_copies
+from stages.wording import share
 
 WITHIN_MM = (5, 10, 15, 20, 30, 50, 100)
 FIRST_BATCH = 30_000

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.atomic import write_bytes
 from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.dataset_rows import (
@@ -22,6 +21,7 @@ from pipeline.dataset_rows import (
 )
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
+from pipeline.output_files import write_bytes
 from pipeline.sequences import COLUMN as SEQUENCE
 from pipeline.task import conversion_models
 from skel_fit.anatomy import JOINT_NAMES

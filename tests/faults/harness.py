@@ -16,8 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.atomic import read_sealed, sealed_json
 from pipeline.manifest import load_manifest
+from pipeline.output_files import read_sealed, sealed_json
 from pipeline.provenance import sha256_bytes
 from pipeline.receipts import receipt_path, shard_path
 from pipeline.run import Request, Result, convert

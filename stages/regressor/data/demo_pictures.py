@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.atomic import make_directory, read_json, write_bytes, write_json
 from pipeline.children import die_with
 from pipeline.errors import InputError, OutputError
 from pipeline.guard import Inputs
+from pipeline.output_files import make_directory, read_json, write_bytes, write_json
 from pipeline.paths import Root
 from pipeline.provenance import file_record
 from skel_fit.atomic import sweep

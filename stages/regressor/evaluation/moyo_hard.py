@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.atomic import make_directory, write_bytes
 from pipeline.errors import InputError
+from pipeline.output_files import make_directory, write_bytes
 from stages.regressor.evaluation.label_files import MOYO_SPELLING, LabelFile
 
 MOYO_HARD_ROWS = 9725

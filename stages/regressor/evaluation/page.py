@@ -13,7 +13,6 @@ from stages.drawing.overlays import LABELLED, PREDICTED, draw_limbs
 from stages.drawing.pages import data_uris, page
 from stages.drawing.pictures import meshes_picture
 from stages.drawing.render import SKIN_COLOR, TARGET_COLOR, Mesh
-from stages.formats import decimal
 from stages.regressor.data.crops import Crop, apply
 from stages.regressor.data.images import decode
 from stages.regressor.evaluation.bodies import EvaluationBodies
@@ -41,6 +40,7 @@ from stages.regressor.evaluation.scoring import (
     truth_body,
 )
 from stages.regressor.evaluation.setting import first_gender
+from stages.wording import decimal
 
 SIZE = 300
 _PHOTO_MARGIN = 1.3

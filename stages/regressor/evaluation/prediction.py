@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.atomic import write_bytes, write_json
 from pipeline.errors import InputError
 from pipeline.manifest import models_directory
+from pipeline.output_files import write_bytes, write_json
 from skel_fit import anatomy
 from skel_fit.keypoint_body import KeypointBody
 from skel_fit.keypoints import NAMES

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.provenance import code_version, software
-from stages.formats import decimal
 from stages.regressor.data.images import ImageSource
 from stages.regressor.evaluation.bodies import EvaluationBodies
 from stages.regressor.evaluation.bootstrap import Estimate
@@ -28,6 +27,7 @@ from stages.regressor.evaluation.protocols import EvaluationProtocol, Published
 from stages.regressor.evaluation.query import Predictor
 from stages.regressor.evaluation.scoring import PRECISION, reason_counts
 from stages.terminal import grid
+from stages.wording import decimal
 
 SCHEMA = 1
 STANDIN_WARNING = (

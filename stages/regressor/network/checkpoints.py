@@ -21,8 +21,8 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.atomic import published
 from pipeline.errors import InputError
+from pipeline.output_files import published
 
 FORMAT = "hmr-skel-regressor"
 VERSION = 2

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.extras import require
-from stages import formats
+from stages import wording
 from stages.drawing import overlays
 from stages.regressor.config import Recipe
 from stages.regressor.data.crops import seen_picture
@@ -78,7 +78,7 @@ class Reporter:
         # Reading the loss waits for the device, so only when somebody sees it.
         total = float(terms.total.detach()) if write or speak else float("nan")
         spent = max(time.monotonic() - self._began, 1e-9)
-        note = f"loss {total:.4f}, {formats.rate(self._rows / spent)}" if speak else ""
+        note = f"loss {total:.4f}, {wording.rate(self._rows / spent)}" if speak else ""
         self._progress.update(step - self._progress.done, note)
         if write:
             self._scalars(step, {

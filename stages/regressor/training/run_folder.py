@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.atomic import make_directory, write_json
 from pipeline.errors import PlanMismatch
 from pipeline.locking import held
+from pipeline.output_files import make_directory, write_json
 from pipeline.plan import differences
 from stages.regressor.config import Recipe
 from stages.regressor.network.checkpoints import load_checkpoint

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skel_fit.opensim.angles import compose
-from skel_fit.opensim.document import NOTES_MARK
 from skel_fit.opensim.functions import Function, find_function, function
+from skel_fit.opensim.osim_writer import NOTES_MARK
 
 GROUND = "ground"
 _MOST_CHARACTERS = 200_000_000
