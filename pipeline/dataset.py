@@ -17,6 +17,7 @@ from pipeline.receipts import ShardState, shard_path
 from pipeline.rundir import RunDirectory
 from pipeline.shards import empty_columns, read_columns
 from pipeline.summary import Summary, dataset_digest, summarise
+from pipeline.up_axis import turn_of
 
 
 def open_dataset(
@@ -102,6 +103,13 @@ class Dataset:
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def to_source(self) -> np.ndarray:
+        """Rotation (3, 3) of points posed from `skel_poses` and `skel_trans` back to the axes of
+        the label file (a source with z up is turned before the fit)."""
+        turn = turn_of(self.plan)
+        return np.eye(3) if turn is None else turn.T.copy()
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.plan import Plan
 from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.up_axis import OPTION, y_is_up
 
 DEFAULT_RATE = 30.0
 """Frames a second of motion that does not say."""
@@ -84,11 +85,15 @@ def recorded_rate(dataset: Dataset, rows: NDArray[np.int64]) -> float | None:
 
 
 def recorded_ground(plan: Plan) -> str:
-    """Which way is up in a data set, as far as its files tell: `camera` (y down) or `z-up`.
+    """Which way is up in a data set, as its source states or as far as its files tell: `camera`
+    (y down), `y-up` or (converted before sources stated it) `z-up`.
 
     Raises:
         UsageError: they do not.
     """
+    stated = plan.source_options.get(OPTION)
+    if stated is not None:
+        return "y-up" if y_is_up(plan) else "camera"
     names = {item.source for item in plan.fields}
     if names & {"cam_int", "pose_cam", "trans_cam", "cam_trans", "imgname"}:
         return "camera"

@@ -45,10 +45,11 @@ class Fitter(Protocol):
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
+        turn: np.ndarray | None = None,
     ) -> Mapping[str, np.ndarray]:
         """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> `columns.FIT_COLUMNS`.
 
-        `genders` is (smpl gender, skel gender).
+        `genders` is (smpl gender, skel gender); `turn` (3, 3) rotates the world before the fit.
         """
 
     def residuals(
@@ -56,8 +57,10 @@ class Fitter(Protocol):
         genders: tuple[str, str],
         smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
         skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+        turn: np.ndarray | None = None,
     ) -> Mapping[str, np.ndarray]:
-        """`columns.ERROR_COLUMNS` (n,), metres, of given SMPL and SKEL parameters."""
+        """`columns.ERROR_COLUMNS` (n,), metres, of SMPL parameters as in the label file and SKEL
+        parameters in the world turned by `turn`."""
 
 
 class FitterFactory(Protocol):
@@ -142,13 +145,21 @@ class _SkelFitter:
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
+        turn: np.ndarray | None = None,
     ) -> Mapping[str, np.ndarray]:
+        import torch
+
         from skel_fit.fit import fit_skel
+        from skel_fit.root import turned_smpl
         from skel_fit.sequence import fit_sequence
 
         config, sequence = self.request.frame, self.request.sequence
         smpl, skel = self._pair(genders, config.dtype)
         rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
+        if turn is not None:
+            pose, shape, place = rows
+            orient, place = turned_smpl(smpl, pose[:, :3], shape, place, self._tensor(turn))
+            rows = (torch.cat([orient, pose[:, 3:]], dim=1), shape, place)
         with _one_blas_thread():
             if sequence is None:
                 result = fit_skel(skel, smpl, *rows, config)
@@ -179,6 +190,7 @@ class _SkelFitter:
         genders: tuple[str, str],
         smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
         skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+        turn: np.ndarray | None = None,
     ) -> Mapping[str, np.ndarray]:
         import torch
 
@@ -195,6 +207,8 @@ class _SkelFitter:
                 target = smpl_model(
                     global_orient=poses[:, :3], body_pose=poses[:, 3:], betas=betas, transl=transl
                 ).vertices
+                if turn is not None:
+                    target = target @ self._tensor(turn).T
                 fitted = skel_model(*(self._tensor(values[block]) for values in skel))
                 distance = torch.linalg.vector_norm(fitted.skin_vertices - target, dim=-1)
                 found["vertex_error_mean"].append(distance.mean(dim=1).cpu().numpy())

@@ -21,6 +21,7 @@ from pipeline.readers.base import AnnotationSource
 from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
 from pipeline.task import SourceLocation, check_unchanged, locate
+from pipeline.up_axis import OPTION
 
 _SMPL_GENDERS = ("neutral", "male", "female")
 _SKEL_GENDERS = ("male", "female")
@@ -93,6 +94,8 @@ def _plan(
     size = sum(size for _, size, _ in location.stats) / 1e6
     say(f"checking and hashing {source.path.name} ({size:,.0f} MB)")
     source.check()
+    if source.up is not None:  # also where it is the default: the plan says it
+        options[OPTION] = source.up
     files = tuple(file_record(Path(path)) for path in source.files)
     fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
     if factory.needs_models:

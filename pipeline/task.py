@@ -27,6 +27,7 @@ from pipeline.receipts import Receipt, receipt_path, shard_path
 from pipeline.row_checks import CRASHED
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
+from pipeline.up_axis import turn_of
 from skel_fit.status import Status
 
 
@@ -263,12 +264,13 @@ def shard_columns(
         sequence = plan.request.sequence
         steps = np.split(chosen, range(step, len(chosen), step))
         together = steps if sequence is None else runs(plan.name, rows, chosen)
+        turn = turn_of(plan)
+        turned = {} if turn is None else {"turn": turn}
         for some in together:
             say(done, len(some))
             done += len(some)
-            result = fitter.fit(
-                (smpl_gender, skel_gender), rows.poses[some], rows.betas[some], rows.transl[some]
-            )
+            labels = rows.poses[some], rows.betas[some], rows.transl[some]
+            result = fitter.fit((smpl_gender, skel_gender), *labels, **turned)
             for name in FIT_COLUMNS:
                 columns[name][some] = result[name]
     for item in plan.fields:

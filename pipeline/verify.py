@@ -24,6 +24,7 @@ from pipeline.rundir import RunDirectory
 from pipeline.shards import column_of, open_shard, read_column, root_attributes
 from pipeline.summary import summarise
 from pipeline.task import conversion_models, open_plan_source
+from pipeline.up_axis import turn_of
 from skel_fit.status import Status, rejected_rows
 
 SAMPLE_ROWS = 256
@@ -241,7 +242,7 @@ def _compare_rows(
             stored = {name: read_column(file, name, chosen) for name in file}
         problems = list(_compare(plan, stored, rows))
         good = np.flatnonzero(~rejected_rows(stored["status"]))
-        differences = _recompute(fitter, stored, rows, good)
+        differences = _recompute(plan, fitter, stored, rows, good)
         for name, difference in differences.items():
             if difference.max(initial=0.0) > RESIDUAL_TOLERANCE:
                 worst = int(np.argmax(difference))
@@ -279,6 +280,7 @@ def _compare(
 
 
 def _recompute(
+    plan: Plan,
     fitter: Fitter,
     stored: dict[str, np.ndarray],
     rows: Sequence[AnnotationRows],
@@ -292,6 +294,8 @@ def _recompute(
     skel_poses, skel_betas, skel_trans = (stored[name].astype(np.float64) for name in SKEL_COLUMNS)
     pairs = np.char.add(np.char.add(stored["smpl_gender"], ":"), stored["skel_gender"])[good]
     differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
+    turn = turn_of(plan)
+    turned = {} if turn is None else {"turn": turn}
     for pair in np.unique(pairs):
         own = np.flatnonzero(pairs == pair)
         chosen = good[own]
@@ -300,6 +304,7 @@ def _recompute(
             (smpl_gender, skel_gender),
             (poses[chosen], betas[chosen], transl[chosen]),
             (skel_poses[chosen], skel_betas[chosen], skel_trans[chosen]),
+            **turned,
         )
         for name in ERROR_COLUMNS:
             difference = np.abs(stored[name][chosen].astype(np.float64) - again[name])

@@ -64,6 +64,26 @@ def root_to_smpl(
     return matrix_to_axis_angle(turn).to(poses_root.dtype), transl.to(trans.dtype)
 
 
+def turned_smpl(
+    smpl: smplx.SMPL, global_orient: Tensor, betas: Tensor, transl: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
+    """SMPL root of the same bodies in a world turned by `turn` (3, 3): vertices become turn @ v.
+
+    global_orient: (B, 3) axis-angle, radians; betas: (B, 10); transl: (B, 3) metres. SMPL turns
+    about its own pelvis, so the translation moves by what the turn does to that. Returns
+    global_orient (B, 3) and transl (B, 3), float64.
+    """
+    turn = turn.to(transl.device, torch.float64)
+    regressor = smpl.J_regressor[0].double()
+    directions = torch.einsum("v,vck->ck", regressor, smpl.shapedirs.double())
+    # a sum per row: a matrix product would choose its order of summation by the batch size
+    shaped = (betas.double()[:, None] * directions[:, : betas.shape[1]]).sum(dim=2)
+    pelvis = regressor @ smpl.v_template.double() + shaped
+    orient = matrix_to_axis_angle(turn @ axis_angle_to_matrix(global_orient.double()))
+    moved = (turn @ (transl.double() + pelvis)[..., None])[..., 0] - pelvis
+    return orient, moved
+
+
 def root_rotation(skel: SKEL, poses_root: Tensor) -> Tensor:
     """Body-frame rotation of the pelvis: poses_root (B, 3), radians -> (B, 3, 3) float64."""
     frame = _root_frame(skel)
@@ -111,4 +131,4 @@ def _pelvis(regressor: Tensor, template: Tensor, shapedirs: Tensor, betas: Tenso
     return row @ template.double() + betas.double() @ directions.T
 
 
-__all__ = ["root_from_smpl", "root_rotation", "root_to_smpl"]
+__all__ = ["root_from_smpl", "root_rotation", "root_to_smpl", "turned_smpl"]

@@ -83,7 +83,7 @@ def test_each_sequence_is_a_model_a_motion_markers_and_a_table(sequences, export
     files = index["files"]
     assert [entry["gender"] for entry in files] == ["male", "female"]
     assert [entry["rows"] for entry in files] == [list(range(12)), list(range(12, 18))]
-    assert index["axes"] == "z-up" and index["digest"] == sequences.attrs["digest"]
+    assert index["axes"] == "y-up" and index["digest"] == sequences.attrs["digest"]
     for entry in files:
         assert {"osim", "mot", "trc", "csv", "rows", "gender", "ground", "angles"} <= set(entry)
         position, axes = file_frames(exported, entry)

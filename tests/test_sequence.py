@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from pipeline import open_dataset
+from pipeline.dataset_rows import recorded_ground
 from pipeline.errors import InputError
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
+from pipeline.verify import verify
 from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, root_to_smpl
 from skel_fit.anatomy import DOFS, JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
-from skel_fit.root import root_rotation
+from skel_fit.root import root_rotation, turned_smpl
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.sequence import (
     NEIGHBOUR_START,
@@ -475,11 +477,51 @@ def test_convert_an_amass_folder(tmp_path: Path, pair, capsys: pytest.CaptureFix
         poses = np.pad(file["poses"][:, :66], ((0, 0), (0, 6)))
         rows = (torch.as_tensor(poses), torch.as_tensor(file["betas"][:10]))
         transl = torch.as_tensor(file["trans"])
-    expected = fit_sequence(*pair, *rows, transl, SMALL, SequenceConfig(smoothing=2.0))
+    # z is up in AMASS: converted in a world that is turned so that y is
+    assert open_dataset(out).plan.source_options["up"] == "z"
+    turn = torch.as_tensor(cut.to_source).T
+    orient, transl = turned_smpl(
+        pair[1], rows[0][:, :3], rows[1].expand(len(rows[0]), -1), transl, turn
+    )
+    poses = torch.cat([orient, rows[0][:, 3:]], dim=1)
+    expected = fit_sequence(*pair, poses, rows[1], transl, SMALL, SequenceConfig(smoothing=2.0))
     # a run may use other numbers of threads than this process: last bits
     assert np.abs(cut["skel_poses"][12:] - expected.poses.numpy()).max() < 1e-3
     apart = cut["vertex_error_mean"][12:] - expected.vertex_error_mean.numpy()
     assert np.abs(apart).max() < 1e-5
+
+
+@pytest.mark.parametrize("up", ["z", "y"])
+def test_a_world_is_turned_upright_and_the_turn_is_told(tmp_path: Path, pair, up: str):
+    """A standing AMASS subject is far from gimbal lock; points come back to the file's axes, and
+    verify compares there."""
+    write_amass(tmp_path / "amass" / "a_poses.npz", range(200, 204), 1)
+    with np.load(tmp_path / "amass" / "a_poses.npz") as file:
+        content = dict(file)
+    if up == "z":  # the demo motion has y up
+        world = Rotation.from_euler("x", 90, degrees=True)
+        orient = world * Rotation.from_rotvec(content["poses"][:, :3])
+        content["poses"][:, :3] = orient.as_rotvec()
+        content["trans"] = world.apply(content["trans"])
+        np.savez(tmp_path / "amass" / "a_poses.npz", **content)
+    source = {**AMASS["source"], "options": {**AMASS["source"]["options"], "up": up}}
+    out = convert_amass(tmp_path, f"up-{up}", source=source, fit={"block_size": 16, "sequence": {}})
+    dataset = open_dataset(out)
+    assert np.abs(np.sin(dataset["skel_poses"][:, 1])).max() < 0.5  # pelvis_list
+    assert recorded_ground(dataset.plan) == "y-up"
+    skel, smpl = pair
+    given = (torch.as_tensor(dataset[name]) for name in ("skel_poses", "skel_betas", "skel_trans"))
+    skin = skel(*given).skin_vertices @ torch.as_tensor(dataset.to_source.T, dtype=torch.float32)
+    poses = torch.as_tensor(content["poses"][:, :66]).float()
+    target = smpl(
+        betas=torch.as_tensor(content["betas"][None, :10]).float().expand(4, -1),
+        global_orient=poses[:, :3],
+        body_pose=torch.nn.functional.pad(poses[:, 3:], (0, 6)),
+        transl=torch.as_tensor(content["trans"]).float(),
+    ).vertices
+    error = (skin - target).norm(dim=2).mean(dim=1).numpy()
+    assert np.abs(error - dataset["vertex_error_mean"]).max() < 1e-5
+    assert verify(out, data_root=tmp_path).ok
 
 
 def test_rows_that_are_no_sequence_are_refused_in_one_line(tmp_path: Path):

@@ -33,7 +33,7 @@ _OPTIONS = {
     "camerahmr": ("pose_key", "skip"),
     "hmr-skel": ("skip",),
     "webdataset": (),
-    "sequence": ("pattern", "skip"),
+    "sequence": ("pattern", "skip", "up"),
     "single-image": ("pattern",),
 }
 _SMPL_GENDERS = ("neutral", "male", "female", "column")

@@ -49,6 +49,7 @@ class AnnotationSource(ABC):
 
     format: name of the reader. path: what was opened. files: every file the labels come from, in
     order, for provenance. rows: number of rows. fields: original columns, in file order.
+    up: which way is up, one of `pipeline.up_axis.UPS`; None: not stated.
     """
 
     format: str
@@ -56,6 +57,7 @@ class AnnotationSource(ABC):
     files: tuple[Path, ...]
     rows: int
     fields: dict[str, FieldSpec]
+    up: str | None = None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> AnnotationRows:

@@ -79,6 +79,7 @@ class LabelSource(AnnotationSource):
         self.format, self._table, self._layout, self._options = format, table, layout, options
         self.path, self.files, self.rows = table.path, table.files, table.rows
         self.fields = table.specs
+        self.up: str | None = None
         self._check_columns()
 
     @property

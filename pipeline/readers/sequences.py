@@ -19,6 +19,7 @@ from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import NO_ROWS, first_of, listed, split_names
 from pipeline.readers.reloaded import ReloadedTable, as_array, read_content, rows_and_constants
 from pipeline.readers.tables import JoinedTable, MemoryTable, Table
+from pipeline.up_axis import UPS
 
 FORMAT = "sequence"
 SUFFIXES = (".npz", ".pkl", ".pickle")
@@ -28,24 +29,30 @@ POSES = (
     ("pose_cam",),
     ("global_orient", "body_pose"),
 )
+_AMASS_RATES = {"mocap_framerate", "mocap_frame_rate"}
 _BETAS, _TRANSL = ("betas", "shape"), ("trans", "transl", "trans_cam")
 
 
 def open_sequences(
-    path: Path, options: LabelOptions, *, pattern: str = "**/*", skip: str = ""
+    path: Path, options: LabelOptions, *, pattern: str = "**/*", skip: str = "", up: str = ""
 ) -> LabelSource:
     """A sequence file, or all in a folder.
 
     pattern: which files of a folder, e.g. `**/*_poses.npz` for AMASS. skip: members to leave out,
-    separated by commas.
+    separated by commas. up: which way is up, `z`, `y` or `y-down`; AMASS files (with a frame rate
+    of the motion capture) are z unless it says otherwise.
     """
+    if up and up not in UPS:
+        raise InputError(f"{path}: option up {up!r}, expected {', '.join(UPS)}")
     table = folder_table(path, pattern, partial(_load, skip=skip))
     layout = Layout(
         poses=next(names for names in POSES if all(name in table.specs for name in names)),
         betas=first_of(table.specs, _BETAS),
         transl=first_of(table.specs, _TRANSL),
     )
-    return LabelSource(FORMAT, table, layout, options)
+    source = LabelSource(FORMAT, table, layout, options)
+    source.up = up or ("z" if _AMASS_RATES & table.specs.keys() else None)
+    return source
 
 
 def folder_table(path: Path, pattern: str, load: Any) -> Table:

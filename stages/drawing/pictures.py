@@ -53,6 +53,7 @@ class Person:
         smpl: (72,) poses, (10,) betas, (3,) transl of the SMPL target; None when unknown.
         smpl_gender: neutral, male or female.
         cam_int: (3, 3) pixels; None: a camera of ours.
+        y_up: the axes are not a camera's, y is up: pictures turn the body.
     """
 
     row: int
@@ -61,6 +62,7 @@ class Person:
     smpl: tuple[NDArray, NDArray, NDArray] | None
     smpl_gender: str
     cam_int: NDArray | None
+    y_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ class Poser(BodyModels):
         skel = self.model("skel", person.skel_gender)
         skin, bones = self._skel(skel, person.skel)
         target = None if person.smpl is None else self._smpl(person)
+        if person.y_up:  # half a turn about x: a camera's y is down
+            half = np.array([1.0, -1.0, -1.0], dtype=skin.dtype)
+            skin, bones = skin * half, bones * half
+            target = None if target is None else target * half
         cam_int = person.cam_int
         offset = np.zeros(3)
         points = skin if target is None else np.concatenate([skin, target])

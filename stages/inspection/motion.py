@@ -93,7 +93,7 @@ def dataset_scene(
     skel = Parameters(
         poses, betas, transl, tuple(dataset.read("skel_gender", start, stop)[kept].tolist())
     )
-    target, found = None, targets(dataset, start, stop)
+    target, found = None, targets(dataset, start, stop, poser)
     if found is not None:
         poses, betas, transl = (values[kept] for values in found)
         genders = tuple(dataset.read("smpl_gender", start, stop)[kept].tolist())
@@ -181,7 +181,7 @@ def people_scene(
         numbers=np.array([person.row for person in people]),
         moving=False,
         rate=DEFAULT_RATE,
-        up=np.array(UPS["camera"]),
+        up=np.array(UPS["y-up" if people[0].y_up else "camera"]),
         limits_name=limits_name,
         active=_on_limits(skel.poses, limits_name),
         sd=None,

@@ -12,6 +12,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import InputError, UsageError
 from pipeline.rundir import RunDirectory
 from pipeline.task import conversion_models, open_plan_source
+from pipeline.up_axis import turn_of, y_is_up
 from skel_fit.errors import ModelFileError
 from stages.drawing import pictures
 from stages.drawing.pictures import Person, Poser
@@ -48,7 +49,7 @@ def typical_and_worst(columns: Columns) -> list[tuple[str, int]]:
     return chosen
 
 
-def person(dataset: Dataset, position: int) -> Person:
+def person(dataset: Dataset, position: int, poser: Poser) -> Person:
     """One row of a dataset as bodies to draw.
 
     The SMPL target comes from the original columns where they are CameraHMR's, else from the
@@ -58,7 +59,7 @@ def person(dataset: Dataset, position: int) -> Person:
         name: dataset.read(name, position, position + 1)[0]
         for name in (*SKEL_COLUMNS, "smpl_gender", "skel_gender", "source_row")
     }
-    target = targets(dataset, position, position + 1)
+    target = targets(dataset, position, position + 1, poser)
     return Person(
         row=int(row["source_row"]),
         skel=(row["skel_poses"], row["skel_betas"], row["skel_trans"]),
@@ -66,6 +67,7 @@ def person(dataset: Dataset, position: int) -> Person:
         smpl=None if target is None else (target[0][0], target[1][0], target[2][0]),
         smpl_gender=str(row["smpl_gender"]),
         cam_int=_optional(dataset, "cam_int", position),
+        y_up=y_is_up(dataset.plan),
     )
 
 
@@ -89,7 +91,7 @@ def people(dataset: Dataset, columns: Columns, poser: Poser, size: int = 340) ->
         chosen.append(_best_turned(dataset, near[: len(near) // 8 + 1], poser))
     groups = []
     for position in chosen:
-        bodies = poser.bodies(person(dataset, position))
+        bodies = poser.bodies(person(dataset, position, poser))
         drawn = [pictures.skin_picture(bodies, size), pictures.skeleton_picture(bodies, size)]
         if bodies.target is not None:
             drawn.insert(0, pictures.target_picture(bodies, size))
@@ -105,7 +107,7 @@ def _best_turned(dataset: Dataset, positions: NDArray[np.int64], poser: Poser) -
 
     scores = []
     for position in positions.tolist():
-        shown = person(dataset, position)
+        shown = person(dataset, position, poser)
         skel = poser.model("skel", shown.skel_gender)
         turn = root_rotation(skel, torch.as_tensor(shown.skel[0][None, :3]))[0].numpy()
         # Column 2 is the way the body looks; z = -1 is straight at the camera.
@@ -113,9 +115,29 @@ def _best_turned(dataset: Dataset, positions: NDArray[np.int64], poser: Poser) -
     return int(positions[int(np.argmin(scores))])
 
 
-def targets(dataset: Dataset, start: int, stop: int) -> tuple[NDArray, NDArray, NDArray] | None:
-    """SMPL poses (n, 72), betas (n, 10) and translations (n, 3) of rows start to stop, or None."""
-    return _stored_targets(dataset, start, stop) or _source_targets(dataset, start, stop)
+def targets(
+    dataset: Dataset, start: int, stop: int, poser: Poser
+) -> tuple[NDArray, NDArray, NDArray] | None:
+    """SMPL poses (n, 72), betas (n, 10) and translations (n, 3) of rows start to stop, in the axes
+    of the SKEL columns, or None."""
+    found = _stored_targets(dataset, start, stop) or _source_targets(dataset, start, stop)
+    turn = turn_of(dataset.plan)
+    if found is None or turn is None:
+        return found
+    import torch
+
+    from skel_fit.root import turned_smpl
+
+    poses, betas, transl = (values.copy() for values in found)
+    genders = dataset.read("smpl_gender", start, stop)
+    fitted = np.isfinite(dataset.read("skel_trans", start, stop)).all(axis=1)
+    for gender in sorted(set(genders[fitted].tolist())):
+        rows = np.flatnonzero(fitted & (genders == gender))
+        smpl = poser.model("smpl", gender)
+        orient, shape, place = (torch.as_tensor(v[rows]) for v in (poses[:, :3], betas, transl))
+        orient, moved = turned_smpl(smpl, orient, shape, place, torch.as_tensor(turn))
+        poses[rows, :3], transl[rows] = orient.numpy(), moved.numpy()
+    return poses, betas, transl
 
 
 def _stored_targets(

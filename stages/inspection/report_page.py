@@ -53,7 +53,7 @@ def report_page(
     bodies_page: the name that the page of bodies will have beside the report.
     """
     chosen = typical_and_worst(columns) if poser else []
-    people = [person(dataset, position) for _, position in chosen]
+    people = [person(dataset, position, poser) for _, position in chosen if poser]
     bodies = None
     if poser and people:
         scene = people_scene(people, poser, dataset.plan.name, _limits_name(dataset))
