@@ -145,8 +145,8 @@ def verdicts(take: Take, found: dict[str, tuple[Found, FitResult]]) -> list[tupl
             missed += ["cost"] * (item.cpu > COST * alone.cpu)
         per_frame = 1e3 * item.cpu / len(take.poses)
         rows.append(
-            (take.name, name, item.jump, item.jumps, item.second, item.roughness, item.residual, per_frame,
-             item.wall, ", ".join(missed) or "-")
+            (take.name, name, item.jump, item.jumps, item.second, item.roughness, item.residual,
+             per_frame, item.wall, ", ".join(missed) or "-")
         )  # fmt: skip
     return rows
 
@@ -184,8 +184,18 @@ def main() -> None:
     pair, short = Pair.default(), lock()
     Take("warm", short.poses[:3], short.transl[:3]).fit(pair, SMOOTHING)
     takes = [short] if given.only_lock else [cmu(given.frames), short]
-    head = ("take", "fit", "largest jump, rad", f"jumps > {JUMP:g}", "second difference, rad", "over the target's",
-            "mean error, mm", "CPU ms a frame", "wall s", "bars missed")  # fmt: skip
+    head = (
+        "take",
+        "fit",
+        "largest jump, rad",
+        f"jumps > {JUMP:g}",
+        "second difference, rad",
+        "over the target's",
+        "mean error, mm",
+        "CPU ms a frame",
+        "wall s",
+        "bars missed",
+    )
     rows = []
     for take in takes:
         found = measured(pair, take)
