@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dpotrf, dtrtrs
 from torch import Tensor
 
 from skel_fit.kinematics import Identity
@@ -414,23 +413,28 @@ def _block_cholesky_solve(
 ) -> np.ndarray | None:
     """x (n,f) of the system with `blocks` on its diagonal and `below` (n-1,f,f) under it; None
     where it is not positive."""
-    n = len(right)
-    out = np.empty_like(right)
-    factors: list[np.ndarray] = []
-    sides: list[np.ndarray] = []
-    block, value = blocks[0], right[0]
+    # torch's matrix library: its threads are the caller's choice, scipy's spin on small blocks
+    diagonal, under, wanted = (torch.from_numpy(part) for part in (blocks, below, right))
+    n, f = right.shape
+    out = torch.empty_like(wanted)
+    factors: list[Tensor] = []
+    sides: list[Tensor] = []
+    block, value = diagonal[0], wanted[0]
     for t in range(n):
-        if t > 0:
-            block = blocks[t] - sides[-1].T @ sides[-1]
-            value = right[t] - sides[-1].T @ out[t - 1]
-        factor, failed = dpotrf(block, lower=1, clean=1)
+        factor, failed = torch.linalg.cholesky_ex(block)
         if failed:
             return None
         factors.append(factor)
-        out[t] = dtrtrs(factor, value, lower=1)[0]
-        if t < n - 1:
-            sides.append(dtrtrs(factor, below[t].T, lower=1)[0])
+        if t == n - 1:
+            out[t] = torch.linalg.solve_triangular(factor, value[:, None], upper=False)[:, 0]
+            break
+        both = torch.cat([under[t].T, value[:, None]], dim=1)
+        solved = torch.linalg.solve_triangular(factor, both, upper=False)
+        side, out[t] = solved[:, :f], solved[:, f]
+        sides.append(side)
+        block = diagonal[t + 1] - side.T @ side
+        value = wanted[t + 1] - side.T @ out[t]
     for t in range(n - 1, -1, -1):
         value = out[t] if t == n - 1 else out[t] - sides[t] @ out[t + 1]
-        out[t] = dtrtrs(factors[t], value, lower=1, trans=1)[0]
-    return out
+        out[t] = torch.linalg.solve_triangular(factors[t].T, value[:, None], upper=True)[:, 0]
+    return out.numpy()
