@@ -99,7 +99,8 @@ def _open_standard_streams() -> None:
             if descriptor != number:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-        setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        stream = os.fdopen(number, "w" if number else "r", closefd=False)
+        setattr(sys, name, stream)
 
 
 def run(arguments: list[str]) -> int:
