@@ -118,7 +118,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        if hasattr(error, "show"):  # typer's usage errors; their base class is not public
+        # typer's usage errors, whose base class is not public
+        if hasattr(error, "show") and hasattr(error, "format_message"):
+            if type(error).__name__ != "NoArgsIsHelpError":
+                return _say(error.format_message(), 2)
             error.show()
             return 2
         if type(error).__name__ == "ModelFileError":  # without importing skel_fit to say no

@@ -14,7 +14,7 @@ from skel_fit.default_body import default_body_directory
 from skel_fit.fit import fit_skel
 from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.recipe import FitConfig
-from skel_fit.solver import kernels_torch, numba_kinematics
+from skel_fit.solver import kernels_torch, numba_start
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
 DEFAULT = joint_limits.limits("default")
@@ -238,6 +238,6 @@ def test_torch_and_numpy_agree_and_the_gradient_points_out(values):
 
 @given(st.floats(-7, 7), st.floats(-3, 0), st.floats(0, 3))
 def test_the_solver_counts_the_same_excess(value: float, low: float, high: float):
-    assert numba_kinematics._violation(value, low, high) == outside(value, low, high, False) ** 2
+    assert numba_start.violation(value, low, high) == outside(value, low, high, False) ** 2
     tensors = (torch.tensor([[x]], dtype=torch.float64) for x in (value, low, high))
     assert float(kernels_torch._violation(*tensors)) == outside(value, low, high, False) ** 2

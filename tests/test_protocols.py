@@ -156,7 +156,8 @@ def add_protocol(working: Path, content: dict) -> None:
          "pck@0.05 not among the metrics"),
         ({"published": [{"method": "x", "source": "y", "values": {}, "column": True,
                          "comparable": False}]}, "not comparable gets none"),
-        ({"published": 2 * [{"method": "x", "source": "y", "values": {}, "column": True}]},
+        ({"published": [{"method": "x", "source": "y", "values": {}, "column": True},
+                        {"method": "x", "source": "z", "values": {}, "column": True}]},
          "two columns of one method"),
         ({"alignment": [], "vertices": False}, "nothing to measure"),
         ({"name": "Bad Name"}, "small letters"),
@@ -732,7 +733,7 @@ def test_one_added_file_is_evaluated_with_columns_of_its_own(tmp_path, monkeypat
         (["emdb"], 5, "eval-labels/emdb_test.npz: no label file for protocol emdb"),
         (["emdb", "coco", "--labels", "x.npz"], 2, "go with a single protocol"),
         (["demo", "--crop", "round"], 2, "'round' is not one of"),
-        (["demo", "--fov-channels", "red"], 2, "expected rgb, bgr, protocol"),
+        (["demo", "--fov-channels", "red"], 2, "'red' is not one of"),
     ],
 )
 def test_wrong_requests_are_one_line(tmp_path, monkeypatch, capsys, arguments, code, message):

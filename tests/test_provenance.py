@@ -53,7 +53,7 @@ def digests(root: Path) -> dict[str, str]:
         ("stages.drawing.render", {"regressor"}),
         ("stages.drawing.pages", set()),
         ("stages.cli", set()),
-        ("pipeline.upload", set()),
+        ("pipeline.upload", {"regressor"}),
         ("pipeline.rundir", set()),
     ],
 )

@@ -253,7 +253,7 @@ def test_drawn_bodies_are_the_fitted_ones(fitted):
     dataset = open_dataset(fitted)
     poser = Poser(default_body_directory())
     for row in range(len(dataset)):
-        bodies = poser.bodies(person(dataset, row))
+        bodies = poser.bodies(person(dataset, row, poser))
         distances = bodies.distances()
         assert distances.mean() == pytest.approx(dataset["vertex_error_mean"][row], abs=2e-5)
         assert distances.max() == pytest.approx(dataset["vertex_error_max"][row], abs=2e-5)
