@@ -42,30 +42,36 @@ def check_seal(path: Path) -> None:
     Raises:
         InputError: no seal, or another digest: the file is damaged.
     """
+    sealed_extents(path)
+
+
+def sealed_extents(path: Path) -> list[tuple[int, int]]:
+    """(start, stop) of the data chunks, from a seal that matches; raises as `check_seal`."""
     try:
         with path.open("rb", buffering=0) as stream:
-            _check(path, stream.fileno())
+            extents = _checked(stream.fileno())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _check(path: Path, descriptor: int) -> None:
-    length = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, _TAIL, max(length - _TAIL, 0))
-    count, size = (int.from_bytes(tail[at : at + 8], "little") for at in (0, 8))
-    whole = tail.endswith(_MAGIC) and size + 16 * count + _TAIL == length
-    if whole:
-        table = os.pread(descriptor, 16 * count, size)
-        values = np.frombuffer(table, "<u8")
-        whole = bool((values[1:] >= values[:-1]).all() and (values <= size).all())
-    if whole:
-        extents = [(int(a), int(b)) for a, b in values.reshape(-1, 2)]
-        seal = _seal(extents, size, lambda start, stop: _read(descriptor, start, stop))
-        whole = seal == table + tail
-    if not whole:
+    if extents is None:
         raise InputError(
             f"{path}: damaged (its seal does not match); run hmr-skel verify, then hmr-skel convert"
         )
+    return extents
+
+
+def _checked(descriptor: int) -> list[tuple[int, int]] | None:
+    length = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, _TAIL, max(length - _TAIL, 0))
+    count, size = (int.from_bytes(tail[at : at + 8], "little") for at in (0, 8))
+    if not tail.endswith(_MAGIC) or size + 16 * count + _TAIL != length:
+        return None
+    table = os.pread(descriptor, 16 * count, size)
+    values = np.frombuffer(table, "<u8")
+    if len(values) != 2 * count or (values[1:] < values[:-1]).any() or (values > size).any():
+        return None
+    extents = [(int(first), int(last)) for first, last in values.reshape(-1, 2)]
+    seal = _seal(extents, size, lambda start, stop: _read(descriptor, start, stop))
+    return extents if seal == table + tail else None
 
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:

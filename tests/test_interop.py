@@ -313,6 +313,7 @@ def test_audit_prints_json_text_and_a_page(exported, tmp_path, capsys):
     page = tmp_path / "audit.html"
     base = ["audit", str(exported), "--stand-in", "--sample", "3"]
     assert command([*base, "--json", "--html", str(page)]) == 0
+    assert 'class="legend">distance, mm' in page.read_text()  # what the colours mean
     found = json.loads(capsys.readouterr().out)
     assert found["judged"] == 3
     assert found["rows"] == 8

@@ -280,3 +280,11 @@ def _row_tensor(value: NDArray) -> Any:
     import torch
 
     return torch.as_tensor(np.asarray(value, dtype=np.float64)[None])
+
+
+def legend() -> list[tuple[str, float]]:
+    """(CSS colour, millimetres) along `ERROR_COLORS`, for pages with distance pictures."""
+    return [
+        (f"rgb({', '.join(str(round(255 * c)) for c in color)})", stop * 1000)
+        for stop, color in ERROR_COLORS
+    ]

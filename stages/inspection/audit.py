@@ -22,6 +22,7 @@ from skel_fit.anatomy import PERIODIC
 from skel_fit.joint_limits import LimitsName, excess, limits
 from stages.drawing.pictures import Poser
 from stages.inspection.repeats import row_hashes
+from stages.inspection.statistics import Coder, folders
 
 BLOCK = 64
 READ_ROWS = 4096
@@ -123,6 +124,8 @@ class Tally:
         self.labels: list[NDArray] = []
         self.fits: list[NDArray] = []
         self.zero_trans = 0
+        self.sequences = Coder()
+        """The folder of each judged row's picture."""
 
     def limits(self, poses: NDArray) -> NDArray[np.int64]:
         """(n,) angles beyond their limits."""
@@ -186,6 +189,10 @@ def _judge_part(
             skel = (poses[block], betas[block], None if trans is None else trans[block])
             numbers[:, block] = _compare(poser, str(pair), smpl, skel)
     root, translation, residual, largest, centred = numbers
+    whose = np.zeros(len(keep), np.str_)
+    if layout.names:
+        whose = folders(read.fields[layout.names][keep])
+    tally.sequences.add(whose)
     return Judgement(rows[good], root, translation, residual, largest, centred, violations)
 
 

@@ -16,6 +16,7 @@ from stages.drawing.viewer.page import scene_page
 from stages.inspection.audit import Audit
 from stages.inspection.motion import people_scene
 from stages.inspection.repeats import later_copies
+from stages.inspection.statistics import spread_worst
 from stages.wording import share
 
 WITHIN_MM = (5, 10, 15, 20, 30, 50, 100)
@@ -31,7 +32,7 @@ def summarise(found: Audit) -> dict[str, Any]:
     """What `hmr-skel audit --json` prints."""
     source, judged, tally = found.source, found.judgement, found.tally
     rows = len(judged.row)
-    worst = np.argsort(-judged.residual, kind="stable")[:WORST_ROWS]
+    worst = spread_worst(judged.residual, tally.sequences.codes, WORST_ROWS)
     summary: dict[str, Any] = {
         "file": str(source.path),
         "format": source.format,
@@ -179,6 +180,7 @@ def audit_page(
                 summary["limit_violations"]["angles"].items(), key=lambda item: -item[1]["rows"]
             ),
             "shown": [_portrait(found, person) for person in people],
+            "legend": pictures.legend(),
             "bodies_page": bodies_page if bodies else "",
         },
     )

@@ -16,7 +16,7 @@ from pipeline.up_axis import turn_of, y_is_up
 from skel_fit.errors import ModelFileError
 from stages.drawing import pictures
 from stages.drawing.pictures import Person, Poser
-from stages.inspection.statistics import Columns
+from stages.inspection.statistics import Columns, spread_worst
 
 WORST_ROWS = 3
 
@@ -36,15 +36,15 @@ def poser_of(dataset: Dataset, given: Path | None) -> tuple[Poser | None, str]:
 
 
 def typical_and_worst(columns: Columns) -> list[tuple[str, int]]:
-    """(why, position) of the rows to show: the median of each gender group, then the worst."""
+    """(why, position) of the rows to show: the median of each gender group, then the worst
+    of the sequences (`spread_worst`)."""
     chosen: list[tuple[str, int]] = []
     for code, name in sorted(enumerate(columns.pair_names), key=lambda item: item[1]):
         rows = np.flatnonzero((columns.pair == code) & columns.fitted)
         if rows.size:
             order = rows[np.argsort(columns.error[rows], kind="stable")]
             chosen.append((f"median of {name}", int(order[(len(order) - 1) // 2])))
-    fitted = np.flatnonzero(columns.fitted)
-    worst = fitted[np.argsort(-columns.error[fitted], kind="stable")][:WORST_ROWS]
+    worst = spread_worst(columns.error, columns.sequence, WORST_ROWS)
     chosen += [(_ordinal(place), int(row)) for place, row in enumerate(worst)]
     return chosen
 

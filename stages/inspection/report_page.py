@@ -176,10 +176,7 @@ def _context(
         "hit_angles": sum(angle.hits > 0 for angle in angles),
         "shown": shown,
         "no_pictures": missing,
-        "legend": [
-            (f"rgb({', '.join(str(round(255 * c)) for c in color)})", stop * 1000)
-            for stop, color in pictures.ERROR_COLORS
-        ],
+        "legend": pictures.legend(),
     }
 
 
