@@ -45,6 +45,8 @@ def pretty_json(value: Any) -> bytes:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file of ours; `InputError` naming the file when it is damaged."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file; remove it")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

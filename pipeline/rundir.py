@@ -12,6 +12,7 @@ the size and SHA-256 of the file. Source: docs/reference/pipeline.md#failures, #
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -162,13 +163,11 @@ class RunDirectory:
 
     def conceded(self) -> list[int]:
         """Shards with a record of concessions."""
-        found = (self.path / "concessions").glob("shard-*.json")
-        return sorted(_shard_number(path) for path in found)
+        return _shard_numbers(self.path / "concessions")
 
     def unfinished(self) -> dict[int, Attempts]:
         """Every shard with an attempts record."""
-        shards = [_shard_number(path) for path in (self.path / "attempts").glob("shard-*.json")]
-        return {shard: self.attempts(shard) for shard in sorted(shards)}
+        return {shard: self.attempts(shard) for shard in _shard_numbers(self.path / "attempts")}
 
     def inspect(
         self, plan: Plan, shard: int, *, checksums: bool = True, results: bool = False
@@ -300,6 +299,8 @@ class Ledger:
         self._plan = plan
         self._known: dict[int, Attempts] = {}
         for shard, found in run.unfinished().items():
+            if shard >= plan.shards:  # a stray
+                continue
             self._known[shard] = found.settled()
             if self._known[shard] != found:
                 run.write_attempts(self._known[shard], plan)
@@ -341,8 +342,7 @@ class Ledger:
         self._run.write_attempts(attempts, self._plan)
 
 
-def _shard_number(path: Path) -> int:
-    try:
-        return int(path.stem.removeprefix("shard-"))
-    except ValueError:
-        raise InputError(f"{path}: does not belong here; remove it") from None
+def _shard_numbers(folder: Path) -> list[int]:
+    """Shards that have a record in a folder; `RunDirectory.strays` tells of other files."""
+    found = (re.fullmatch(r"shard-(\d{5,9})\.json", path.name) for path in folder.glob("*"))
+    return sorted(int(name[1]) for name in found if name)

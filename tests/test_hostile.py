@@ -336,3 +336,26 @@ def test_label_files_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.tar")
     with pytest.raises(InputError, match="regular"):
         open_source(tmp_path, format="webdataset")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"{" * 5000, b'{"failures": 3}', b'{"lost": 1e999}', b"\xff\xfe", None],
+)
+@pytest.mark.parametrize(
+    "name", ["shard-00002.json", "shard-00099.json", "shard-x.json", "shard-99999999999999.json"]
+)
+def test_damaged_and_stray_attempts_stop_nothing(
+    bench: Bench, name: str, content: bytes | None
+) -> None:
+    """None: a pipe. A damaged record costs attempts at most; a stray one is reported."""
+    bench.convert(limit=8)
+    path = bench.out / "attempts" / name
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    assert verb("status", bench.out)[0] == 0
+    code, error = convert(bench)
+    assert code == 0, error
+    assert path.name == "shard-00002.json" or path.exists()
