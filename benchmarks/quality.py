@@ -12,12 +12,11 @@ Prints Markdown; --json writes the same numbers. Below 5 minutes on two quiet co
 """
 
 import argparse
-import copy
 import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +132,7 @@ def solve(
     """Fit in the root frame, optionally to a changed goal or from another start."""
     solver = solver_of(pair, config)
     if scatter != 0.0:
-        solver = copy.copy(solver)
-        solver.kernels = OtherStart(solver.kernels, scatter, seed)
+        solver = replace(solver, kernels=OtherStart(solver.kernels, scatter, seed))
     goal = solver.smpl_goal(frames.poses, frames.betas)
     if change is not None:
         goal = change(solver, goal)

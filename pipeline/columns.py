@@ -79,7 +79,7 @@ RESULT_COLUMNS: dict[str, Column] = {
         (),
         Meaning(
             "mean distance of a fit without joint limits, metres",
-            "m", "", "0 and more", "NaN unless the status is limited",
+            "m", "", "0 and more", "NaN where limits are not active or cost little",
         ),
         rejected=np.nan,
         finite=False,

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.columns import ERROR_COLUMNS, SKEL_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
-from pipeline.fitters import Fitter, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER, Fitter, registered_fitter
 from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
@@ -25,7 +25,8 @@ from pipeline.shards import column_of, open_shard, read_column, root_attributes
 from pipeline.summary import summarise
 from pipeline.task import conversion_models, open_plan_source
 from pipeline.up_axis import turn_of
-from skel_fit.status import Status, rejected_rows
+from skel_fit.recipe import FitConfig
+from skel_fit.status import Status, costly_rows, limited_rows, rejected_rows
 
 SAMPLE_ROWS = 256
 RESIDUAL_TOLERANCE = 2e-5
@@ -175,6 +176,28 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
     if dict(Counter(columns["status"].tolist())) != dict(state.receipt.status):
         yield "status counts differ from the receipt"
     yield from _check_results(results, columns)
+    if plan.fitter == DEFAULT_FITTER and "limited_gain" in plan.fit:  # older plans: another rule
+        yield from _check_limited(plan.request.frame, columns)
+
+
+def _check_limited(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterator[str]:
+    """The status says `limited` where errors and limits do; who pays for limits has both errors."""
+    error, unlimited = (
+        columns[name].astype(np.float64) for name in ("vertex_error_mean", "vertex_error_unlimited")
+    )
+    on_limit = np.asarray(columns["active_limits"].any(axis=1))
+    limited = limited_rows(config, error, unlimited, on_limit)
+    told = columns["status"] == Status.LIMITED
+    asked = costly_rows(config, error, on_limit) & ~rejected_rows(columns["status"])
+    for wrong, what in (
+        (asked != np.isfinite(unlimited), "vertex_error_unlimited is not where limits may cost"),
+        (unlimited > error, "vertex_error_unlimited is above vertex_error_mean"),
+        (told & ~limited, "is limited, which its errors do not say"),
+        (limited & ~told, "is not limited, which its errors say"),
+    ):
+        if wrong.any():
+            row = int(columns["source_row"][np.argmax(wrong)])
+            yield f"row {row}: {what} ({int(wrong.sum())} rows)"
 
 
 def _check_results(results: Mapping[str, Column], columns: dict[str, np.ndarray]) -> Iterator[str]:

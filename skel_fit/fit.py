@@ -21,7 +21,7 @@ from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.surfaces import place_surfaces
-from skel_fit.status import Status
+from skel_fit.status import Status, costly_rows, limited_rows
 
 SHAPE_ROUNDS = 3
 """Alternations of pose and shape for betas='fit'."""
@@ -43,7 +43,7 @@ class FitResult:
     active_limits: Tensor  # (n, 46) bool
     iterations: Tensor  # (n,) Levenberg-Marquardt steps of the winning start
     start: Tensor  # (n,) index of the winning start in `STARTS`
-    unlimited_error: Tensor  # (n,) m, mean vertex error of a fit without limits; NaN unless limited
+    unlimited_error: Tensor  # (n,) m, mean vertex error without limits; NaN where they cost little
     alone_error: Tensor  # (n,) m, mean vertex error of a sequence's frame on its own; else NaN
     status: list[Status]
 
@@ -183,24 +183,25 @@ class _Found:
     betas: Tensor
     active: Tensor
     limited: Tensor
-    unlimited: Tensor
+    unlimited: Tensor  # m, float32 as it is stored
 
 
 def _search(solver: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _Found:
-    """Solve; where limits cost much, solve again without them to know how much."""
+    """Solve; where limits may cost much, solve again without them to know how much."""
     solution = solver.solve(goal, betas)
     if config.betas == "fit":
         for _ in range(SHAPE_ROUNDS):
             betas = solver.refit_shape(goal, betas, solution)
             solution = solver.solve(goal, betas)
     active = solver.active_limits(solution.poses)
-    limited = active.any(dim=1) & (solution.error_mean > config.limited_above)
-    unlimited = torch.full_like(solution.error_mean, torch.nan)
-    if limited.any():
-        index = torch.nonzero(limited)[:, 0]
+    error, on_limit = solution.error_mean.float(), active.any(dim=1)
+    unlimited = torch.full_like(error, torch.nan)
+    index = torch.nonzero(costly_rows(config, error.double(), on_limit))[:, 0]
+    if index.numel():
         found = solver.without_limits().solve(lambda rows: goal(index[rows]), betas[index])
         # the limited optimum is feasible without limits too
-        unlimited[index] = torch.minimum(found.error_mean, solution.error_mean[index])
+        unlimited[index] = torch.minimum(found.error_mean.float(), error[index])
+    limited = limited_rows(config, error.double(), unlimited.double(), on_limit)
     return _Found(solution, betas, active, limited, unlimited)
 
 

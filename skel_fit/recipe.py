@@ -119,8 +119,10 @@ class FitConfig(_Frozen):
     """m^2/rad^2 on the six scapula angles."""
     restarts: bool = True
     """Try further starts on rows that look stuck and keep the best."""
-    limited_above: float = Field(default=0.02, gt=0.0)
-    """Mean vertex error (m) above which a row with active limits is `limited`."""
+    limited_above: float = Field(default=0.015, gt=0.0)
+    """Mean vertex error (m) above which a row with active limits is fitted again without limits."""
+    limited_gain: float = Field(default=0.002, ge=0.0)
+    """Such a row is `limited` where that lowers its mean vertex error by more than this (m)."""
 
     def rows_of_block(self, device: str) -> int:
         """Rows computed together on this kind of device."""

@@ -29,7 +29,7 @@ from skel_fit.solver.branches import (
 )
 from skel_fit.solver.engine import STARTS
 from skel_fit.solver.smoothing import SequenceProblem, smooth
-from skel_fit.status import Status
+from skel_fit.status import Status, costly_rows, limited_rows
 
 TIES = (1e-5, 1e-4, 1e-3)
 """m^2/rad^2 between neighbouring frames at a lock (the first) and around a jump: a radian weighs as
@@ -226,12 +226,14 @@ def _judged(
         parts.append(errors[:, : index.numel()])
     mean, largest, *regions = torch.cat(parts, dim=1).float()
     active = solver.active_limits(inside[frames])
-    limited = active.any(dim=1) & (mean > solver.config.limited_above)
+    on_limit = active.any(dim=1)
+    costly = costly_rows(solver.config, mean.double(), on_limit)
+    unlimited = _unlimited(problem, run.unlimited_error[frames], mean, frames, costly)
+    limited = limited_rows(solver.config, mean.double(), unlimited.double(), on_limit)
     status = list(run.status)
     flags = zip(frames.tolist(), settled[frames].tolist(), limited.tolist(), strict=True)
-    for frame, done, on_limit in flags:
-        status[frame] = status_of(done, on_limit)
-    unlimited = _unlimited(problem, run.unlimited_error[frames], mean, frames, limited)
+    for frame, done, outside in flags:
+        status[frame] = status_of(done, outside)
     return replace(
         run,
         vertex_error_mean=run.vertex_error_mean.index_copy(0, frames, mean),
@@ -247,11 +249,11 @@ def _judged(
 
 
 def _unlimited(
-    problem: SequenceProblem, known: Tensor, error: Tensor, frames: Tensor, limited: Tensor
+    problem: SequenceProblem, known: Tensor, error: Tensor, frames: Tensor, costly: Tensor
 ) -> Tensor:
-    """`unlimited_error` of the listed frames that are limited now; NaN in the others."""
-    known = torch.where(limited, known, torch.nan)
-    wanted = torch.nonzero(limited & torch.isnan(known))[:, 0]
+    """`unlimited_error` of the listed frames that limits may cost much now; NaN in the others."""
+    known = torch.where(costly, known, torch.nan)
+    wanted = torch.nonzero(costly & torch.isnan(known))[:, 0]
     if wanted.numel():
         solution = problem.solver.without_limits().solve(
             lambda index: problem.goal(frames[wanted[index]]),

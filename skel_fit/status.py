@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeVar
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from skel_fit.recipe import FitConfig
+
+#: numpy and torch alike.
+_Array = TypeVar("_Array", np.ndarray, "Tensor")
 
 _REJECTED = "rejected:"
 
@@ -12,9 +22,8 @@ class Status(str):
 
     It is the text that is stored, so it compares, sorts and travels as one.
 
-    converged: the solver settled. limited: mean error above `FitConfig.limited_above` with active
-    limits, so the target lies outside the joint limits. max_iter: neither. rejected: no fit; the
-    row's results are NaN.
+    converged: the solver settled. limited: the target lies outside the joint limits
+    (`limited_rows`). max_iter: neither. rejected: no fit; the row's results are NaN.
 
     Raises ValueError for any other text.
     """
@@ -51,6 +60,24 @@ class Status(str):
 Status.CONVERGED, Status.LIMITED, Status.MAX_ITER = map(
     Status, ("converged", "limited", "max_iter")
 )
+
+
+def costly_rows(config: FitConfig, error: _Array, on_limit: _Array) -> _Array:
+    """(n,) bool: rows that limits may cost much, so that they are fitted without limits too.
+
+    error: (n,) mean vertex error, m; on_limit: (n,) bool, any angle on a limit.
+    """
+    return on_limit & (error > config.limited_above)
+
+
+def limited_rows(config: FitConfig, error: _Array, unlimited: _Array, on_limit: _Array) -> _Array:
+    """(n,) bool: rows that are `limited`: costly ones whose mean error falls by more than
+    `config.limited_gain` without limits.
+
+    unlimited: (n,) mean vertex error without limits, m, NaN where nobody asked. Errors are float64
+    holding the stored float32 values, so that a reader of the columns comes to the same answer.
+    """
+    return costly_rows(config, error, on_limit) & (error - unlimited > config.limited_gain)
 
 
 def rejected_rows(status: np.ndarray) -> np.ndarray:

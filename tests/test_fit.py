@@ -63,7 +63,22 @@ def test_reported_errors_are_those_of_the_stored_result(models, people, result):
 def test_real_motion_fits_to_millimetres(result):
     assert result.vertex_error_mean.mean() < 0.015
     assert set(result.status) <= {"converged", "limited"}
-    assert torch.isnan(result.unlimited_error[[s == "converged" for s in result.status]]).all()
+
+
+@pytest.mark.parametrize("above", [0.015, 0.012])
+def test_a_row_is_limited_where_its_limits_cost_it_more_than_the_gain(models, people, above):
+    """Asked: rows on a limit above `limited_above`; limited: where the answer is 0.3 mm lower."""
+    skels, smpls = models
+    config = FitConfig(limited_above=above, limited_gain=0.0003)
+    found = fit_skel(skels["male"], smpls["male"], *(t[:40] for t in people), config)
+    error, unlimited = found.vertex_error_mean.double(), found.unlimited_error.double()
+    asked = found.active_limits.any(dim=1) & (error > above)
+    assert torch.equal(asked, torch.isfinite(unlimited))
+    assert (unlimited[asked] <= error[asked]).all()
+    limited = asked & (error - unlimited > 0.0003)
+    assert [s == "limited" for s in found.status] == limited.tolist()
+    # both kinds are among them, and rows whose limits would cost as much but that are good enough
+    assert 0 < limited.sum() < asked.sum() < found.active_limits.any(dim=1).sum()
 
 
 @pytest.mark.parametrize("table", ["default", "published"])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from pipeline import open_dataset
 from pipeline.demo import write_demo
 from pipeline.fitters import DEFAULT_FITTER
 from pipeline.verify import verify
 from skel_fit.default_body import default_body_directory
-from tests.faults.harness import Bench, shard_digests, write_manifest
+from tests.faults.harness import Bench, forge_shard, shard_digests, write_manifest
 
 
 def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
@@ -37,3 +40,12 @@ def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
     assert shard_digests(one) == shard_digests(two)
     found = verify(one)
     assert found.fitted == 20 and found.largest_residual_difference < 1e-5
+    assert not [text for text in found.problems if "limited" in text]
+    stored = open_dataset(one, allow_incomplete=True)["vertex_error_unlimited"][10:20]
+    for asked, words in (
+        (False, "vertex_error_unlimited is not where limits may cost"),
+        (True, "is not limited, which its errors say"),
+    ):
+        row = int((np.isfinite(stored) == asked).argmax())
+        forge_shard(one, 1, lambda f, row=row: f["vertex_error_unlimited"].__setitem__(row, 0.001))
+        assert any(f"row {10 + row}: {words}" in text for text in verify(one).problems)

@@ -35,6 +35,7 @@ from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.plans import stored_limits
 from skel_fit.solver.smoothing import SequenceProblem, solve_block_tridiagonal
+from skel_fit.status import costly_rows, limited_rows
 from stages import cli
 from tests.test_solver import EXACT, MOTION, shapes
 
@@ -234,7 +235,11 @@ def test_smoothing_lowers_the_velocity_error_and_hardly_moves_the_skin(pair, wal
     angles = smoothed.poses.double()
     assert ((angles >= low) & (angles <= high)).all()
     assert set(smoothed.status) <= {"converged", "limited"}
-    assert torch.isnan(smoothed.unlimited_error[[s == "converged" for s in smoothed.status]]).all()
+    error, unlimited = smoothed.vertex_error_mean.double(), smoothed.unlimited_error.double()
+    on_limit = smoothed.active_limits.any(dim=1)
+    assert torch.equal(torch.isfinite(unlimited), costly_rows(FitConfig(), error, on_limit))
+    limited = limited_rows(FitConfig(), error, unlimited, on_limit)
+    assert [s == "limited" for s in smoothed.status] == limited.tolist()
 
 
 def test_smoothing_shows_no_block(pair, walk, smoothed):

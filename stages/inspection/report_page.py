@@ -192,7 +192,8 @@ def _region(region: str, columns: Columns) -> dict[str, Any]:
 
 def _unlimited(columns: Columns) -> dict[str, Any] | None:
     """Rows that joint limits hold back: their error with and without limits."""
-    chosen = np.isfinite(columns.unlimited)
+    limited = [number for number, name in enumerate(columns.status_names) if name == Status.LIMITED]
+    chosen = np.isin(columns.status, limited)
     if not chosen.any():
         return None
     return {

@@ -66,7 +66,7 @@ class Columns:
     Attributes:
         error: `vertex_error_mean`, metres, NaN for rejected rows.
         peak: `vertex_error_max`, metres.
-        unlimited: `vertex_error_unlimited`, metres, NaN where no limit matters.
+        unlimited: `vertex_error_unlimited`, metres, NaN where limits cost little.
         regions: region name -> mean distance, metres.
         status, pair: numbers into `status_names` and `pair_names` ("smpl -> skel" genders).
         groups: column name -> (numbers, names).
