@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.columns import result_columns
+from pipeline.dataset_view import Rows, View, column_list
 from pipeline.errors import Incomplete, InputError
 from pipeline.plan import Plan
+from pipeline.positions import Positions
 from pipeline.receipts import ShardState, shard_path
 from pipeline.rundir import RunDirectory
+from pipeline.shard_files import ShardFile, ShardFiles, joined
 from pipeline.shards import empty_columns, read_columns
 from pipeline.summary import Summary, dataset_digest, summarise
 from pipeline.up_axis import turn_of
@@ -56,8 +61,8 @@ def open_dataset(
     return Dataset(run, plan, [state for state in states if state.state == "done"])
 
 
-class Dataset:
-    """Columns of a converted dataset as numpy arrays in source order, loaded when asked for.
+class Dataset(Rows):
+    """A converted dataset in source order, loaded when asked for: columns, rows, views, tables.
 
     `dataset["skel_poses"]` is (rows, 46) float32 and so on, see docs/format.md; original columns
     have their source dtype. Picklable; files are opened in the process that reads.
@@ -70,6 +75,10 @@ class Dataset:
         ranges = [plan.rows_of(shard) for shard in self._shards]
         self._starts = (0, *itertools.accumulate(stop - start for start, stop in ranges))
         self._columns: dict[str, np.ndarray] = {}
+        self._files = ShardFiles()
+        self._statuses: Counter[str] = Counter()
+        for state in shards:
+            self._statuses.update(state.receipt.status if state.receipt is not None else {})
         complete = len(shards) == plan.shards
         digests = [state.receipt.sha256 for state in shards if state.receipt is not None]
         places = run.places(plan)
@@ -119,10 +128,69 @@ class Dataset:
             *(item.stored for item in self.plan.fields),
         )
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.fields
+    def __repr__(self) -> str:
+        status = ", ".join(f"{name} {n}" for name, n in sorted(self._statuses.items()))
+        results = {
+            name: (column.dtype, column.shape)
+            for name, column in result_columns(self.plan.schema_version).items()
+        }
+        originals = {item.stored: (item.dtype, item.shape) for item in self.plan.fields}
+        bodies = (
+            "stand-in bodies, not SMPL and SKEL" if self.attrs["standin"] else "licensed bodies"
+        )
+        if not self.plan.models:
+            bodies = "no bodies"
+        lines = (
+            f"Dataset {self.plan.name!r} in {self.directory}: {len(self)} rows in "
+            f"{len(self._shards)} of {self.plan.shards} shards, {bodies}",
+            f"status: {status or '-'}",
+            f"results: {column_list(results)}",
+            f"originals: {column_list(originals)}",
+            f"digest: {self.attrs['digest'] or '- (not complete)'}",
+        )
+        return "\n  ".join(lines)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def take(self, names: Sequence[str], positions: Positions) -> dict[str, np.ndarray]:
+        self.check_names(names)
+        if len(positions) == 0:
+            none = self._nothing()
+            return {name: none[name] for name in names}
+        if isinstance(positions, range):
+            if positions.step > 0:
+                return self._take_sorted(names, np.asarray(positions, np.int64))
+            turned = self._take_sorted(names, np.asarray(positions[::-1], np.int64))
+            return {name: values[::-1] for name, values in turned.items()}
+        rows, places = np.unique(positions, return_inverse=True)
+        found = self._take_sorted(names, rows)
+        if len(rows) == len(positions) and (places[1:] > places[:-1]).all():
+            return found
+        return {name: values[places] for name, values in found.items()}
+
+    def _take_sorted(self, names: Sequence[str], rows: NDArray[np.int64]) -> dict[str, np.ndarray]:
+        """Rows in ascending order, without repetitions; at least one."""
+        bounds = np.searchsorted(rows, self._starts)
+        parts = []
+        for index, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
+            if first < last:
+                inside = rows[first:last] - self._starts[index]
+                parts.append(self._files.read(self._shard_file(index), names, inside))
+        if len(parts) == 1:
+            return parts[0]
+        return {name: joined([part[name] for part in parts]) for name in names}
+
+    def _shard_file(self, index: int) -> ShardFile:
+        shard = self._shards[index]
+        path = shard_path(self.directory, shard)
+        return ShardFile(path, self.plan.plan_id, shard, self.plan.sealed)
+
+    def _view(self, positions: Positions) -> View:
+        return View(self, positions)
+
+    def _nothing(self) -> dict[str, np.ndarray]:
+        """Every column, with zero rows."""
+        return empty_columns(self.plan)
+
+    def _column(self, name: str) -> np.ndarray:
         """A whole column; kept for the next time and therefore read-only."""
         if name not in self._columns:
             column = self.read(name, 0, len(self))
@@ -140,7 +208,7 @@ class Dataset:
             inside = slice(max(start - first, 0), min(stop, last) - first)
             if inside.start < inside.stop:
                 parts.append(self.read_shard(index, (name,), inside)[name])
-        return np.concatenate(parts) if parts else empty_columns(self.plan)[name]
+        return joined(parts) if parts else self._nothing()[name]
 
     def chunks(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """The columns shard by shard, in source order."""
@@ -171,9 +239,3 @@ class Dataset:
         return read_columns(
             path, names, rows, expect=(self.plan.plan_id, shard), sealed=self.plan.sealed
         )
-
-    def check_names(self, names: Sequence[str]) -> None:
-        """Raise `KeyError` for a column that is not there."""
-        for name in names:
-            if name not in self.fields:
-                raise KeyError(f"no column '{name}'; there are {', '.join(self.fields)}")

@@ -127,12 +127,18 @@ def open_shard(
     """
     if sealed:
         check_seal(path)
+    with shard_errors(path), h5py.File(path, "r") as file:
+        _check_links(path, file)
+        if expect is not None and (file.attrs["plan_id"], file.attrs["shard"]) != expect:
+            raise InputError(f"{path}: holds another shard; run hmr-skel verify")
+        yield file
+
+
+@contextmanager
+def shard_errors(path: Path) -> Iterator[None]:
+    """What HDF5 and h5py raise inside becomes an `InputError` naming the shard."""
     try:
-        with h5py.File(path, "r") as file:
-            _check_links(path, file)
-            if expect is not None and (file.attrs["plan_id"], file.attrs["shard"]) != expect:
-                raise InputError(f"{path}: holds another shard; run hmr-skel verify")
-            yield file
+        yield
     except KeyError as error:
         raise InputError(f"{path}: {error.args[0]} is missing") from None
     except (OSError, RuntimeError, UnicodeError) as error:  # what HDF5 and h5py make of damage
