@@ -113,7 +113,10 @@ def _plan(
         image_root=manifest.image_root,
         fields=tuple(stored_fields(fields)),
         models_kind=manifest.models,
-        models=factory.models(models, _gender_pairs(manifest, source)),
+        models=factory.models(
+            models,
+            gender_pairs(source, manifest.genders.smpl, manifest.genders.skel, manifest.shard_rows),
+        ),
         fitter=fitter,
         fit=manifest.fit.to_json(),
         code=code_version("shard"),
@@ -123,18 +126,17 @@ def _plan(
     return Planned(plan, location, models)
 
 
-def _gender_pairs(manifest: Manifest, source: AnnotationSource) -> set[tuple[str, str]]:
+def gender_pairs(source: AnnotationSource, smpl: str, skel: str, step: int) -> set[tuple[str, str]]:
     """The (smpl, skel) pairs of models that the accepted rows need.
 
-    Read from the rows when they are a column of the file: only then is it known that, say, no
-    neutral model is wanted.
+    smpl, skel: genders, or `column`: read from the rows, `step` at a time. Only then is it known
+    that, say, no neutral model is wanted.
     """
-    genders = manifest.genders
-    if genders.smpl != "column" and genders.skel != "column":
-        return {(genders.smpl, genders.skel)}
+    if smpl != "column" and skel != "column":
+        return {(smpl, skel)}
     pairs: set[tuple[str, str]] = set()
-    for start in range(0, source.rows, manifest.shard_rows):
-        rows = source.read(start, min(start + manifest.shard_rows, source.rows))
+    for start in range(0, source.rows, step):
+        rows = source.read(start, min(start + step, source.rows))
         good = rows.reasons == ""
         pairs |= set(
             zip(rows.smpl_gender[good].tolist(), rows.skel_gender[good].tolist(), strict=True)

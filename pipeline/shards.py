@@ -217,9 +217,8 @@ def empty_columns(plan: Plan) -> dict[str, np.ndarray]:
 
 def _write_column(file: h5py.File, name: str, values: np.ndarray, compression: str) -> None:
     source_dtype = values.dtype
-    kind = _BYTES if source_dtype.kind == "S" else "numeric"
     if source_dtype.kind == "U":
-        kind, values = _TEXT, np.char.encode(values, "utf-8", "surrogatepass")
+        values = np.char.encode(values, "utf-8", "surrogatepass")
     if values.dtype.kind == "S" and values.dtype.itemsize == 0:
         values = values.astype("S1")  # HDF5 has no strings of width 0
     options: dict[str, Any] = {}
@@ -228,7 +227,16 @@ def _write_column(file: h5py.File, name: str, values: np.ndarray, compression: s
         if compression == "gzip":
             options |= {"compression": "gzip", "compression_opts": 4, "shuffle": True}
     dataset = file.create_dataset(name, data=np.ascontiguousarray(values), **options)
-    dataset.attrs["kind"] = kind
-    dataset.attrs["source_dtype"] = source_dtype.str
+    for key, value in column_attributes(name, source_dtype).items():
+        dataset.attrs[key] = value
+
+
+def column_attributes(name: str, dtype: np.dtype) -> dict[str, str]:
+    """What stands beside a column of this dtype in memory."""
+    found = {
+        "kind": {"U": _TEXT, "S": _BYTES}.get(dtype.kind, "numeric"),
+        "source_dtype": dtype.str,
+    }
     if name in RESULT_COLUMNS:
-        dataset.attrs["description"] = RESULT_COLUMNS[name].meaning.content
+        found["description"] = RESULT_COLUMNS[name].meaning.content
+    return found

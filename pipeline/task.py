@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
 from pipeline.up_axis import turn_of
 from skel_fit.status import Status
+
+if TYPE_CHECKING:
+    from skel_fit.model_files import Kind
 
 
 @dataclass(frozen=True)
@@ -122,27 +126,20 @@ class ShardWorker:
         self._say(Beat(shard, "reading"))
         check_unchanged(self.job.source)
         start, stop = plan.rows_of(shard)
-        first, last = rows_to_fit(plan, self._source, shard)
-        rows = self._source.read(first, last)
-        _check_rows(rows, first, last)
-        rows = _left_out(rows, np.isin(rows.source_row, order.concessions.rows))
-        if order.part is not None:
-            inside = (rows.source_row >= order.part[0]) & (rows.source_row < order.part[1])
-            rows = _left_out(rows, ~inside)
         columns = shard_columns(
             plan,
-            rows,
+            self._source,
+            shard,
             self._fitter(order.portion.block_size),
             step=order.portion.step,
-            say=lambda done, step: self._say(
-                Beat(shard, "fitting", done * (stop - start) // (last - first), step)
-            ),
+            concessions=order.concessions,
+            part=order.part,
+            say=lambda done, step: self._say(Beat(shard, "fitting", done, step)),
         )
         self._code.check()
         if order.part is not None:
             return None
         self._say(Beat(shard, "writing", stop - start))
-        columns = _part(columns, slice(start - first, stop - first))
         attributes = root_attributes(plan, shard, order.concessions)
         data = build_shard(columns, attributes, plan.compression)
         # A worker that was given up as hung may come this far after all.
@@ -243,17 +240,46 @@ def check_unchanged(source: SourceLocation) -> None:
 
 def shard_columns(
     plan: Plan,
+    source: AnnotationSource,
+    shard: int,
+    fitter: Fitter,
+    *,
+    step: int,
+    concessions: Concessions = NOTHING,
+    part: tuple[int, int] | None = None,
+    say: Callable[[int, int], None] = lambda done, step: None,
+) -> dict[str, np.ndarray]:
+    """All columns of a shard's rows, from label file and models: what its file holds.
+
+    step: rows a call of the fitter; sequences are fitted whole. part: source rows (first, stop);
+    the others are left out. say: told before each call how many rows of the shard are done and how
+    many this call has.
+    """
+    start, stop = plan.rows_of(shard)
+    first, last = rows_to_fit(plan, source, shard)
+    rows = source.read(first, last)
+    _check_rows(rows, first, last)
+    rows = _left_out(rows, np.isin(rows.source_row, concessions.rows))
+    if part is not None:
+        inside = (rows.source_row >= part[0]) & (rows.source_row < part[1])
+        rows = _left_out(rows, ~inside)
+
+    def scaled(done: int, count: int) -> None:
+        say(done * (stop - start) // (last - first), count)
+
+    columns = _fitted_columns(plan, rows, fitter, step=step, say=scaled)
+    return _part(columns, slice(start - first, stop - first))
+
+
+def _fitted_columns(
+    plan: Plan,
     rows: AnnotationRows,
     fitter: Fitter,
     *,
     step: int,
     say: Callable[[int, int], None],
 ) -> dict[str, np.ndarray]:
-    """All columns of a shard: originals bit for bit, results, NaN results for rejected rows.
-
-    step: rows a call of the fitter; sequences are fitted whole. say: told before each call how many
-    rows are done and how many this call has.
-    """
+    """All columns of `rows`: originals bit for bit, results, NaN results for rejected rows."""
     columns = _rejected_columns(rows)
     done = int((rows.reasons != "").sum())
     pairs = np.char.add(np.char.add(rows.smpl_gender, ":"), rows.skel_gender)
@@ -345,11 +371,18 @@ def check_models(plan: Plan, directory: Path | None) -> None:
     Raises:
         InputError: a file is absent or another one.
     """
-    if directory is None:
+    if directory is None or not plan.models:
         return
+    from skel_fit.errors import ModelFileError
+    from skel_fit.model_files import model_file
+
     for model in plan.models:
-        found = [path for path in directory.rglob(model.name) if path.is_file()]
-        if not any(file_record(path).sha256 == model.sha256 for path in found):
+        try:  # the very file that a fit would load, and no other of that name
+            found = model_file(directory, cast("Kind", model.kind), model.gender)
+            same = file_record(found).sha256 == model.sha256
+        except ModelFileError:
+            same = False
+        if not same:
             raise InputError(
                 f"{directory}: {model.name} is absent or not the file of the plan "
                 f"(SHA-256 {model.sha256[:12]}...); give --models DIR with that file, "

@@ -1,10 +1,10 @@
-"""Verify a finished dataset: every byte, every row; residuals of a sample, or of every row."""
+"""Verify a finished dataset: every byte, every row; a sample of the values, or all made again."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,32 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.columns import ERROR_COLUMNS, SKEL_COLUMNS, Column, result_columns
+from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
-from pipeline.fitters import DEFAULT_FITTER, Fitter, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
-from pipeline.provenance import file_record
-from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.planning import gender_pairs
+from pipeline.provenance import code_version, file_record
+from pipeline.readers.base import AnnotationSource
 from pipeline.receipts import ShardState, shard_path
+from pipeline.recomputation import Part, Recomputation
+from pipeline.row_checks import CRASHED
 from pipeline.rundir import RunDirectory
-from pipeline.shards import column_of, open_shard, read_column, root_attributes
+from pipeline.shards import (
+    column_attributes,
+    column_of,
+    open_shard,
+    read_column,
+    root_attributes,
+    stored_fields,
+)
 from pipeline.summary import summarise
 from pipeline.task import conversion_models, open_plan_source
-from pipeline.up_axis import turn_of
 from skel_fit.recipe import FitConfig
 from skel_fit.status import Status, costly_rows, limited_rows, rejected_rows
 
 SAMPLE_ROWS = 256
-RESIDUAL_TOLERANCE = 2e-5
-"""Metres between a stored and a recomputed residual: float32 columns, float64 recomputation."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,21 @@ class Verification:
     compared: tuple[int, ...]
     """Source rows whose values were compared with label file and models, ascending."""
     fitted: int
-    """How many of them have a fit, whose errors were computed again."""
+    """Of how many the errors were computed again from the stored body."""
     full: bool
     """Whether every row of every shard was."""
     columns: tuple[str, ...]
-    """What was compared of these rows: `status` stands for the reason of a rejected one."""
+    """What was compared of these rows: `status` stands for whether and why one is rejected, where
+    rows were not fitted again."""
     largest_residual_difference: float
     """Metres."""
+    again: int
+    """Rows that were fitted again and compared in every column."""
+    exact: int
+    """How many of these are equal bit for bit; the others are within `FIT_TOLERANCE`, or a
+    problem."""
+    not_again: str
+    """Why rows were not fitted again; empty where they were."""
 
 
 def verify(
@@ -61,19 +76,24 @@ def verify(
     device: str = "cpu",
     sample: int = SAMPLE_ROWS,
     full: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Re-read every shard, account for every row, compare rows with label file and models.
 
-    Of the compared rows every original column, the genders and the reasons of rejected rows are
-    read again from the label file, every error and region error computed again. Not computed again:
-    the fit itself, hence `vertex_error_unlimited`, `iterations`, `start` and `active_limits`.
+    Of the compared rows every original column, the genders, whether and why they are rejected are
+    read again from the label file, every error and region error computed again from the stored
+    body. That a stored body is what the fit gives, and `vertex_error_unlimited`,
+    `vertex_error_alone`, `active_limits`, `iterations` and `start`, only a new fit can tell: with
+    `full`, where code and software are those of the plan.
 
     Args:
         directory: the run directory.
         data_root, models: where the inputs are now; by default where the conversion had them.
-        device: where residuals are recomputed.
-        sample: fitted rows to compare, spread over every shard (all if there are fewer).
-        full: compare every row, rejected ones too.
+        device: where rows are computed again.
+        sample: fitted rows to compare, spread over every shard, and as many rejected ones (all if
+            there are fewer).
+        full: compare every row, and fit it again.
+        report: told how many rows of how many were compared.
 
     Raises:
         InputError: not a converted dataset, or the source or the models are not to be found.
@@ -92,32 +112,56 @@ def verify(
     summary = summarise(plan, states)
     problems += _check_summary(run, plan, summary.to_json())
     problems += [f"{name}: belongs to no shard of the plan; remove it" for name in run.strays(plan)]
-    compared: list[int] = []
-    fitted, largest = 0, 0.0
+    parts: list[Part] = []
+    not_again = "" if full else "a sample is not"
     if done:
-        source = _find_source(run, plan, data_root)
-        fitter = _open_fitter(run, plan, models, device)
+        made = _recomputation(run, plan, data_root, models, device)
+        problems += _check_plan(made)
         intact = [state for state in done if not _named(problems, state.shard)]
-        for part in _compare_rows(run.path, plan, intact, source, fitter, None if full else sample):
-            problems += part.problems
-            compared += part.rows
-            fitted += part.fitted
-            largest = max(largest, part.difference)
+        not_again = not_again or made.why_not_again()
+        for part in _compared(made, intact, sample, full, not not_again):
+            parts.append(part)
+            report(sum(len(part.rows) for part in parts), plan.rows)
+    problems += [text for part in parts for text in part.problems]
+    again = sum(part.again for part in parts)
     return Verification(
         ok=not problems and summary.complete,
         rows=summary.rows_written,
         digest=summary.digest,
         problems=tuple(problems),
-        compared=tuple(compared),
-        fitted=fitted,
+        compared=tuple(row for part in parts for row in part.rows),
+        fitted=sum(part.fitted for part in parts),
         full=full,
-        columns=(
-            *ERROR_COLUMNS,
-            *("status", "smpl_gender", "skel_gender", "source_row"),
-            *(item.stored for item in plan.fields),
-        ),
-        largest_residual_difference=largest,
+        columns=_columns(plan, bool(again)),
+        largest_residual_difference=max((part.difference for part in parts), default=0.0),
+        again=again,
+        exact=sum(part.exact for part in parts),
+        not_again=not_again,
     )
+
+
+def _columns(plan: Plan, again: bool) -> tuple[str, ...]:
+    """What is compared of a row, fitted again or not."""
+    originals = tuple(item.stored for item in plan.fields)
+    if again:
+        return (*result_columns(plan.schema_version), *originals)
+    return (*ERROR_COLUMNS, "status", "smpl_gender", "skel_gender", "source_row", *originals)
+
+
+def _compared(
+    made: Recomputation, states: Sequence[ShardState], sample: int, full: bool, again: bool
+) -> Iterator[Part]:
+    """Compare `sample` fitted rows and as many rejected ones, spread over the shards; or all."""
+    rejected = [s.receipt.rejected for s in states if s.receipt is not None]
+    fitted = [s.receipt.rows - s.receipt.rejected for s in states if s.receipt is not None]
+    sizes = zip(states, spread(fitted, sample), spread(rejected, sample), strict=True)
+    for state, some, without in sizes:
+        if not full:
+            yield made.sample(state, some, without)
+        elif again:
+            yield made.all_rows_again(state, some)
+        else:
+            yield made.all_rows(state)
 
 
 def spread(capacities: Sequence[int], total: int) -> list[int]:
@@ -167,17 +211,39 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
         values = read_column(file, name)
         if name in results:
             columns[name] = values
-    for item in plan.fields:
-        if file[item.stored].attrs["source_dtype"] != item.dtype:
-            yield f"column '{item.stored}' is not {item.dtype} as in the label file"
+    yield from _check_kinds(file, plan, columns)
     if not np.array_equal(columns["source_row"], np.arange(start, stop)):
         yield f"source_row is not {start} to {stop - 1}"
     assert state.receipt is not None
     if dict(Counter(columns["status"].tolist())) != dict(state.receipt.status):
         yield "status counts differ from the receipt"
+    if dict(state.receipt.software) != plan.software:
+        yield "its receipt names other software than the plan"
     yield from _check_results(results, columns)
+    crashed = columns["source_row"][columns["status"] == str(Status.rejected(CRASHED))].tolist()
+    for row in [row for row in crashed if row not in state.concessions.rows][:1]:
+        yield f"row {row} is '{Status.rejected(CRASHED)}', which is on no record"
     if plan.fitter == DEFAULT_FITTER and "limited_gain" in plan.fit:  # older plans: another rule
         yield from _check_limited(plan.request.frame, columns)
+
+
+def _check_kinds(file: h5py.File, plan: Plan, columns: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Columns have the dtype that they should have, and say so; result columns say what they hold.
+
+    What they hold is described by the code of the plan, which may not be that of this program.
+    """
+    dtypes = {item.stored: np.dtype(item.dtype) for item in plan.fields}
+    for name, values in columns.items():  # texts are as wide as their longest
+        column = RESULT_COLUMNS[name]
+        dtypes[name] = values.dtype if column.is_text else np.dtype(column.dtype)
+    described = plan.code == code_version("shard")
+    for name, dtype in dtypes.items():
+        expected, found = column_attributes(name, dtype), dict(file[name].attrs)
+        if not described:
+            expected.pop("description", None)
+            found.pop("description", None)
+        if found != expected:
+            yield f"column '{name}' is not {dtype}, or is described as something else"
 
 
 def _check_limited(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterator[str]:
@@ -201,16 +267,17 @@ def _check_limited(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterato
 
 
 def _check_results(results: Mapping[str, Column], columns: dict[str, np.ndarray]) -> Iterator[str]:
-    """Fitted rows are finite, rejected rows NaN."""
+    """Fitted rows are finite, rejected rows have the value of rejected rows."""
     rejected = rejected_rows(columns["status"])
     for name, column in results.items():
-        if column.rejected is None or not np.isnan(column.rejected):
+        if column.rejected is None or not column.fitted:
             continue
         values = columns[name].reshape(len(rejected), -1)
+        empty = column.empty(1).reshape(1, -1)
         if column.finite and not np.isfinite(values[~rejected]).all():
             yield f"'{name}' of a fitted row is not finite"
-        if not np.isnan(values[rejected]).all():
-            yield f"'{name}' of a rejected row is not NaN"
+        if not ((values == empty) | (np.isnan(values) & np.isnan(empty)))[rejected].all():
+            yield f"'{name}' of a rejected row is not {column.rejected}"
 
 
 def _check_summary(run: RunDirectory, plan: Plan, expected: dict[str, Any]) -> Iterator[str]:
@@ -229,110 +296,29 @@ def _check_summary(run: RunDirectory, plan: Plan, expected: dict[str, Any]) -> I
         yield "summary.json does not say what the shards say; rerun the conversion"
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What the comparison of some rows of a shard found."""
-
-    problems: list[str]
-    rows: list[int]
-    fitted: int
-    difference: float
-
-
-def _compare_rows(
-    directory: Path,
-    plan: Plan,
-    states: Sequence[ShardState],
-    source: AnnotationSource,
-    fitter: Fitter,
-    total: int | None,
-) -> Iterator[_Part]:
-    """Compare `total` fitted rows, spread over the shards; None: every row."""
-    fitted = [s.receipt.rows - s.receipt.rejected for s in states if s.receipt is not None]
-    sizes = fitted if total is None else spread(fitted, total)
-    for state, size in zip(states, sizes, strict=True):
-        start, stop = plan.rows_of(state.shard)
-        with open_shard(shard_path(directory, state.shard), sealed=plan.sealed) as file:
-            if total is None:
-                chosen = np.arange(stop - start)
-                rows = [source.read(start, stop)]
-            else:
-                candidates = np.flatnonzero(~rejected_rows(read_column(file, "status")))
-                chosen = candidates[np.linspace(0, len(candidates) - 1, size).astype(np.int64)]
-                rows = [source.read(start + int(row), start + int(row) + 1) for row in chosen]
-            if not chosen.size:
-                continue
-            stored = {name: read_column(file, name, chosen) for name in file}
-        problems = list(_compare(plan, stored, rows))
-        good = np.flatnonzero(~rejected_rows(stored["status"]))
-        differences = _recompute(plan, fitter, stored, rows, good)
-        for name, difference in differences.items():
-            if difference.max(initial=0.0) > RESIDUAL_TOLERANCE:
-                worst = int(np.argmax(difference))
-                problems.append(
-                    f"a stored residual, '{name}' of row {start + int(chosen[good[worst]])}, is "
-                    f"{difference[worst] * 1000:.3f} mm off its recomputation"
-                )
-        yield _Part(
-            problems=[f"shard {state.shard}: {text}" for text in problems],
-            rows=(start + chosen).tolist(),
-            fitted=len(good),
-            difference=max(float(found.max(initial=0.0)) for found in differences.values()),
-        )
+def _recomputation(
+    run: RunDirectory, plan: Plan, data_root: Path | None, models: Path | None, device: str
+) -> Recomputation:
+    factory = registered_fitter(plan.fitter)
+    source = _find_source(run, plan, data_root)
+    directory = None
+    if factory.needs_models:
+        directory = conversion_models(plan, run.places(plan).get("models"), models)
+    return Recomputation(run.path, plan, source, factory, directory, device)
 
 
-def _compare(
-    plan: Plan, stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows]
-) -> Iterator[str]:
-    """Original columns bit for bit, genders, and why a row is rejected."""
-    for item in plan.fields:
-        original = np.concatenate([row.fields[item.source] for row in rows])
-        if original.tobytes() != stored[item.stored].tobytes():
-            yield f"column '{item.stored}' differs from the label file"
-    for name in ("smpl_gender", "skel_gender"):
-        if np.concatenate([getattr(row, name) for row in rows]).tolist() != stored[name].tolist():
-            yield f"column '{name}' differs from the label file"
-    reasons = np.concatenate([row.reasons for row in rows]).tolist()
-    for status, reason, number in zip(
-        stored["status"].tolist(), reasons, stored["source_row"].tolist(), strict=True
-    ):
-        expected = Status.rejected(reason) if reason else None
-        if expected is not None and status != expected:
-            yield f"row {number} is '{status}', the label file makes it '{expected}'"
-            return
-
-
-def _recompute(
-    plan: Plan,
-    fitter: Fitter,
-    stored: dict[str, np.ndarray],
-    rows: Sequence[AnnotationRows],
-    good: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Error column -> difference (len(good),) in metres of stored and recomputed values."""
-    poses, betas, transl = (
-        np.concatenate([getattr(row, name) for row in rows])
-        for name in ("poses", "betas", "transl")
-    )
-    skel_poses, skel_betas, skel_trans = (stored[name].astype(np.float64) for name in SKEL_COLUMNS)
-    pairs = np.char.add(np.char.add(stored["smpl_gender"], ":"), stored["skel_gender"])[good]
-    differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
-    turn = turn_of(plan)
-    turned = {} if turn is None else {"turn": turn}
-    for pair in np.unique(pairs):
-        own = np.flatnonzero(pairs == pair)
-        chosen = good[own]
-        smpl_gender, skel_gender = str(pair).split(":")
-        again = fitter.residuals(
-            (smpl_gender, skel_gender),
-            (poses[chosen], betas[chosen], transl[chosen]),
-            (skel_poses[chosen], skel_betas[chosen], skel_trans[chosen]),
-            **turned,
-        )
-        for name in ERROR_COLUMNS:
-            difference = np.abs(stored[name][chosen].astype(np.float64) - again[name])
-            differences[name][own] = np.nan_to_num(difference, nan=np.inf)
-    return differences
+def _check_plan(made: Recomputation) -> Iterator[str]:
+    """What a plan says about label file and models, which its hash does not prove."""
+    plan, source = made.plan, made.source
+    if source.rows != plan.rows:
+        yield f"the plan has {plan.rows} rows, the label file {source.rows}"
+        return
+    fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
+    if plan.schema_version > 1 and tuple(stored_fields(fields)) != plan.fields:
+        yield "the plan has other original columns than the label file"
+    pairs = gender_pairs(source, plan.smpl_gender, plan.skel_gender, plan.shard_rows)
+    if made.factory.models(made.models, pairs) != plan.models:
+        yield "the plan says other things about the body models than their files"
 
 
 def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> AnnotationSource:
@@ -354,14 +340,6 @@ def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> Annot
     if tuple(file_record(Path(path)) for path in source.files) != plan.source_files:
         raise InputError(f"{noted}: is not the label file that was converted; restore it")
     return source
-
-
-def _open_fitter(run: RunDirectory, plan: Plan, models: Path | None, device: str) -> Fitter:
-    factory = registered_fitter(plan.fitter)
-    directory = None
-    if factory.needs_models:
-        directory = conversion_models(plan, run.places(plan).get("models"), models)
-    return factory.open(directory, device, plan.request)
 
 
 def _named(problems: Sequence[str], shard: int) -> bool:

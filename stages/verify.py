@@ -8,7 +8,7 @@ import typer
 
 from pipeline.errors import Incomplete
 from stages import options
-from stages.terminal import aligned, print_json, say
+from stages.terminal import Progress, aligned, print_json, say
 
 if TYPE_CHECKING:
     from pipeline.verify import Verification
@@ -23,13 +23,21 @@ def verify(
     models: options.Models = None,
     device: options.FitDevice = "cpu",
     full: Annotated[
-        bool, typer.Option("--full", help="Compare every row with label file and models.")
+        bool, typer.Option("--full", help="Compare every row, and fit it again.")
     ] = False,
 ) -> None:
     """Re-read every shard, account for every row, recompute residuals of a sample."""
     from pipeline.verify import verify as check
 
-    found = check(directory, data_root=data_root, models=models, device=device, full=full)
+    with Progress("verify", 0, "rows", quiet=not full) as progress:
+
+        def report(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done - progress.done)
+
+        found = check(
+            directory, data_root=data_root, models=models, device=device, full=full, report=report
+        )
     largest = found.largest_residual_difference
     if as_json:
         print_json(
@@ -42,6 +50,9 @@ def verify(
                 "compared_rows": list(found.compared),
                 "compared_columns": list(found.columns),
                 "full": found.full,
+                "fitted_again": found.again,
+                "bit_equal": found.exact,
+                "not_fitted_again": found.not_again,
                 "largest_residual_difference": largest,
             }
         )
@@ -53,6 +64,7 @@ def verify(
             ("compared", _what(found)),
             ("columns", ", ".join(found.columns)),
             ("recomputed", f"{found.fitted} rows, residuals within {largest * 1e6:.2f} µm"),
+            ("fitted again", _again(found)),
             *(("problem", text) for text in found.problems),
         ]
         say(aligned(rows))
@@ -68,6 +80,19 @@ def _what(found: Verification) -> str:
     if len(shown) > _SHOWN:
         shown = [*shown[: _SHOWN - 2], "...", shown[-1]]
     return (
-        f"{len(found.compared)} of {found.rows} rows, evenly spread over the fitted rows of each "
+        f"{len(found.compared)} of {found.rows} rows: {found.fitted} fitted and "
+        f"{len(found.compared) - found.fitted} rejected ones, evenly spread over those of each "
         f"shard (rows {', '.join(shown) or '-'}; all in --json); every row: --full"
+    )
+
+
+def _again(found: Verification) -> str:
+    """How far the fits themselves were checked."""
+    if not found.full:
+        return "no row: whether a stored body is the best one, --full tells"
+    if found.not_again:
+        return f"no row: {found.not_again}; install what the plan names to compare the fits too"
+    return (
+        f"{found.again} rows in every column: {found.exact} equal bit for bit, "
+        f"{found.again - found.exact} not"
     )

@@ -275,13 +275,13 @@ def test_it_always_ends(tmp_path: Path, small: dict[str, str], kind: str, worker
     whole_again(bench, small)
 
 
-def test_slow_is_not_hung(tmp_path: Path, reference: dict[str, str]) -> None:
+def test_slow_is_not_hung(tmp_path: Path) -> None:
     """Steps of a shard are signs of life: it may take longer than the limit as a whole."""
-    bench = make_bench(tmp_path / "bench", fit={"block_size": 1}, limits={"stall": 3})
-    bench.order("slow-all", "0.5")
-    done = bench.run("--workers", "2", "--shards", "0,1")
+    bench = make_bench(tmp_path / "bench", 64, 32, fit={"block_size": 1}, limits={"stall": 2.5})
+    bench.order("slow-all", "0.8")
+    done = bench.run("--workers", "2")
     assert done.returncode == 0 and "no sign of life" not in done.stderr
-    assert max(rows for *_, rows in bench.sizes()) <= 8
+    assert [rows for *_, rows in bench.sizes() if rows < 8] == [6] * 2, "four steps a shard"
 
 
 def test_want_of_memory_is_told_from_poison(tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_memory_does_not_grow_with_the_subset(tmp_path: Path) -> None:
             "            if line.startswith('RssAnon'): peak = max(peak, int(line.split()[1]))\n"
             "        time.sleep(0.005)\n"
             "threading.Thread(target=watch, daemon=True).start()\n"
-            f"code = cli.run({bench.command('--quiet', fitter=TRIVIAL)[3:]!r})\n"
+            f"code = cli.run({bench.command('--quiet', '--workers', '1', fitter=TRIVIAL)[3:]!r})\n"
             "print('peak', peak); sys.exit(code)"
         )
         done = bench.cli([sys.executable, "-c", script])

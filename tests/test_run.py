@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -11,9 +12,16 @@ import numpy as np
 import pytest
 
 from pipeline import open_dataset, readers
+from pipeline import run as run_module
+from pipeline.attempts import Attempts, Search
 from pipeline.errors import Incomplete, InputError, PlanMismatch, UsageError
+from pipeline.fitters import registered_fitter
+from pipeline.plan import ModelRecord
+from pipeline.provenance import code_files, sha256_bytes
 from pipeline.readers.base import AnnotationRows, AnnotationSource
-from pipeline.run import preview
+from pipeline.run import convert, preview
+from pipeline.rundir import RunDirectory
+from pipeline.task import Job, ShardWorker, SourceLocation
 from pipeline.verify import spread, verify
 from tests.faults.harness import (
     Bench,
@@ -239,12 +247,82 @@ def test_a_source_that_changes_during_the_run_is_noticed(finished: Bench, tmp_pa
         if event == "shard_done" and data["shard"] == 2:
             write_source(bench.labels, ROWS, seed=1)
 
-    from pipeline.run import convert
-
     with pytest.raises(InputError, match="changed while it was being converted"):
         convert(bench.request(), report)
     assert "shard_failed" not in seen  # no fault of any shard
     assert not list((bench.out / "attempts").iterdir())
+
+
+def test_a_plan_that_came_just_before_the_lock_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise P6: another run with another plan was quicker, after this one had looked."""
+    bench = make_bench(tmp_path / "race", 16, SHARD)
+    slower = bench.request()
+    write_manifest(bench.manifest, SHARD, compression="none")
+    reference: dict[str, str] = {}
+    make_directory = run_module.make_directory
+
+    def overtaken(path: Path) -> None:
+        if not reference:
+            reference["begun"] = ""
+            assert bench.convert().ok
+            reference.update(shard_digests(bench.out))
+        make_directory(path)
+
+    monkeypatch.setattr(run_module, "make_directory", overtaken)
+    with pytest.raises(PlanMismatch, match="compression"):
+        convert(slower, lambda event, data: None)
+    assert reference.pop("begun") == "" and shard_digests(bench.out) == reference
+    assert verify(bench.out).ok
+
+
+def test_a_worker_with_other_software_or_models_does_not_work(
+    finished: Bench, tmp_path: Path
+) -> None:
+    """Promise P6 on a node of a cluster: the plan's versions, the plan's model files, or nothing.
+
+    A plan of other versions and files stands for the node that has these.
+    """
+    plan = RunDirectory(finished.out).plan()
+    job = Job(
+        plan=plan,
+        directory=tmp_path,
+        source=SourceLocation(finished.labels, finished.data, ()),
+        models=tmp_path,
+        fitter=registered_fitter(plan.fitter),
+        modules=tuple(code_files("shard")),
+    )
+    ShardWorker(job, lambda beat: None)
+    software = plan.software | {"numpy": "1.0"}
+    with pytest.raises(InputError, match=r"instead of 1\.0; install the same versions"):
+        ShardWorker(replace(job, plan=replace(plan, software=software)), lambda beat: None)
+    model = ModelRecord("smpl", "male", "SMPL_MALE.pkl", 4, sha256_bytes(b"SMPL"), False)
+    (tmp_path / model.name).write_bytes(b"SMPl")
+    with pytest.raises(InputError, match="not the file of the plan"):
+        ShardWorker(replace(job, plan=replace(plan, models=(model,))), lambda beat: None)
+
+
+def test_dying_between_receipt_and_bookkeeping_leaves_no_record(bench: Bench) -> None:
+    run = RunDirectory(bench.out)
+    run.write_attempts(Attempts(2, running="here"), run.plan())
+    assert bench.convert().converted == 0
+    assert run.unfinished() == {}
+
+
+def test_a_row_that_fails_once_is_not_left_out() -> None:
+    """Promise P14: what happens once may be anything; a row alone has to end badly twice."""
+    search = Search(0, 4)
+    while search.part != (0, 1):
+        search.ended_badly("hit")
+    search.ended_badly("hit")
+    assert search.part == (0, 1), "tried again"
+    search.survived()
+    for _ in range(2):
+        search.ended_badly("hit")
+    while search.part is not None:
+        search.survived()
+    assert search.found == {1: "hit"}
 
 
 def test_a_finished_row_does_not_depend_on_bad_neighbours(finished: Bench, tmp_path: Path) -> None:
@@ -297,6 +375,11 @@ def test_preview_counts_equal_the_run_and_write_nothing(bench: Bench) -> None:
     assert found.todo == (1,) and len(found.done) == 7 and len(found.damaged) == 1
     assert tree(bench.root) == before
     assert bench.convert().converted == len(found.todo)
+
+
+def test_a_preview_of_nothing_makes_no_folder(finished: Bench, tmp_path: Path) -> None:
+    found = preview(finished.request(directory=tmp_path / "new"))
+    assert len(found.todo) == 8 and not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_other_files_is_refused(finished: Bench, tmp_path: Path) -> None:

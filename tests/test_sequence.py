@@ -526,7 +526,8 @@ def test_a_world_is_turned_upright_and_the_turn_is_told(tmp_path: Path, pair, up
     ).vertices
     error = (skin - target).norm(dim=2).mean(dim=1).numpy()
     assert np.abs(error - dataset["vertex_error_mean"]).max() < 1e-5
-    assert verify(out, data_root=tmp_path).ok
+    found = verify(out, data_root=tmp_path, full=True)
+    assert found.ok and found.exact == 4, found
 
 
 def test_rows_that_are_no_sequence_are_refused_in_one_line(tmp_path: Path):

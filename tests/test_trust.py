@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import open_dataset
+from pipeline.columns import RESULT_COLUMNS
 from pipeline.errors import Incomplete, InputError
 from pipeline.output_files import pretty_json, read_sealed, sealed_json
 from pipeline.plan import Plan, read_plan
@@ -186,7 +188,10 @@ def test_counts_and_errors_are_those_of_the_shards(
     found = json.loads(capsys.readouterr().out)["vertex_error_mean"]
     assert found["median"] == np.median(errors) and found["max"] == errors.max()
     assert found["p95"] == np.quantile(errors, 0.95)
-    forge(receipt_path(bench.out, 1), status={"converged": 7, "rejected:no_box": 1})
+    forge(receipt_path(bench.out, 1), rows=7, status={"converged": 7})
+    with pytest.raises(Incomplete, match="does not account for its rows"):
+        open_dataset(bench.out)
+    forge(receipt_path(bench.out, 1), rows=8, status={"converged": 7, "rejected:no_box": 1})
     assert command(["status", str(bench.out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [item["shard"] for item in found["damaged"]] == [1] and not found["complete"]
@@ -347,13 +352,112 @@ def test_full_verification_compares_every_row(
         assert any(f"'{name}' of row {row}" in text for text in attempt(name, 0.5)), name
     for name, value in (("cam_int", 1.0), ("imgname", b"x"), ("smpl_gender", b"male")):
         assert any(f"'{name}' differs" in text for text in attempt(name, value)), name
+    for name, value in (("skel_poses", 0.01), ("iterations", 8), ("start", 1),
+                        ("active_limits", True), ("vertex_error_unlimited", 0.02)):  # fmt: skip
+        told = f"'{name}' of row {row} is not what a new fit gives"
+        assert any(told in text for text in attempt(name, value)), name
     bench.convert()
     assert command(["verify", str(bench.out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert not said["full"] and len(said["compared_rows"]) == said["sampled"]
+    assert not said["full"] and len(said["compared_rows"]) == said["sampled"] + 2
     assert {"vertex_error_head", "cam_int", "status"} <= set(said["compared_columns"])
     assert command(["verify", str(bench.out), "--full"]) == 0
-    assert "all 300 rows" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all 300 rows" in shown and "300 rows in every column: 300 equal bit for bit" in shown
+
+
+def test_a_row_cannot_be_said_to_be_rejected(bench: Bench) -> None:
+    """A good row made a rejected one, or one of another reason, with every digest right."""
+    whole = {path: path.read_bytes() for path in bench.out.rglob("*") if path.is_file()}
+
+    def forged(row: int, status: bytes) -> tuple[str, ...]:
+        for path, data in whole.items():
+            path.write_bytes(data)
+
+        def change(file: h5py.File) -> None:
+            for name, column in RESULT_COLUMNS.items():
+                if column.rejected is not None:
+                    file[name][row] = column.rejected
+            file["status"][row] = status
+
+        forge_shard(bench.out, 0, change)
+        with h5py.File(shard_path(bench.out, 0)) as file:
+            counts = Counter(text.decode() for text in file["status"][:].tolist())
+        forge(receipt_path(bench.out, 0), status=counts)
+        bench.convert()
+        return verify(bench.out).problems
+
+    for row, status, told in (
+        (5, b"rejected:bad_camera", "row 5 is 'rejected:bad_camera', label file and records make"),
+        (3, b"rejected:bad_camera", "make it rejected:non_finite_pose"),
+        (5, b"rejected:crashed", "row 5 is 'rejected:crashed', which is on no record"),
+    ):
+        assert any(told in text for text in forged(row, status)), status
+
+
+def forge_dataset(bench: Bench, **changes: object) -> None:
+    """Another plan, and shards, receipts and summary that agree with it in every digest."""
+    plan = forge_plan(bench, **changes)
+    run = RunDirectory(bench.out)
+    for path in [*bench.out.glob("shards/*"), *bench.out.glob("receipts/*")]:
+        if int(path.stem.removeprefix("shard-")) >= plan.shards:
+            path.unlink()
+    for shard in range(plan.shards):
+
+        def change(file: h5py.File, shard: int = shard) -> None:
+            file.attrs.update(root_attributes(plan, shard))
+            for name in set(file) - set(RESULT_COLUMNS) - {item.stored for item in plan.fields}:
+                del file[name]
+
+        forge_shard(bench.out, shard, change)
+        forge(receipt_path(bench.out, shard), plan_id=plan.plan_id)
+    run.write_summary(summarise(plan, run.inspect_all(plan, results=True)))
+    assert open_dataset(bench.out).attrs["digest"], "it opens, and says that it is complete"
+
+
+def test_a_plan_cannot_lie_about_its_inputs(bench: Bench) -> None:
+    """A plan hashes to its own id whoever wrote it: rows or columns less, other models."""
+    plan = json.loads((bench.out / "plan.json").read_text())["plan"]
+    model = {"kind": "smpl", "gender": "male", "name": "SMPL_MALE.pkl", "size": 1,
+             "sha256": "0", "standin": False}  # fmt: skip
+    fields = [item for item in plan["fields"] if item["source"] != "gtkps"]
+    for changes, told in (
+        ({"models": [model]}, "other things about the body models"),
+        ({"models": [], "fields": fields}, "other original columns"),
+        ({"rows": 16}, "the plan has 16 rows, the label file 20"),
+    ):
+        forge_dataset(bench, **changes)
+        found = verify(bench.out, data_root=bench.data)
+        assert [text for text in found.problems if told in text], found.problems
+        assert len(found.problems) == 1
+
+
+def test_code_that_is_not_here_is_not_compared_and_said(
+    bench: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    """What another version fitted cannot be fitted again; --full says so instead of guessing."""
+    forge_dataset(bench, code={"sha256": "0"})
+    assert command(["verify", str(bench.out), "--full", "--data-root", str(bench.data)]) == 0
+    assert "no row: the code of hmr-skel here is not the plan's" in capsys.readouterr().out
+
+
+def test_columns_hold_what_columns_of_their_name_hold(bench: Bench) -> None:
+    def wider(file: h5py.File) -> None:
+        kept = dict(file["skel_poses"].attrs) | {"source_dtype": "<f8"}
+        values = file["skel_poses"][:].astype(np.float64)
+        del file["skel_poses"]
+        made = file.create_dataset("skel_poses", data=values, chunks=values.shape, fletcher32=True)
+        made.attrs.update(kept)
+
+    def rejected(file: h5py.File) -> None:
+        file["active_limits"][3, 4] = True
+
+    for shard, change in ((0, rejected), (1, wider)):
+        forge_shard(bench.out, shard, change)
+    bench.convert()
+    problems = " ".join(verify(bench.out).problems)
+    for told in ("shard 0: 'active_limits' of a rejected row", "'skel_poses' is not float32"):
+        assert told in problems, problems
 
 
 HOSTILE_NAME = "a\x1b]0;owned\x07\x1b[2J\r\u202eb"
