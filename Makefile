@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: eval help view setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos osim-models check-versions
+.PHONY: eval help view setup convert demo-images train verify status report readme-picture test lint clean build-tools default-body-asset test-rebuild chaos mutants osim-models check-versions
 
 help:  ## print the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ test-rebuild: build-tools  ## compare a rebuilt stand-in body with the committed
 chaos: $(STAMP)  ## kill conversions N times at random and compare digests, then 200 random histories
 	$(BIN)/python -m tests.faults.chaos --kills $(or $(N),50) --seed $(or $(SEED),0)
 	$(BIN)/python -m pytest -m chaos tests/test_faults.py
+
+mutants: $(STAMP)  ## take every protection away, one at a time, and see which test notices (30 minutes)
+	$(BIN)/python -m tests.faults.mutants --jobs $(or $(JOBS),2)
 
 lint: $(STAMP)  ## style, format, types, and which room may import which
 	$(BIN)/ruff check .

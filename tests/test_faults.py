@@ -281,7 +281,7 @@ def test_slow_is_not_hung(tmp_path: Path) -> None:
     bench.order("slow-all", "0.8")
     done = bench.run("--workers", "2")
     assert done.returncode == 0 and "no sign of life" not in done.stderr
-    assert [rows for *_, rows in bench.sizes() if rows < 8] == [6] * 2, "four steps a shard"
+    assert len(bench.sizes()) == 8, "four steps a shard"
 
 
 def test_want_of_memory_is_told_from_poison(tmp_path: Path) -> None:
