@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skel_fit.anatomy import REGIONS
 from skel_fit.kinematics import Identity
-from skel_fit.solver.tables import PARAMETERS
+from skel_fit.solver.tables import PARAMETERS, SearchState
 
 
 class Goal(NamedTuple):
@@ -83,13 +83,50 @@ class Solution(NamedTuple):
             start=count.clone(),
         )
 
-    def put(self, rows: Tensor, found: Solution, take: Tensor) -> None:
-        """Take over the found rows where `take` says so."""
-        for name, mine, theirs in zip(self._fields, self, found, strict=True):
-            if name == "region_errors":
-                mine[:, rows[take]] = theirs[:, take]
+    def rows(self, index: Tensor | slice) -> Solution:
+        """Some rows."""
+        return Solution(
+            *(
+                part[..., index] if k == _REGION_ERRORS else part[index]
+                for k, part in enumerate(self)
+            )
+        )
+
+    def where(self, rows: Tensor, found: Solution) -> Solution:
+        """Theirs for the rows (n,) bool, mine for the others; nothing waits for the device."""
+        return Solution(
+            *(
+                torch.where(rows if k == _REGION_ERRORS else _spread(rows, mine), theirs, mine)
+                for k, (mine, theirs) in enumerate(zip(self, found, strict=True))
+            )
+        )
+
+    def improve(self, rows: Tensor, found: Solution) -> None:
+        """Take over the found rows, numbered `rows` and each there once, where they lower the
+        objective; nothing waits for the device."""
+        mine = self.rows(rows)
+        better = mine.where(found.energy < mine.energy, found)
+        for k, (kept, taken) in enumerate(zip(self, better, strict=True)):
+            if k == _REGION_ERRORS:
+                kept[:, rows] = taken
             else:
-                mine[rows[take]] = theirs[take]
+                kept[rows] = taken
+
+
+_REGION_ERRORS = Solution._fields.index("region_errors")
+
+
+def _spread(rows: Tensor, like: Tensor) -> Tensor:
+    """A mask of rows (n,) in the dimensions of `like` (n, ...)."""
+    return rows.view(-1, *[1] * (like.ndim - 1))
+
+
+class Ended(NamedTuple):
+    """Where a block's rows stand after some rounds."""
+
+    found: Solution  # of the rows that are done; energy inf elsewhere
+    active: Tensor  # (n,) bool: rows that are not
+    state: SearchState[Tensor]
 
 
 def padded(index: Tensor, width: int) -> Tensor:

@@ -11,6 +11,7 @@ rounds of a fixed schedule.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
 from skel_fit.solver import tables
-from skel_fit.solver.blocks import Block, Goal, GoalOf, Solution, padded
+from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Solution, padded
 from skel_fit.solver.plans import SmplSide, StagePlan, stage_plans, stored_limits
 from skel_fit.solver.tables import (
     LANES,
@@ -119,6 +120,14 @@ class Solver:
         """(49,) limits of the parameters."""
         return self.plans[-1].tables.upper
 
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """`lower` and `upper` on the device, uploaded once."""
+        low, high = (
+            torch.as_tensor(limit, device=self.device) for limit in (self.lower, self.upper)
+        )
+        return low, high
+
     # --- public ----------------------------------------------------------------------------
 
     def solve(self, goal: GoalOf, betas: Tensor) -> Solution:
@@ -143,13 +152,11 @@ class Solver:
         """
         solution = Solution.empty(poses.shape[0], self.device)
         waiting: list[tuple[Block, SearchState[Tensor]]] = []
-        rows = torch.arange(poses.shape[0], device=self.device)
-        for part in rows.split(self.block):
+        for part in torch.arange(poses.shape[0], device=self.device).split(self.block):
             block = self._block(goal, betas, part)
-            state, real = SearchState.begin(poses[block.rows]), rows[: part.numel()]
-            unfinished = self._last_stage(block, state, real, 0, solution, rounds_done=0)
-            if unfinished is not None:
-                waiting.append(unfinished)
+            state = SearchState.begin(poses[block.rows])
+            ended = self._last_stage(block, state, self._real(part), 0)
+            self._take(block, part.numel(), ended, solution, waiting)
         self._finish(waiting, 0, solution)
         return solution
 
@@ -249,14 +256,37 @@ class Solver:
         waiting: list[tuple[Block, SearchState[Tensor]]] = []
         for part in rows.split(self.block):
             block = self._block(goal, betas, part)
-            state = SearchState.begin(self._start(start, block))
-            for plan in self.plans[:-1]:
-                state = self._coarse_stage(plan, block, state)
-            real = torch.arange(part.numel(), device=self.device)
-            unfinished = self._last_stage(block, state, real, start, solution, rounds_done=0)
-            if unfinished is not None:
-                waiting.append(unfinished)
+            ended = self._all_stages(block, self._real(part), start)
+            self._take(block, part.numel(), ended, solution, waiting)
         self._finish(waiting, start, solution)
+
+    def _real(self, part: Tensor) -> Tensor:
+        """(width,) bool: rows of a block that are not there to fill it up."""
+        return torch.arange(self.width, device=self.device) < part.numel()
+
+    def _take(
+        self,
+        block: Block,
+        real: int,
+        ended: Ended,
+        solution: Solution,
+        waiting: list[tuple[Block, SearchState[Tensor]]],
+    ) -> None:
+        """The `real` first rows go to the solution where that improves it; unsettled ones wait.
+
+        Here the host waits for the device: once a block."""
+        solution.improve(block.rows[:real], ended.found.rows(slice(real)))
+        left = torch.nonzero(ended.active)[:, 0]
+        if left.numel():
+            waiting.append((block.select(left), ended.state.rows(left)))
+
+    def _all_stages(self, block: Block, real: Tensor, start: int) -> Ended:
+        """A block from one start through the coarse stages and the first rounds of the last."""
+        state = SearchState.begin(self._start(start, block))
+        for plan in self.plans[:-1]:
+            state = self._coarse_stage(plan, block, state, real)
+        state = SearchState.begin(state.poses)._replace(steps=state.steps)
+        return self._last_stage(block, state, real, start)
 
     def _block(self, goal: GoalOf, betas: Tensor, rows: Tensor) -> Block:
         index = padded(rows, self.width)
@@ -273,8 +303,7 @@ class Solver:
         return joints.view(24, 3, n).permute(2, 0, 1).to(torch.float64).contiguous()
 
     def _start(self, start: int, block: Block) -> Tensor:
-        lower = torch.as_tensor(self.lower, device=self.device)
-        upper = torch.as_tensor(self.upper, device=self.device)
+        lower, upper = low, high = self._bounds
         branch = torch.zeros(24, dtype=torch.int64, device=self.device)
         if start == 1:
             branch[:] = 1
@@ -283,10 +312,7 @@ class Solver:
         poses = self.kernels.start(block.rotations, block.shape, lower, upper, branch)
         if start == 2:
             # halfway between rest and the unbounded start, back inside the limits
-            poses = torch.minimum(
-                torch.maximum(0.5 * poses, torch.as_tensor(self.lower, device=self.device)),
-                torch.as_tensor(self.upper, device=self.device),
-            )
+            poses = torch.minimum(torch.maximum(0.5 * poses, low), high)
         return poses
 
     def evaluate(
@@ -334,56 +360,43 @@ class Solver:
         return (products @ plan.vertices.moment_basis).view(products.shape[0], -1, 10)
 
     def _coarse_stage(
-        self, plan: StagePlan, block: Block, state: SearchState[Tensor]
+        self, plan: StagePlan, block: Block, state: SearchState[Tensor], real: Tensor
     ) -> SearchState:
         """A stage whose residual nobody reports: rounds until each row's steps are small."""
         state = SearchState.begin(state.poses)._replace(steps=state.steps)
         targets = block.targets[plan.vertices.rows]
-        pair_moments = self.pair_moments(plan, block.shape)
-        active = torch.ones(block.rows.numel(), dtype=torch.bool, device=self.device)
+        pair_moments, active = self.pair_moments(plan, block.shape), real
         tolerance = self.tolerance(plan)
         for _ in range(plan.stage.rounds):
             evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             self._round(plan, block, state, pair_moments, evaluated, targets, active, tolerance)
             active = active & (state.step_size > tolerance) & (state.failures < 3)
-            if self.device.type == "cpu" and not active.any():
+            if self.kernels.host_decides and not active.any():
                 break
         return state
 
     def _last_stage(
-        self,
-        block: Block,
-        state: SearchState[Tensor],
-        real: Tensor,
-        start: int,
-        solution: Solution,
-        rounds_done: int,
-    ) -> tuple[Block, SearchState[Tensor]] | None:
-        """A few rounds of the last stage. Settled rows go to the solution; the others come back."""
+        self, block: Block, state: SearchState[Tensor], real: Tensor, start: int
+    ) -> Ended:
+        """A few rounds of the last stage for the rows that `real` (width,) names."""
         plan = self.plans[-1]
         tolerance = self.tolerance(plan)
-        if rounds_done == 0:
-            state = SearchState.begin(state.poses)._replace(steps=state.steps)
         pair_moments = self.pair_moments(plan, block.shape)
-        active = torch.zeros(block.rows.numel(), dtype=torch.bool, device=self.device)
-        active[real] = True
+        active, found = real, Solution.empty(real.numel(), self.device)
         for turn in range(ROUNDS_IN_BLOCK + 1):
             evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             if turn > 0:
-                active = self._settle(plan, block, state, evaluated, active, start, solution)
-                if turn == ROUNDS_IN_BLOCK or not active.any():
+                found, active = self._settle(plan, block, state, evaluated, active, start, found)
+                if turn == ROUNDS_IN_BLOCK or (self.kernels.host_decides and not active.any()):
                     break
             self._round(
                 plan, block, state, pair_moments, evaluated, block.targets, active, tolerance
             )
             # candidates that keep getting worse: at the optimum to rounding, so judge the best
             stuck = active & (state.failures >= 3)
-            state.poses[stuck] = state.best_poses[stuck]
-            state.step_size[stuck] = 0.0
-        left = torch.nonzero(active)[:, 0]
-        if not left.numel():
-            return None
-        return block.select(left), state.rows(left)
+            state.poses.copy_(torch.where(stuck[:, None], state.best_poses, state.poses))
+            state.step_size.masked_fill_(stuck, 0.0)
+        return Ended(found, active, state)
 
     def _settle(
         self,
@@ -393,9 +406,9 @@ class Solver:
         evaluated: tuple[Tensor, Tensor],
         active: Tensor,
         start: int,
-        solution: Solution,
+        found: Solution,
         force: bool = False,
-    ) -> Tensor:
+    ) -> tuple[Solution, Tensor]:
         """Judge the candidates; converged rows that are no worse than their best are done."""
         transforms, points = evaluated
         squares, totals, largest = self.kernels.judge(
@@ -409,7 +422,7 @@ class Solver:
             energy <= state.best_energy * (1.0 + _WORSE) + 1e-13
         )
         done = active & (small | force)
-        found = Solution(
+        judged = Solution(
             state.poses,
             energy,
             totals.sum(dim=0) / count,
@@ -419,9 +432,7 @@ class Solver:
             small,
             torch.full_like(state.steps, start),
         )
-        better = done & (energy < solution.energy[block.rows])
-        solution.put(block.rows, found, torch.nonzero(better)[:, 0])
-        return active & ~done
+        return found.where(done, judged), active & ~done
 
     def _finish(
         self, waiting: list[tuple[Block, SearchState[Tensor]]], start: int, solution: Solution
@@ -437,26 +448,20 @@ class Solver:
             last = rounds_done >= self.plans[-1].stage.rounds
             for part in torch.arange(block.rows.numel(), device=self.device).split(self.block):
                 index = padded(part, self.width)
-                some, search = block.select(index), state.rows(index)
-                real = torch.arange(part.numel(), device=self.device)
-                if last:
-                    self._give_up(some, search, real, start, solution)
-                    continue
-                unfinished = self._last_stage(some, search, real, start, solution, rounds_done)
-                if unfinished is not None:
-                    waiting.append(unfinished)
+                some, search, real = block.select(index), state.rows(index), self._real(part)
+                work = self._give_up if last else self._last_stage
+                ended = work(some, search, real, start)
+                self._take(some, part.numel(), ended, solution, waiting)
             rounds_done += ROUNDS_IN_BLOCK
 
-    def _give_up(
-        self, block: Block, state: SearchState[Tensor], real: Tensor, start: int, solution: Solution
-    ) -> None:
+    def _give_up(self, block: Block, state: SearchState[Tensor], real: Tensor, start: int) -> Ended:
         """Out of rounds: report the best pose found, not settled."""
         state.poses[:] = state.best_poses
         state.step_size[:] = torch.inf
-        active = torch.zeros(block.rows.numel(), dtype=torch.bool, device=self.device)
-        active[real] = True
-        evaluated = self.evaluate(self.plans[-1].vertices, state.poses, block.shape)
-        self._settle(self.plans[-1], block, state, evaluated, active, start, solution, force=True)
+        plan, found = self.plans[-1], Solution.empty(real.numel(), self.device)
+        evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
+        found, active = self._settle(plan, block, state, evaluated, real, start, found, force=True)
+        return Ended(found, active, state)
 
 
 def _kernels(config: FitConfig, device: torch.device) -> type[Kernels]:

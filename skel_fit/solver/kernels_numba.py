@@ -30,6 +30,8 @@ from skel_fit.solver.tables import (
 class NumbaKernels:
     """The kernels behind the interface of `kernels_torch.TorchKernels` (CPU tensors)."""
 
+    host_decides = True  # whether the engine may look at results to stop early
+
     def __init__(
         self,
         skeleton: Skeleton[np.ndarray],

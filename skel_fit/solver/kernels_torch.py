@@ -49,6 +49,7 @@ class TorchKernels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.dtype, self.device = dtype, torch.device(device)
+        self.host_decides = self.device.type == "cpu"
         self._uploaded: dict[tuple[int, str], tuple[object, Tensor]] = {}
         self.axes = self._tensor(skeleton.axes)
         self.parents = tuple(int(p) for p in skeleton.parents)

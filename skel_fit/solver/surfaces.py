@@ -9,9 +9,11 @@ from torch import Tensor
 
 from skel_fit.rotations import nearest_rotation
 from skel_fit.skel import SKEL
-from skel_fit.solver.blocks import Goal, GoalOf
+from skel_fit.solver.blocks import Goal, GoalOf, padded
+from skel_fit.solver.tables import LANES
 
 _PELVIS = 0
+_WIDE = 256  # meshes side by side on a GPU; 24 sums of 9 products each
 
 
 @dataclass(frozen=True)
@@ -36,35 +38,43 @@ class PlacedSurfaces:
 def place_surfaces(skel: SKEL, vertices: Tensor, betas: Tensor) -> PlacedSurfaces:
     """Root frame and bone rotations of meshes: vertices (n, V, 3) m, betas (n, 10), float64.
 
-    One mesh at a time: no row depends on another.
+    In blocks of one width: no row depends on how many there are.
     """
-    template, directions = skel.template.double(), skel.shapedirs.double()
-    weights, regressor = skel.skin_weights.double(), skel.joint_regressor.double()
-    targets, rotations, orients, shifts = [], [], [], []
-    for mesh, shape in zip(vertices, betas, strict=True):
-        rest = template + directions @ shape
-        pelvis = regressor[0] @ rest
-        bones, centres, rest_centres = _bone_rotations(weights, rest, mesh)
-        orient = bones[_PELVIS]
-        # the pelvis bone's own vertices go where they are seen
-        shift = centres[_PELVIS] - orient @ (rest_centres[_PELVIS] - pelvis) - pelvis
-        targets.append((mesh - pelvis - shift) @ orient + pelvis)
-        rotations.append(orient.T @ bones)
-        orients.append(orient)
-        shifts.append(shift)
-    if not targets:
+    width = LANES if vertices.device.type == "cpu" else _WIDE
+    parts = []
+    for part in torch.arange(vertices.shape[0], device=vertices.device).split(width):
+        index, real = padded(part, width), part.numel()
+        parts.append([made[:real] for made in _place_block(skel, vertices[index], betas[index])])
+    if not parts:
         empty = vertices.new_zeros(0, 3, 3)
         return PlacedSurfaces(vertices, vertices.new_zeros(0, 24, 3, 3), empty, empty[:, 0])
-    return PlacedSurfaces(
-        torch.stack(targets), torch.stack(rotations), torch.stack(orients), torch.stack(shifts)
-    )
+    return PlacedSurfaces(*(torch.cat(same) for same in zip(*parts, strict=True)))
+
+
+def _place_block(skel: SKEL, meshes: Tensor, betas: Tensor) -> tuple[Tensor, ...]:
+    """Targets, rotations, orient and trans of `PlacedSurfaces`."""
+    count, size = skel.shapedirs.shape[0], betas.shape[1]
+    directions = skel.shapedirs.double().reshape(3 * count, size)
+    shaped = (directions @ betas.T).view(count, 3, -1).permute(2, 0, 1)
+    rest = skel.template.double() + shaped
+    pelvis = skel.joint_regressor.double()[_PELVIS] @ rest
+    bones, centres, rest_centres = _bone_rotations(skel.skin_weights.double(), rest, meshes)
+    orient = bones[:, _PELVIS]
+    # the pelvis bone's own vertices go where they are seen
+    arm = (orient @ (rest_centres[:, _PELVIS] - pelvis)[..., None])[..., 0]
+    shift = centres[:, _PELVIS] - arm - pelvis
+    targets = (meshes - (pelvis + shift)[:, None]) @ orient + pelvis[:, None]
+    return targets, orient.transpose(1, 2)[:, None] @ bones, orient, shift
 
 
 def _bone_rotations(weights: Tensor, rest: Tensor, mesh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best rotation (24,3,3) and centres (24,3) of each bone's vertices, weighted by w^2."""
+    """Best rotation (n,24,3,3) and centres (n,24,3) of each bone's vertices, weighted by w^2."""
     share = weights.square()
     share = share / share.sum(dim=0).clamp(min=1e-12)
-    rest_centres, centres = share.T @ rest, share.T @ mesh
-    moved = mesh - centres[:, None]  # (24, V, 3)
-    still = (rest - rest_centres[:, None]) * share.T[:, :, None]
-    return nearest_rotation(moved.transpose(1, 2) @ still)[0], centres, rest_centres
+    # about the middle of the mesh: products of small numbers keep their digits
+    rest_middle, middle = rest.mean(dim=1, keepdim=True), mesh.mean(dim=1, keepdim=True)
+    still, moved = rest - rest_middle, mesh - middle
+    rest_centres, centres = share.T @ still, share.T @ moved
+    products = share.T @ (moved[..., :, None] * still[..., None, :]).flatten(2)
+    spread = products.unflatten(2, (3, 3)) - centres[..., :, None] * rest_centres[..., None, :]
+    return nearest_rotation(spread)[0], centres + middle, rest_centres + rest_middle
