@@ -21,8 +21,9 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="hmr-skel-npz: what SKEL-CF reads; opensim: models and motions; glb, bvh: one "
-            "moving person as a rig."
+            help="hmr-skel-npz: what SKEL-CF reads; parquet: all columns; webdataset: pictures "
+            "and labels; csv: a table; opensim: models and motions; glb, bvh: one moving person "
+            "as a rig."
         ),
     ] = "hmr-skel-npz",
     keypoints3d: Annotated[
@@ -61,6 +62,28 @@ def export(
             show_default="of the data, else 30",
         ),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="parquet, webdataset: these columns only."),
+    ] = None,
+    extra: Annotated[
+        str | None, typer.Option(metavar="A,B", help="csv: further columns of one value.")
+    ] = None,
+    per_file: Annotated[
+        int | None,
+        typer.Option(
+            help="parquet: rows of a file; webdataset: pictures of a tar.",
+            show_default="100000, 1000",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|TAR",
+            help="webdataset: the pictures.",
+            show_default="where the conversion had them",
+        ),
+    ] = None,
     models: options.Models = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -71,6 +94,7 @@ def export(
         directory, out, format=format, models=models,
         keypoints3d=keypoints3d, rejected=rejected, max_error=max_error, rows=rows,
         sequence=sequence, angles=angles, into=into, ground=ground, rate=rate,
+        columns=columns, extra=extra, per_file=per_file, images=images,
     )  # fmt: skip
     if as_json:
         print_json(exported.to_json())

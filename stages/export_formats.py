@@ -13,8 +13,12 @@ from pydantic import ValidationError
 from pipeline.dataset import Dataset, open_dataset
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, Exporter, ExportOptions
+from pipeline.exporters.csv import Csv
+from pipeline.exporters.folders import Copy
 from pipeline.exporters.hmr_skel import HmrSkelNpz
 from pipeline.exporters.opensim import OpenSim
+from pipeline.exporters.parquet import Parquet
+from pipeline.exporters.webdataset import Pictures, WebDataset
 from pipeline.guard import Inputs
 from pipeline.task import conversion_models
 from skel_fit.models import BodyModels
@@ -29,6 +33,9 @@ def exporters() -> dict[str, Exporter[Any]]:
         OpenSim(_people()),
         GlbExport(),
         BvhExport(),
+        Parquet(_card),
+        WebDataset(_card, _pictures),
+        Csv(),
     )
     return {exporter.name: exporter for exporter in found}
 
@@ -45,7 +52,7 @@ def export_dataset(
 
     Args:
         directory: output of a complete conversion.
-        out: the file to write.
+        out: the file or folder to write.
         format: a key of `exporters()`.
         models: folder with body models, for formats that need bodies; by default where the
             conversion had them.
@@ -61,8 +68,22 @@ def export_dataset(
     if format not in known:
         raise UsageError(f"--format {format}: expected {', '.join(known)}")
     chosen = _options(known[format], options)
-    Inputs(models, options.get("into")).and_dataset(directory).check(out)
+    Inputs(models, options.get("into"), options.get("images")).and_dataset(directory).check(out)
     return known[format].write(open_dataset(directory), out, chosen, models)
+
+
+def _card(dataset: Dataset, copy: Copy) -> str:
+    from stages.inspection.card import card_text
+
+    return card_text(dataset, copy)
+
+
+def _pictures(dataset: Dataset, images: Path | None) -> Pictures:
+    """Where the pictures are, as training finds them."""
+    from stages.regressor.data.images import open_images
+    from stages.regressor.data.shards import recorded_images
+
+    return open_images(images or recorded_images(dataset))
 
 
 def _options(exporter: Exporter[Any], given: dict[str, Any]) -> ExportOptions:

@@ -56,6 +56,9 @@ def targets(bench: Bench) -> Iterator[Path]:
 VERBS: dict[str, Callable[[Bench, Path], list[str]]] = {
     "export": lambda b, out: ["export", f"{b.out}", "--out", f"{out}", "--keypoints3d", "none"],
     "export glb": lambda b, out: ["export", f"{b.out}", "--out", f"{out}", "--format", "glb"],
+    "export csv": lambda b, out: ["export", f"{b.out}", "--out", f"{out}", "--format", "csv"],
+    "export parquet": lambda b, out: ["export", f"{b.out}", "--out", f"{out}",
+                                      "--format", "parquet"],
     "export opensim": lambda b, out: ["export", f"{b.out}", "--out", f"{out}",
                                       "--format", "opensim"],
     "card": lambda b, out: ["card", f"{b.out}", "--out", f"{out}"],

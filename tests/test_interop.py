@@ -212,7 +212,7 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(plain, tmp_path):
 
 def test_bad_choices_are_usage_errors(plain, tmp_path, capsys):
     for option, value in (
-        ("--format", "csv"), ("--keypoints3d", "some"), ("--rejected", "hide"), ("--max-error", "0")
+        ("--format", "xml"), ("--keypoints3d", "some"), ("--rejected", "hide"), ("--max-error", "0")
     ):  # fmt: skip
         assert command(["export", str(plain), "--out", str(tmp_path / "a.npz"), option, value]) == 2
         assert option in capsys.readouterr().err

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.dataset import Dataset
+from pipeline.dataset_view import View
 from skel_fit.status import rejected_rows
 
 
@@ -120,6 +121,11 @@ class Selection:
     def rows(self) -> int:
         return int(self.kept.sum())
 
+    @property
+    def view(self) -> View:
+        """The kept rows."""
+        return self.dataset[self.kept]
+
     def chunks(self, *names: str) -> Iterator[tuple[NDArray, ...]]:
         """The kept rows of some columns, shard by shard, in source order."""
         start = 0
@@ -127,3 +133,9 @@ class Selection:
             stop = start + len(chunk[names[0]])
             yield tuple(chunk[name][self.kept[start:stop]] for name in names)
             start = stop
+
+
+def readable(text: str | bytes) -> str:
+    """A text of a label file as UTF-8 can hold it: what is none of it shows its code."""
+    data = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
+    return data.decode("utf-8", "backslashreplace")

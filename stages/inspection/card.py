@@ -15,6 +15,7 @@ import yaml
 from pipeline.columns import RESULT_COLUMNS, Meaning
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError
+from pipeline.exporters.folders import Copy
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
 from pipeline.row_checks import REASONS
@@ -43,12 +44,13 @@ _ORIGINALS = {
 }
 
 
-def card_text(dataset: Dataset) -> str:
-    """The card, Markdown."""
-    return pages.page("card.md.j2", context(dataset))
+def card_text(dataset: Dataset, copy: Copy | None = None) -> str:
+    """The card, Markdown. copy: of an export; it then says nothing of when and where the data were
+    computed, so that the same data have the same card."""
+    return pages.page("card.md.j2", context(dataset, copy))
 
 
-def context(dataset: Dataset) -> dict[str, Any]:
+def context(dataset: Dataset, copy: Copy | None = None) -> dict[str, Any]:
     """The values of the card's template."""
     plan, summary = dataset.plan, dataset.summary()
     states = RunDirectory(dataset.directory).inspect_all(plan, checksums=False)
@@ -57,7 +59,8 @@ def context(dataset: Dataset) -> dict[str, Any]:
     rows = len(dataset)
     counts = {Status(status): n for status, n in summary.status.items()}
     return {
-        "front_matter": _front_matter(plan, rows, dataset.attrs["standin"]),
+        "front_matter": _front_matter(plan, rows, dataset.attrs["standin"], copy),
+        "copy": copy.text if copy else "",
         "plan": plan,
         "description": _description(plan),
         "standin": dataset.attrs["standin"],
@@ -85,7 +88,7 @@ def context(dataset: Dataset) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _front_matter(plan: Plan, rows: int, standin: bool) -> str:
+def _front_matter(plan: Plan, rows: int, standin: bool, copy: Copy | None) -> str:
     size = next((name for limit, name in _SIZES if rows < limit), "n>100M")
     return yaml.safe_dump(
         {
@@ -96,10 +99,15 @@ def _front_matter(plan: Plan, rows: int, standin: bool) -> str:
             "tags": ["human-pose", "human-mesh-recovery", "smpl", "skel", "biomechanics"]
             + (["stand-in-body"] if standin else []),
             "size_categories": [size],
+            **({"configs": [_files(copy)]} if copy else {}),
         },
         sort_keys=False,
         allow_unicode=True,
     ).strip()
+
+
+def _files(copy: Copy) -> dict[str, str]:
+    return {"config_name": "default", "data_files": copy.data_files}
 
 
 def _description(plan: Plan) -> str:

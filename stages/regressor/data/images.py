@@ -89,6 +89,9 @@ class TarImages:
         self._streams: dict[tuple[int, int], int] = {}
         for number, path in enumerate(paths):
             self._index(number, path)
+        # Our export (pipeline/exporters/webdataset.py) writes a dot inside a name as %2E.
+        for name in [name for name in self._members if "%2" in name]:
+            self._members.setdefault(_unescaped(name), self._members[name])
 
     def _index(self, number: int, path: Path) -> None:
         try:
@@ -123,6 +126,11 @@ class TarImages:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_streams": {}}
+
+
+def _unescaped(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.replace("%2E", ".").replace("%25", "%")
 
 
 class FolderAndTars:
