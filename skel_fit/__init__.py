@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from skel_fit.sequence import fit_sequence
     from skel_fit.shape import shape_transfer
     from skel_fit.skel import SKEL, SkelIdentity, SkelOutput
+    from skel_fit.uncertainty import AngleUncertainty, angle_uncertainty, calibrate
 
 __all__ = [
     "JOINT_NAMES",
     "POSE_NAMES",
     "SKEL",
+    "AngleUncertainty",
     "FitConfig",
     "FitResult",
     "ModelFileError",
@@ -30,6 +32,8 @@ __all__ = [
     "SkelIdentity",
     "SkelOutput",
     "Stage",
+    "angle_uncertainty",
+    "calibrate",
     "fit_sequence",
     "fit_skel",
     "fit_skel_to_vertices",
@@ -54,6 +58,7 @@ _HOMES = {
     "sequence": ("fit_sequence",),
     "shape": ("shape_transfer",),
     "skel": ("SKEL", "SkelIdentity", "SkelOutput"),
+    "uncertainty": ("AngleUncertainty", "angle_uncertainty", "calibrate"),
 }
 
 
