@@ -116,8 +116,7 @@ def convert(request: Request, report: Report) -> Result:
             stack.enter_context(run.lock(without=request.no_lock))
         if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
-        else:
-            run.write_plan(found.plan)
+        run.write_plan(found.plan)
         run.prepare()
         run.write_places(found.source.path, found.source.data_root, found.models)
         uploads = _uploads(request, run, found.plan, report)

@@ -234,7 +234,8 @@ class RunDirectory:
         write_if_changed(self.summary_path, sealed_json(summary.to_json()))
 
     def write_plan(self, plan: Plan) -> None:
-        write_bytes(self.plan_path, plan.to_bytes())
+        """Also where it is there, in other bytes that say the same."""
+        write_if_changed(self.plan_path, plan.to_bytes())
 
     def write_places(self, source: Path, data_root: Path, models: Path | None) -> None:
         """Note where this machine has the inputs, so that `verify` and `report` find them.

@@ -115,6 +115,21 @@ def test_every_header_of_numpy_is_read(
         assert array.dtype.hasobject or len(stream.read()) == array.nbytes
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (2,), 'x': [1]}", "none of plain"),
+        (b"x = {'descr': '<f8', 'fortran_order': False, 'shape': (2,), }", "none of plain"),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (2,), }" + b" " * 20_000, "header of"),
+    ],
+    ids=["further-entry", "no-dict", "long"],
+)
+def test_a_header_says_three_things_in_few_words(text: bytes, message: str) -> None:
+    data = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text + bytes(16)
+    with pytest.raises(ValueError, match=message):
+        read_npy_header(io.BytesIO(data))
+
+
 def repeated(path: Path, count: int, part: bytes, parts: int, header: bytes) -> None:
     """An npz of `count` equal members, `parts` times `part` each, deflated once."""
     shared = io.BytesIO()

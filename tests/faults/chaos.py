@@ -2,7 +2,14 @@
 
 Each round starts a conversion in its own process group with a random number of workers, kills all
 of it, the driver alone or one worker at a random moment, sometimes damages what is on disk, and
-goes on until the conversion is done. A watcher reads every published shard every 20 ms.
+goes on until the conversion is done. A watcher reads every published shard every 20 ms. One row is
+poison, so that there are records of what was left out.
+
+When a round is done every byte that does not tell of its history is compared with an undisturbed
+run. Then everything that a run consists of is damaged in turn, every kind of file: shards
+within and outside their chunks of data, receipts, concessions, plan, summary, places, and the label
+file. Readers refuse or answer the same; the next run heals it to the same bytes, or refuses and
+changes nothing where the plan or the label file is what was damaged, until that is put back.
 """
 
 from __future__ import annotations
@@ -16,32 +23,60 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.errors import InputError, PipelineError, PlanMismatch, UsageError
 from pipeline.provenance import sha256_bytes
-from tests.faults.harness import Bench, leftovers, make_bench, shard_digests, summary
+from pipeline.seal import sealed_extents
+from pipeline.verify import verify
+from tests.faults.fitters import FAULTS_VARIABLE, FAULTY
+from tests.faults.flips import answer
+from tests.faults.harness import (
+    DAMAGES,
+    Bench,
+    damage,
+    damageable,
+    leftovers,
+    make_bench,
+    outcome,
+    shard_digests,
+)
 
-ROWS, SHARD_ROWS = 128, 8
+ROWS, SHARD_ROWS, POISON = 128, 8, 43
 INTERVAL = 0.02
 
 
 @dataclass
 class Tally:
-    """What a chaos run did. `mismatches` and `leftovers` must stay 0."""
+    """What a chaos run did. From `mismatches` on all must stay 0.
+
+    damages: by what was damaged; refusals: of readers, the others gave the same answer.
+    """
 
     kills: int = 0
-    damages: int = 0
+    damages: Counter[str] = field(default_factory=Counter)
+    refusals: int = 0
     completions: int = 0
+    looks: int = 0
     mismatches: int = 0
     leftovers: int = 0
     partial_files: int = 0
     failed_runs: int = 0
-    looks: int = 0
+    wrong_answers: int = 0
 
     @property
     def good(self) -> bool:
-        return not (self.mismatches or self.leftovers or self.partial_files or self.failed_runs)
+        return not (
+            self.mismatches
+            or self.leftovers
+            or self.partial_files
+            or self.failed_runs
+            or self.wrong_answers
+        )
 
 
 class Watcher:
@@ -82,26 +117,111 @@ class Watcher:
                     self.partial.append(path.name)
 
 
-def chaos(root: Path, kills: int, seed: int) -> Tally:
-    """Kill conversions `kills` times in all; returns what happened."""
+def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
+    """Kill conversions `kills` times in all; in each round damage every kind of file `damages`
+    times. What happened."""
     generator = random.Random(seed)
     bench = make_bench(root, ROWS, SHARD_ROWS)
     bench.order("slow-all", "0.04")
+    bench.order(f"raise-{POISON}")
     assert bench.run(out=root / "reference").returncode == 0
-    expected = shard_digests(root / "reference")
-    digest = summary(root / "reference")["digest"]
+    expected = outcome(root / "reference")
     tally = Tally()
     while tally.kills < kills:
-        with Watcher(bench.out, expected) as watcher:
+        with Watcher(bench.out, shard_digests(root / "reference")) as watcher:
             _until_done(bench, generator, tally, watcher, kills)
         tally.looks += watcher.looks
         tally.partial_files += len(watcher.partial)
         tally.completions += 1
-        same = shard_digests(bench.out) == expected and summary(bench.out)["digest"] == digest
-        tally.mismatches += not same
-        tally.leftovers += len(leftovers(bench.out))
+        _compare(bench, tally, expected)
+        with _orders(bench):
+            for _ in range(damages):
+                for path in _one_of_each(bench, generator):
+                    _damage_whole(bench, path, generator, tally, expected)
+            tally.mismatches += not verify(bench.out, data_root=bench.data, full=True).ok
         shutil.rmtree(bench.out)
     return tally
+
+
+def _compare(bench: Bench, tally: Tally, expected: dict[str, bytes]) -> None:
+    found = outcome(bench.out)
+    other = sorted(n for n in expected.keys() | found if expected.get(n) != found.get(n))
+    if other:
+        print(f"not as in the undisturbed run: {', '.join(other)}", file=sys.stderr)
+    tally.mismatches += len(other)
+    tally.leftovers += len(leftovers(bench.out))
+
+
+@contextmanager
+def _orders(bench: Bench) -> Iterator[None]:
+    """The fitter of this process obeys the orders of the bench, but does not sleep."""
+    before = os.environ.get(FAULTS_VARIABLE)
+    os.environ[FAULTS_VARIABLE] = str(bench.faults)
+    bench.order("slow-all", "0")
+    try:
+        yield
+    finally:
+        bench.order("slow-all", "0.04")
+        del os.environ[FAULTS_VARIABLE]
+        if before is not None:
+            os.environ[FAULTS_VARIABLE] = before
+
+
+def _one_of_each(bench: Bench, generator: random.Random) -> list[Path]:
+    """One file of every folder and every file at the top, in some order; the label file."""
+    kinds: dict[Path, list[Path]] = {}
+    for path in damageable(bench.out):
+        kinds.setdefault(path if path.parent == bench.out else path.parent, []).append(path)
+    chosen = [bench.labels, *(generator.choice(paths) for paths in kinds.values())]
+    generator.shuffle(chosen)
+    return chosen
+
+
+def _damage_whole(
+    bench: Bench, path: Path, generator: random.Random, tally: Tally, expected: dict[str, bytes]
+) -> None:
+    """Damage a file of a finished dataset: read, convert, compare."""
+    right, whole = answer(bench.out), path.read_bytes()
+    what = _damage_somewhere(path, generator)
+    tally.damages[what] += 1
+    damaged = _bytes(bench)
+    try:
+        if answer(bench.out) != right and path != bench.labels:
+            tally.wrong_answers += 1
+            print(f"another answer without an error: {what}", file=sys.stderr)
+    except PipelineError:
+        tally.refusals += 1
+    try:
+        bench.convert(fitter=FAULTY)
+    except (InputError, PlanMismatch, UsageError) as error:
+        if path not in (bench.labels, bench.out / "plan.json") or damaged != _bytes(bench):
+            tally.failed_runs += 1
+            print(f"{what}: {error}", file=sys.stderr)
+        path.write_bytes(whole)
+        bench.convert(fitter=FAULTY)
+    if path == bench.labels:
+        path.write_bytes(whole)  # a flip may be harmless to a zip archive
+        os.utime(path)
+        bench.convert(fitter=FAULTY)
+    _compare(bench, tally, expected)
+
+
+def _bytes(bench: Bench) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in damageable(bench.out)}
+
+
+def _damage_somewhere(path: Path, generator: random.Random) -> str:
+    """Damage a file anyhow; says what was done to which kind of file."""
+    kind, place = generator.choice(DAMAGES), generator.getrandbits(48)
+    what = path.name if path.parent.name in ("out", "data") else path.parent.name
+    if path.suffix == ".h5" and kind == "flip":
+        inside = [bit for start, stop in sealed_extents(path) for bit in range(8 * start, 8 * stop)]
+        data = generator.random() < 0.5
+        outside = sorted(set(range(8 * path.stat().st_size)) - set(inside))
+        place = generator.choice(inside if data else outside)
+        what = "shards, data" if data else "shards, metadata"
+    damage(path, kind, place)
+    return f"{what}: {kind}"
 
 
 def _until_done(
@@ -131,9 +251,8 @@ def _until_done(
             return
         # A shard whose worker we killed three times is given up, rightly.
         retry = ("--retry-failed",) if driver.returncode == 3 else ()
-        if generator.random() < 0.3:
-            watcher.excuse(_damage(bench, generator))
-            tally.damages += 1
+        if generator.random() < 0.5:
+            watcher.excuse(_damage_unfinished(bench, generator, tally))
 
 
 def _kill(driver: int, generator: random.Random) -> None:
@@ -148,20 +267,17 @@ def _kill(driver: int, generator: random.Random) -> None:
         _kill_group(driver)
 
 
-def _damage(bench: Bench, generator: random.Random) -> set[str]:
-    """Flip a bit, cut, empty or delete a random published file; names of damaged shards."""
-    files = sorted([*bench.out.glob("shards/*.h5"), *bench.out.glob("receipts/*.json")])
+def _damage_unfinished(bench: Bench, generator: random.Random, tally: Tally) -> set[str]:
+    """Damage any file of a run that was killed; names of damaged shards."""
+    files = [path for path in damageable(bench.out) if path.name != "plan.json"]
+    files = [path for path in files if not path.name.endswith(".tmp")]
     if not files:
         return set()
     path = generator.choice(files)
-    data = bytearray(path.read_bytes())
-    kind = generator.choice(["flip", "cut", "empty", "delete"])
-    if kind == "delete":
-        path.unlink()
-    else:
-        if kind == "flip" and data:
-            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-        path.write_bytes({"flip": data, "cut": data[:-1], "empty": b""}[kind])
+    kind = generator.choice(DAMAGES)
+    damage(path, kind, generator.getrandbits(48))
+    folder = path.parent.name if path.parent != bench.out else path.name
+    tally.damages[f"{folder} of a killed run: {kind}"] += 1
     return {path.name} if path.suffix == ".h5" else set()
 
 
@@ -195,6 +311,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         tally = chaos(Path(folder) / "bench", arguments.kills, arguments.seed)
     print(f"seed {arguments.seed}: {tally}, {time.monotonic() - started:.0f} s")
+    for what, count in sorted(tally.damages.items()):
+        print(f"  damaged {what}: {count}")
     return 0 if tally.good else 1
 
 

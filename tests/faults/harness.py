@@ -222,6 +222,47 @@ def tree(directory: Path) -> Mapping[str, tuple[int, int, str]]:
     }
 
 
+DAMAGES = ("flip", "cut", "empty", "delete")
+_TOLD = {"started", "seconds", "attempts", "machine", "content_sha256", "reason"}
+"""What records say about how a shard came to be: when, where, how often, by which message."""
+
+
+def damageable(directory: Path) -> list[Path]:
+    """Every file of a run directory but its lock, which is empty: shards and all records."""
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def damage(path: Path, kind: str, place: int) -> None:
+    """One of `DAMAGES`. place: of the flipped bit, any number."""
+    if kind == "delete":
+        path.unlink()
+        return
+    data = bytearray(path.read_bytes())
+    if kind == "flip" and data:
+        bit = place % (8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes({"flip": data, "cut": data[:-1], "empty": b""}[kind])
+
+
+def outcome(directory: Path) -> dict[str, bytes]:
+    """Every byte of a finished run that any history has to end with, by file.
+
+    Whole files; of receipts, records of concessions and the summary all but `_TOLD`.
+    """
+    found = {str(path.relative_to(directory)): path.read_bytes() for path in damageable(directory)}
+    for name in found:
+        if name == "summary.json" or name.startswith(("receipts/", "concessions/")):
+            content = _without_told(read_sealed(directory / name))
+            found[name] = json.dumps(content, sort_keys=True).encode()
+    return found
+
+
+def _without_told(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_told(item) for key, item in value.items() if key not in _TOLD}
+    return [_without_told(item) for item in value] if isinstance(value, list) else value
+
+
 def leftovers(directory: Path) -> list[str]:
     """Temporary files that nobody removed."""
     return [str(path) for path in directory.rglob("*.tmp")]
