@@ -77,14 +77,8 @@ class Clock:
 
 
 def set_threads(count: int) -> None:
-    """Threads of torch and, where it is installed, of numba."""
+    """Threads of torch; the solver spreads its rows over as many."""
     torch.set_num_threads(count)
-    try:
-        import numba
-
-        numba.set_num_threads(count)
-    except ImportError:
-        pass
 
 
 def synchronise() -> None:

@@ -6,8 +6,7 @@ among those that this process registered: a file never decides what is imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,11 +159,10 @@ class _SkelFitter:
             pose, shape, place = rows
             orient, place = turned_smpl(smpl, pose[:, :3], shape, place, self._tensor(turn))
             rows = (torch.cat([orient, pose[:, 3:]], dim=1), shape, place)
-        with _one_blas_thread():
-            if sequence is None:
-                result = fit_skel(skel, smpl, *rows, config)
-            else:
-                result = fit_sequence(skel, smpl, *rows, config, sequence)
+        if sequence is None:
+            result = fit_skel(skel, smpl, *rows, config)
+        else:
+            result = fit_sequence(skel, smpl, *rows, config, sequence)
 
         found = {
             "skel_poses": result.poses,
@@ -226,22 +224,6 @@ class _SkelFitter:
     def _pair(self, genders: tuple[str, str], precision: Precision) -> tuple[Any, Any]:
         smpl = _load(self._held, "smpl", genders[0], precision)
         return smpl, _load(self._held, "skel", genders[1], precision)
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Matrix products in one thread: MKL splits long sums by thread count, which moves last bits.
-
-    Rows run in parallel inside the numba kernels, whose results do not depend on it.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _load(held: BodyModels, kind: Kind, gender: str, precision: Precision) -> Any:

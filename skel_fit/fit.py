@@ -19,6 +19,7 @@ from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix, wrap_angle
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
+from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.status import Status, costly_rows, limited_rows
@@ -92,6 +93,7 @@ class FitResult:
         return FitResult(region_errors=regions, **columns)
 
 
+@rows_over_threads()
 def fit_skel(
     skel: SKEL,
     smpl: SMPL,
@@ -104,8 +106,9 @@ def fit_skel(
 
     poses: (n, 72) SMPL axis-angle, rad, global orientation first; betas: (n, 10); transl: (n, 3) m.
     Root orientation and translation follow in closed form (`skel_fit.root`) unless the
-    recipe frees them. A row's result does not depend on the other rows (bit-equal at one
-    `config.block_size` on one device type and library build).
+    recipe frees them. A row's result does not depend on the other rows or on the number of threads
+    (bit-equal at one `config.block_size` on one device type and library build). On a CPU blocks of
+    rows are spread over `torch.get_num_threads()` threads.
 
     Raises ValueError where shapes do not fit or the two models do not belong together.
     """
@@ -138,6 +141,7 @@ def fit_skel(
     return _result(reasons, rows, found, root, trans, config)
 
 
+@rows_over_threads()
 def fit_skel_to_vertices(
     skel: SKEL,
     vertices: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,7 +133,7 @@ class FitConfig(_Frozen):
         """The recipe itself, read from `recipes/` if it is named."""
         if isinstance(self.recipe, Recipe):
             return self.recipe
-        return load_recipe(RECIPES / f"{self.recipe}.yaml")
+        return _named_recipe(self.recipe)
 
 
 class SequenceConfig(_Frozen):
@@ -186,6 +187,11 @@ class FitRequest(FitConfig):
         """Every option with its value; `sequence` only where it is asked for."""
         left_out = {"sequence"} if self.sequence is None else None
         return self.model_dump(mode="json", exclude=left_out)
+
+
+@cache
+def _named_recipe(name: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.yaml")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -27,6 +27,7 @@ from skel_fit.solver.branches import (
     either_end,
     lock_ties,
 )
+from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.engine import STARTS
 from skel_fit.solver.smoothing import SequenceProblem, smooth
 from skel_fit.status import Status, costly_rows, limited_rows
@@ -42,6 +43,7 @@ NEIGHBOUR_START = len(STARTS)
 """`FitResult.start` of a frame that was fitted again from its neighbour's pose."""
 
 
+@rows_over_threads()
 def fit_sequence(
     skel: SKEL,
     smpl: SMPL,
@@ -214,8 +216,8 @@ def _judged(
     """The run with errors, limits and status of the listed frames at poses (n,49), which are
     `inside` the table of limits."""
     solver = problem.solver
-    parts = []
-    for index in frames.split(solver.width):
+
+    def judged(index: Tensor) -> Tensor:
         look = problem.look(index, poses)
         _, totals, largest = solver.kernels.judge(
             solver.skinning, solver.region, look.transforms, look.points, look.targets
@@ -223,7 +225,9 @@ def _judged(
         errors = torch.cat(
             [totals.sum(dim=0)[None] * look.mass, largest[None], totals / solver.region_counts]
         )
-        parts.append(errors[:, : index.numel()])
+        return errors[:, : index.numel()]
+
+    parts = list(each(judged, frames.split(solver.width), solver.device))
     mean, largest, *regions = torch.cat(parts, dim=1).float()
     active = solver.active_limits(inside[frames])
     on_limit = active.any(dim=1)

@@ -28,7 +28,7 @@ def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
     write_manifest(
         bench.manifest, 10, models="default-body", genders={"smpl": "column", "skel": "column"}
     )
-    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "NUMBA_NUM_THREADS": str(os.cpu_count())}
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count())}
     one, two = tmp_path / "one", tmp_path / "two"
     options = ("--limit", "20", "--quiet")
     command = ["env", *(f"{name}={value}" for name, value in environment.items())]

@@ -28,7 +28,7 @@ _GRACE = 5.0
 """Seconds that a thread gets to notice that the run was stopped."""
 _LOOK = 0.1
 _MEMORY_KILLS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS",)
 
 
 class _Ended(BaseException):

@@ -129,6 +129,24 @@ class Ended(NamedTuple):
     state: SearchState[Tensor]
 
 
+class Outcome(NamedTuple):
+    """What is kept of a block: its targets are large, and most of its rows are done."""
+
+    rows: Tensor  # (n,) row numbers, without those that fill a block up
+    found: Solution  # of these rows; energy inf where a row is not done
+    left: tuple[Block, SearchState[Tensor]] | None  # the rows that are not
+
+    @staticmethod
+    def of(block: Block, real: int, ended: Ended) -> Outcome:
+        """Of the `real` first rows. Here the host waits for the device: once a block."""
+        left = torch.nonzero(ended.active)[:, 0]
+        return Outcome(
+            block.rows[:real],
+            ended.found.rows(slice(real)),
+            (block.select(left), ended.state.rows(left)) if left.numel() else None,
+        )
+
+
 def padded(index: Tensor, width: int) -> Tensor:
     """The index, filled up to `width` by repeating its first entry."""
     return torch.cat([index, index[:1].expand(width - index.numel())])

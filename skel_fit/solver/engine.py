@@ -10,6 +10,7 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
 from skel_fit.solver import tables
-from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Solution, padded
+from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
+from skel_fit.solver.crew import each
 from skel_fit.solver.plans import SmplSide, StagePlan, stage_plans, stored_limits
 from skel_fit.solver.tables import (
     LANES,
@@ -151,12 +153,16 @@ class Solver:
         betas: (n,10) of SKEL, float64. `start` of the solution says nothing.
         """
         solution = Solution.empty(poses.shape[0], self.device)
-        waiting: list[tuple[Block, SearchState[Tensor]]] = []
-        for part in torch.arange(poses.shape[0], device=self.device).split(self.block):
+
+        def fit(part: Tensor) -> Outcome:
             block = self._block(goal, betas, part)
             state = SearchState.begin(poses[block.rows])
-            ended = self._last_stage(block, state, self._real(part), 0)
-            self._take(block, part.numel(), ended, solution, waiting)
+            return Outcome.of(
+                block, part.numel(), self._last_stage(block, state, self._real(part), 0)
+            )
+
+        everything = torch.arange(poses.shape[0], device=self.device)
+        waiting = self._gather(fit, everything.split(self.block), solution)
         self._finish(waiting, 0, solution)
         return solution
 
@@ -253,32 +259,29 @@ class Solver:
         solution: Solution,
     ) -> None:
         """Solve the rows from one start and take over what is better."""
-        waiting: list[tuple[Block, SearchState[Tensor]]] = []
-        for part in rows.split(self.block):
+
+        def fit(part: Tensor) -> Outcome:
             block = self._block(goal, betas, part)
-            ended = self._all_stages(block, self._real(part), start)
-            self._take(block, part.numel(), ended, solution, waiting)
+            return Outcome.of(block, part.numel(), self._all_stages(block, self._real(part), start))
+
+        waiting = self._gather(fit, rows.split(self.block), solution)
         self._finish(waiting, start, solution)
 
     def _real(self, part: Tensor) -> Tensor:
         """(width,) bool: rows of a block that are not there to fill it up."""
         return torch.arange(self.width, device=self.device) < part.numel()
 
-    def _take(
-        self,
-        block: Block,
-        real: int,
-        ended: Ended,
-        solution: Solution,
-        waiting: list[tuple[Block, SearchState[Tensor]]],
-    ) -> None:
-        """The `real` first rows go to the solution where that improves it; unsettled ones wait.
-
-        Here the host waits for the device: once a block."""
-        solution.improve(block.rows[:real], ended.found.rows(slice(real)))
-        left = torch.nonzero(ended.active)[:, 0]
-        if left.numel():
-            waiting.append((block.select(left), ended.state.rows(left)))
+    def _gather(
+        self, fit: Callable[[Tensor], Outcome], parts: Sequence[Tensor], solution: Solution
+    ) -> list[tuple[Block, SearchState[Tensor]]]:
+        """Fit the parts, on a CPU several at once; what is settled goes to the solution where that
+        improves it, the rest is given back in order."""
+        waiting = []
+        for outcome in each(fit, parts, self.device):
+            solution.improve(outcome.rows, outcome.found)
+            if outcome.left is not None:
+                waiting.append(outcome.left)
+        return waiting
 
     def _all_stages(self, block: Block, real: Tensor, start: int) -> Ended:
         """A block from one start through the coarse stages and the first rounds of the last."""
@@ -444,14 +447,21 @@ class Solver:
             state = SearchState(
                 *(torch.cat(parts) for parts in zip(*(s for _, s in waiting), strict=True))
             )
-            waiting = []
             last = rounds_done >= self.plans[-1].stage.rounds
-            for part in torch.arange(block.rows.numel(), device=self.device).split(self.block):
+            work = self._give_up if last else self._last_stage
+
+            def fit(
+                part: Tensor,
+                block: Block = block,
+                state: SearchState[Tensor] = state,
+                work: Callable[[Block, SearchState[Tensor], Tensor, int], Ended] = work,
+            ) -> Outcome:
                 index = padded(part, self.width)
-                some, search, real = block.select(index), state.rows(index), self._real(part)
-                work = self._give_up if last else self._last_stage
-                ended = work(some, search, real, start)
-                self._take(some, part.numel(), ended, solution, waiting)
+                some, search = block.select(index), state.rows(index)
+                return Outcome.of(some, part.numel(), work(some, search, self._real(part), start))
+
+            everything = torch.arange(block.rows.numel(), device=self.device)
+            waiting = self._gather(fit, everything.split(self.block), solution)
             rounds_done += ROUNDS_IN_BLOCK
 
     def _give_up(self, block: Block, state: SearchState[Tensor], real: Tensor, start: int) -> Ended:

@@ -13,13 +13,20 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from skel_fit.solver.tables import PARAMETERS
 
 JOINTS = 24
-OPTIONS: dict[str, Any] = {"cache": True, "fastmath": {"contract"}, "error_model": "numpy"}
-"""How every kernel is compiled: sums may use fused multiply-add, division by zero is no error."""
+OPTIONS: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "fastmath": {"contract"},
+    "error_model": "numpy",
+}
+"""How every kernel is compiled: sums may use fused multiply-add, division by zero is no error.
+
+No kernel has threads of its own: blocks of rows are spread (`crew`), and others run beside it."""
 
 
 # --- small 3x3 helpers ----------------------------------------------------------------------
@@ -111,11 +118,11 @@ def minimal_rotation(source, target, out):
     out[2, 2] += -f * (x * x + y * y)
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def identity(skeleton, betas, joints, frames, lengths):
     """Rest joints (n,24,3), joint frames Q = K Ra^T (n,24,3,3), lengths (n,5): spine arcs l of
     11, 12, 13, scapula width W and height H."""
-    for row in prange(betas.shape[0]):
+    for row in range(betas.shape[0]):
         rest = joints[row]
         for j in range(JOINTS):
             for c in range(3):
@@ -313,13 +320,13 @@ def skinning_transforms(work, joints, out):
             )
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
     n = poses.shape[0]
     shape_size = betas.shape[1]
-    for row in prange(n):
+    for row in range(n):
         work = make_work()
         a = np.empty((JOINTS, 3, 4))
         bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
@@ -344,7 +351,7 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
 # --- the SMPL side --------------------------------------------------------------------------
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
     """SMPL kinematics with the global orientation left out (fitting happens in that frame).
 
@@ -352,7 +359,7 @@ def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
     out; transforms (24,12,n); features (1+K+207, n).
     """
     shape_size = betas.shape[1]
-    for row in prange(poses.shape[0]):
+    for row in range(poses.shape[0]):
         rest = joints[row]
         local = np.empty((3, 3))
         positions = np.empty((JOINTS, 3))

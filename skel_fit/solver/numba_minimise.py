@@ -7,7 +7,7 @@ names: `search_torch`, `curvature`, `box_step`.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
@@ -306,10 +306,10 @@ def model_change(change, force_change, moments, local, local0, corrective, skele
     return value
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, out):
     """Joint and prior terms (n,) of the objective."""
-    for row in prange(poses.shape[0]):
+    for row in range(poses.shape[0]):
         work = make_work()
         bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
         out[row] = _extra_energy(stage, work, joint_targets[row], poses[row])
@@ -407,7 +407,7 @@ def _minimise_row(
     return damping, steps
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def minimise(
     skeleton, stage, joints, frames, lengths, pair_moments, joint_targets,
     poses, energy, moments, corrective, active, max_steps, tolerance,
@@ -418,7 +418,7 @@ def minimise(
     poses (n,49) holds the candidate at which energy (n,), moments (24,12,n) and corrective
     (207,n) were evaluated, and receives the next one; best_* hold the best state so far.
     step_size (n,) is the largest parameter change from the best pose; 0 where nothing moved."""
-    for row in prange(poses.shape[0]):
+    for row in range(poses.shape[0]):
         if not active[row]:
             continue
         work = make_work()

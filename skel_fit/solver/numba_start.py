@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
@@ -95,12 +95,12 @@ def project_joint(skeleton, j, wanted, lower, upper, branch, q):
     q[last] = min(max(x0, lower[last]), upper[last])
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
     """Closed-form start: project each bone's wanted world rotation (n,24,3,3) onto its joint,
     walking down the tree, so that children make up for what a joint cannot take.
     docs/reference/fitting.md#start. branch (24,) int; poses (n,49) out, root and translation 0."""
-    for row in prange(rotations.shape[0]):
+    for row in range(rotations.shape[0]):
         q = poses[row]
         for d in range(PARAMETERS):
             q[d] = 0.0

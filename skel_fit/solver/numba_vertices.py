@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from skel_fit.solver.numba_kinematics import JOINTS, OPTIONS
 from skel_fit.solver.tables import LANES
@@ -69,10 +69,10 @@ def _apply(scratch, lane, i, x, y, z):
     )
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def skin(first, bones, weights, transforms, points, out):
     """Linear blend skinning: out (V,3,n) from points (V,3,n) and transforms (24,12,n)."""
-    for group in prange(transforms.shape[2] // LANES):
+    for group in range(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         scratch = np.zeros(_SCRATCH * LANES, points.dtype)
         start = group * LANES
@@ -91,7 +91,7 @@ def skin(first, bones, weights, transforms, points, out):
                     result[i, start + lane] = scratch[(_PULL + i) * LANES + lane]
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def residual_moments(
     first, bones, weights, masses, transforms, points, targets, energy, moments, pull
 ):
@@ -99,7 +99,7 @@ def residual_moments(
 
     energy (n,) = sum m |r|^2; moments (24,12,n) = C_k = sum m w r [x;1]^T; pull (V,3,n) =
     m (sum w R)^T r. Theory: docs/solver.md."""
-    for group in prange(transforms.shape[2] // LANES):
+    for group in range(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         sums = np.zeros((JOINTS, 12 * LANES), points.dtype)
         s = np.zeros(_SCRATCH * LANES, points.dtype)
@@ -153,11 +153,11 @@ def residual_moments(
                     moments[k, e, start + lane] = sums[k, e * LANES + lane]
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def judge(first, bones, weights, region, transforms, points, targets, squares, totals, largest):
     """Exact final residual: squares (n,) sum of squared distances; totals (regions, n) sums of
     distances per region; largest (n,) maximum distance. region (V,) int."""
-    for group in prange(transforms.shape[2] // LANES):
+    for group in range(transforms.shape[2] // LANES):
         lanes = _lanes_of(transforms, group)
         s = np.zeros(_SCRATCH * LANES, points.dtype)
         sums = np.zeros((totals.shape[0], LANES), points.dtype)

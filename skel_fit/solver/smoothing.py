@@ -17,6 +17,7 @@ from skel_fit.kinematics import Identity
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
+from skel_fit.solver.crew import each
 from skel_fit.solver.curvature import Pairs, Twists, curvature, unpacked
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
@@ -93,17 +94,20 @@ class SequenceProblem:
 
     def energies(self, poses: Tensor) -> Tensor:
         """E_t of every frame, (n,) m^2."""
-        parts = []
-        for index in torch.arange(self.frames, device=poses.device).split(self.solver.width):
+
+        def own(index: Tensor) -> Tensor:
             look = self.look(index, poses)
-            own = look.residual.double().square().sum(dim=(0, 1)) * look.mass + look.extra
-            parts.append(own[: index.numel()])
-        return torch.cat(parts)
+            squares = look.residual.double().square().sum(dim=(0, 1)) * look.mass + look.extra
+            return squares[: index.numel()]
+
+        blocks = torch.arange(self.frames, device=poses.device).split(self.solver.width)
+        return torch.cat(list(each(own, blocks, self.solver.device)))
 
     def view(self, poses: Tensor) -> View:
         """Visit every vertex of every frame once: shares of the objective, forces."""
-        parts = []
-        for inner, window in self._windows():
+
+        def seen(block: tuple[slice, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            inner, window = block
             look = self.look(window, poses)
             count = window.numel()
             turn = axis_angle_to_matrix(self.orient[window]).to(look.residual.dtype)
@@ -120,7 +124,9 @@ class SequenceProblem:
             coupled = (turn.transpose(1, 2) @ world).permute(2, 1, 0)
             moments, corrective = self._forces(look, coupled)
             keep = slice(inner.start - int(window[0]), inner.stop - int(window[0]))
-            parts.append((share[keep], moments[keep], corrective[keep]))
+            return share[keep], moments[keep], corrective[keep]
+
+        parts = list(each(seen, self._windows(), self.solver.device))
         view = View(*(torch.cat(part) for part in zip(*parts, strict=True)))
         if self.ties is None:
             return view
@@ -143,8 +149,9 @@ class SequenceProblem:
         pairs = Pairs(first, second, kernels.subtree)
         keep = torch.as_tensor(plan.tables.free, device=poses.device).double()
         keep = keep[:, None] * keep
-        parts: list[tuple[Tensor, ...]] = []
-        for inner, window in self._windows():
+
+        def linear(block: tuple[slice, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            inner, window = block
             # the neighbour to the right is needed, the one to the left is not
             index = window[window >= inner.start]
             count = index.numel()
@@ -168,7 +175,9 @@ class SequenceProblem:
                 owner,
             )
             size = inner.stop - inner.start
-            parts.append((gradient[:size], diagonal[:size], -self.weight * keep * beside[:size]))
+            return gradient[:size], diagonal[:size], -self.weight * keep * beside[:size]
+
+        parts = list(each(linear, self._windows(), solver.device))
         model = Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
         return model if self.ties is None else self._tied(model, poses, self.ties * keep.diagonal())
 
@@ -176,20 +185,20 @@ class SequenceProblem:
         """Half gradient (n,49) at poses (n,49), where `view` was taken."""
         solver, tables = self.solver, self.solver.plans[-1].tables
         kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
-        parts = []
-        for index in torch.arange(self.frames, device=poses.device).split(solver.width):
+
+        def of(index: Tensor) -> Tensor:
             shape = self._identity(index.numel())
-            parts.append(
-                kernels.gradient(
-                    tables,
-                    shape,
-                    solver.pair_moments(solver.plans[-1], shape),
-                    self._joint_targets(index),
-                    (view.moments[index], view.corrective[index]),
-                    poses[index],
-                )
+            return kernels.gradient(
+                tables,
+                shape,
+                solver.pair_moments(solver.plans[-1], shape),
+                self._joint_targets(index),
+                (view.moments[index], view.corrective[index]),
+                poses[index],
             )
-        gradient = torch.cat(parts)
+
+        blocks = torch.arange(self.frames, device=poses.device).split(solver.width)
+        gradient = torch.cat(list(each(of, blocks, solver.device)))
         if self.ties is None:
             return gradient
         return gradient + _tie_gradient(poses, self.ties * torch.as_tensor(tables.free).to(poses))

@@ -1,0 +1,78 @@
+"""Blocks of rows over threads: a block is worked on by one thread from its beginning to its end.
+
+So nothing waits inside a row, a thread that another process slows down holds up nobody but the
+block it has, and no sum is ever split by the number of threads: bits do not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+_AHEAD = 4
+"""Blocks a thread that may be finished before the results in front of them are taken."""
+
+
+_THREADS: ContextVar[int] = ContextVar("_THREADS", default=0)
+
+
+@contextmanager
+def rows_over_threads() -> Iterator[None]:
+    """Inside, `each` uses as many threads as torch was set to, and every matrix product one.
+
+    Matrix libraries split long sums by the number of threads, which moves last bits. The setting
+    belongs to the thread that makes it, and comes back at the end.
+    """
+    if _THREADS.get():  # inside already
+        yield
+        return
+    count = torch.get_num_threads()
+    token = _THREADS.set(count)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+        _THREADS.reset(token)
+
+
+def each(
+    work: Callable[[Item], Found], items: Sequence[Item], device: torch.device
+) -> Iterator[Found]:
+    """The work on every item, results in the order of the items.
+
+    On a CPU and inside `rows_over_threads` the items are taken by several threads, the next one by
+    whoever is free; else one after the other by the caller. The first exception ends it.
+    """
+    threads = min(_THREADS.get(), len(items)) if device.type == "cpu" else 1
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    inference = torch.is_inference_mode_enabled()
+    grad = torch.is_grad_enabled()
+
+    def run(item: Item) -> Found:
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return work(item)
+
+    with ThreadPoolExecutor(threads, "rows", lambda: torch.set_num_threads(1)) as pool:
+        pending: deque[Future[Found]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(run, item))
+                if len(pending) > _AHEAD * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for left in pending:
+                left.cancel()

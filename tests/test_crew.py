@@ -1,0 +1,116 @@
+"""Rows over threads: who takes the next block, and that no bit depends on it."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.poses import real
+from skel_fit.default_body import default_body_directory
+from skel_fit.fit import fit_skel
+from skel_fit.model_files import load_skel, load_smpl
+from skel_fit.recipe import FitConfig
+from skel_fit.solver.crew import each, rows_over_threads
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_whoever_is_free_takes_the_next_one_and_results_keep_their_order(threads):
+    threads(2)
+    others = threading.Semaphore(0)
+    seen = []
+
+    def work(item: int) -> int:
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        if item:
+            others.release()
+            return -item
+        # held up until the other thread has done three of four: no half is anybody's
+        assert all(others.acquire(timeout=20) for _ in range(3))
+        return 0
+
+    with rows_over_threads():
+        assert list(each(work, range(5), CPU)) == [0, -1, -2, -3, -4]
+    assert len({name for name, _ in seen}) == 2
+    assert {count for _, count in seen} == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_outside_and_on_a_device_the_caller_does_it_all(threads):
+    threads(3)
+
+    def here(_: int) -> str:
+        return threading.current_thread().name
+
+    mine = threading.current_thread().name
+    assert set(each(here, range(4), CPU)) == {mine}
+    with rows_over_threads():
+        assert set(each(here, range(4), torch.device("meta"))) == {mine}
+        assert set(each(here, range(1), CPU)) == {mine}
+        assert mine not in set(each(here, range(4), CPU))
+
+
+def test_an_error_ends_it_and_the_setting_comes_back(threads):
+    threads(2)
+    done = []
+
+    def work(item: int) -> int:
+        if item == 2:
+            raise ArithmeticError("row 2")
+        done.append(item)
+        return item
+
+    with pytest.raises(ArithmeticError, match="row 2"), rows_over_threads():
+        list(each(work, range(1000), CPU))
+    assert len(done) < 100
+    assert torch.get_num_threads() == 2
+
+
+def test_who_is_inside_twice_or_beside_another_finds_the_setting_again(threads):
+    threads(3)
+    inside, leave = threading.Barrier(2), threading.Event()
+    there = []
+
+    def other() -> None:
+        torch.set_num_threads(2)
+        with rows_over_threads():
+            inside.wait(20)
+            leave.wait(20)
+        there.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with rows_over_threads():
+        with rows_over_threads():
+            inside.wait(20)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    leave.set()
+    thread.join()
+    assert there == [2] and torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_bits_do_not_depend_on_the_number_of_threads(threads, inference):
+    folder, frames = default_body_directory(), real(40)
+    models = load_skel(folder, "male"), load_smpl(folder, "male")
+    rows = frames.poses, frames.betas, frames.transl
+    config = FitConfig(block_size=16, limited_above=0.005)
+    found = []
+    for count in (1, 2, 3, 8) if not inference else (1, 3):
+        threads(count)
+        with torch.inference_mode(inference):
+            found.append(fit_skel(*models, *rows, config))
+    for other in found[1:]:
+        for name in ("poses", "trans", "vertex_error_mean", "vertex_error_max", "iterations"):
+            mine, theirs = getattr(found[0], name), getattr(other, name)
+            np.testing.assert_array_equal(mine.numpy(), theirs.numpy(), name)
+        assert other.status == found[0].status
