@@ -100,7 +100,9 @@ RESULT_COLUMNS: dict[str, Column] = {
     ),
     "iterations": Column("<i4", (), Meaning("solver iterations", "", "", "0 and more", "0"), 0),
     "start": Column("|i1", (), Meaning("which start won", "", "", "0 and more", "-1"), -1),
-    "status": Column("U", (), Meaning("converged, limited, max_iter or rejected:<reason>")),
+    "status": Column(
+        "U", (), Meaning("converged, limited, max_iter, audited, doubtful or rejected:<reason>")
+    ),
     "smpl_gender": Column("U", (), Meaning("body model of the label"), fitted=False),
     "skel_gender": Column("U", (), Meaning("body model of the result"), fitted=False),
     "source_row": Column(

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS, RESULT_COLUMNS
+from pipeline.columns import (
+    ERROR_COLUMNS,
+    FIT_COLUMNS,
+    REGION_COLUMNS,
+    RESULT_COLUMNS,
+    SKEL_COLUMNS,
+    Column,
+)
 from pipeline.errors import InputError, UsageError
+from pipeline.given_labels import NOT_FITTED, GivenSkel, given_status, on_limits
 from pipeline.manifest import missing_models
 from pipeline.plan import ModelRecord
 from pipeline.provenance import file_record
@@ -45,10 +53,12 @@ class Fitter(Protocol):
         betas: np.ndarray,
         transl: np.ndarray,
         turn: np.ndarray | None = None,
+        given: GivenSkel | None = None,
     ) -> Mapping[str, np.ndarray]:
         """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> `columns.FIT_COLUMNS`.
 
         `genders` is (smpl gender, skel gender); `turn` (3, 3) rotates the world before the fit.
+        `given`: the labels' own SKEL bodies, where they are taken as they are.
         """
 
     def residuals(
@@ -145,7 +155,9 @@ class _SkelFitter:
         betas: np.ndarray,
         transl: np.ndarray,
         turn: np.ndarray | None = None,
+        given: GivenSkel | None = None,
     ) -> Mapping[str, np.ndarray]:
+        del given
         import torch
 
         from skel_fit.fit import fit_skel
@@ -226,6 +238,83 @@ class _SkelFitter:
         return smpl, _load(self._held, "skel", genders[1], precision)
 
 
+class NotFitted(SkelFit):
+    """No fit: the SKEL bodies of the label file, judged."""
+
+    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
+        if directory is None:
+            raise UsageError("SKEL labels are judged with body models: a models folder is needed")
+        return _NotFitted(directory, device, request)
+
+
+class _NotFitted(_SkelFitter):
+    def fit(
+        self,
+        genders: tuple[str, str],
+        poses: np.ndarray,
+        betas: np.ndarray,
+        transl: np.ndarray,
+        turn: np.ndarray | None = None,
+        given: GivenSkel | None = None,
+    ) -> Mapping[str, np.ndarray]:
+        if given is None:
+            raise InputError("the label file holds no SKEL labels to take as they are")
+        import torch
+
+        from skel_fit.solver.crew import each, rows_over_threads
+
+        self._pair(genders, "float64")  # loaded by one thread
+
+        def judged(start: int) -> dict[str, np.ndarray]:
+            rows = np.arange(start, min(start + _RESIDUAL_ROWS, len(poses)))
+            # Every call has the same size: a matrix product may sum otherwise for another one.
+            full = np.resize(rows, _RESIDUAL_ROWS)
+            smpl = (poses[full], betas[full], transl[full])
+            columns = self._judged(genders, smpl, given.take(full))
+            return {name: values[: len(rows)] for name, values in columns.items()}
+
+        with rows_over_threads():
+            starts = range(0, len(poses), _RESIDUAL_ROWS)
+            parts = list(each(judged, starts, torch.device(self.device)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _judged(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: GivenSkel,
+    ) -> dict[str, np.ndarray]:
+        trans = self._placed(genders, smpl, skel) if skel.trans is None else skel.trans
+        body = {"skel_poses": skel.poses, "skel_betas": skel.betas, "skel_trans": trans}
+        columns = {name: column.empty(len(trans)) for name, column in _made().items()}
+        columns |= {name: values.astype(np.float32) for name, values in body.items()}
+        poses, shape, place = (columns[name].astype(np.float64) for name in SKEL_COLUMNS)
+        for name, values in self.residuals(genders, smpl, (poses, shape, place)).items():
+            columns[name] = values.astype(np.float32)
+        table = self.request.frame.limits
+        columns["active_limits"] = on_limits(poses, table)
+        return columns | {"status": given_status(poses, columns["vertex_error_max"], table)}
+
+    def _placed(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: GivenSkel,
+    ) -> np.ndarray:
+        """Translations (n, 3) in closed form, metres."""
+        from skel_fit.root import root_from_smpl
+
+        smpl_model, skel_model = self._pair(genders, "float64")
+        poses, betas, transl = (self._tensor(values) for values in smpl)
+        shape = self._tensor(skel.betas)
+        _, trans = root_from_smpl(skel_model, smpl_model, poses[:, :3], betas, transl, shape)
+        return trans.cpu().numpy()
+
+
+def _made() -> dict[str, Column]:
+    return {name: RESULT_COLUMNS[name] for name in FIT_COLUMNS if name != "status"}
+
+
 def _load(held: BodyModels, kind: Kind, gender: str, precision: Precision) -> Any:
     from skel_fit.errors import ModelFileError
 
@@ -249,5 +338,6 @@ def _model_file(directory: Path, kind: Kind, gender: str) -> Path:
 
 _FITTERS: dict[str, Callable[[], FitterFactory]] = {
     DEFAULT_FITTER: SkelFit,
+    NOT_FITTED: NotFitted,
     _SCHEMA_1_NAME: SkelFit,
 }

@@ -20,7 +20,7 @@ from pipeline.provenance import code_version, file_record, software
 from pipeline.readers.base import AnnotationSource
 from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
-from pipeline.task import SourceLocation, check_unchanged, locate
+from pipeline.task import SourceLocation, as_fitted, check_unchanged, locate
 from pipeline.up_axis import OPTION
 
 _SMPL_GENDERS = ("neutral", "male", "female")
@@ -79,7 +79,7 @@ def _plan(
     from pipeline.readers import open_source
 
     options: dict[str, Any] = dict(manifest.source.options)
-    source = open_source(
+    labels = open_source(
         find_source(manifest, root),
         format=manifest.source.format,
         data_root=root,
@@ -88,6 +88,7 @@ def _plan(
         image_root=manifest.image_root,
         **options,
     )
+    source = as_fitted(labels, fitter)
     if manifest.fit.sequence is not None:
         check_sequences(source)
     location = locate(source, root)

@@ -225,6 +225,7 @@ def _compare(
         if np.concatenate([getattr(row, name) for row in rows]).tolist() != stored[name].tolist():
             yield f"column '{name}' differs from the label file"
     reasons = np.concatenate([expected_reasons(row, concessions) for row in rows]).tolist()
+    yield from _compare_given(stored, rows)
     for text, reason, number in zip(
         stored["status"].tolist(), reasons, stored["source_row"].tolist(), strict=True
     ):
@@ -232,6 +233,18 @@ def _compare(
         if status.reason != reason:
             yield f"row {number} is '{status}', label file and records make it {expected}"
             return
+
+
+def _compare_given(stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows]) -> Iterator[str]:
+    """Bodies that were taken as they are, against the label file."""
+    given = [row.skel for row in rows if row.skel is not None]
+    good = ~rejected_rows(stored["status"])
+    for name, part in zip(SKEL_COLUMNS, ("poses", "betas", "trans"), strict=True):
+        values = [value for skel in given if (value := getattr(skel, part)) is not None]
+        if values:
+            label = np.concatenate(values)[good].astype(np.float32)
+            if not _same_bits(stored[name][good], label).all():
+                yield f"column '{name}' is not the SKEL label of the file"
 
 
 def _equal_rows(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.given_labels import SKEL_REASONS
 from pipeline.paths import Root, stays_inside
 from skel_fit.rejections import SMPL_REASONS, smpl_rejections
 
@@ -33,6 +34,7 @@ REASONS = {
     "non_finite_keypoints": "a visible keypoint that is not finite",
     "bad_image_name": "image name empty, not UTF-8, or with a control character or backslash",
     "image_path_escapes": "image name leads out of the image root",
+    **SKEL_REASONS,
     CRASHED: "the row alone killed or hung its process, or raised (see `concessions/`)",
 }
 """Reason code -> what it means. The first that applies, in this order, is a row's reason."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pipeline.columns import FIT_COLUMNS, RESULT_COLUMNS
 from pipeline.concessions import NOTHING, Concessions, read_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
+from pipeline.given_labels import NOT_FITTED
 from pipeline.manifest import Limits, models_directory
 from pipeline.output_files import sealed_json, write_bytes
 from pipeline.plan import Plan
@@ -32,6 +33,7 @@ from pipeline.up_axis import turn_of
 from skel_fit.status import Status
 
 if TYPE_CHECKING:
+    from pipeline.readers.labels import LabelSource
     from skel_fit.model_files import Kind
 
 
@@ -108,7 +110,7 @@ class ShardWorker:
         check_models(job.plan, job.models)
         self._fitters: dict[int | None, Fitter] = {}
         pair = _first_pair(job.plan)
-        if pair is not None:
+        if pair is not None and job.plan.fitter != NOT_FITTED:
             say(Beat(-1, "loading kernels (compiled once per installation, about a minute)"))
             _warm_up(self._fitter(None), pair)
         self._code.check()
@@ -208,7 +210,7 @@ def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSourc
     """Open the label file of a plan at its place on this machine."""
     from pipeline.readers import open_source
 
-    return open_source(
+    source = open_source(
         path,
         format=plan.source_format,
         data_root=data_root,
@@ -217,6 +219,14 @@ def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSourc
         image_root=plan.image_root,
         **plan.source_options,
     )
+    return as_fitted(source, plan.fitter)
+
+
+def as_fitted(source: LabelSource, fitter: str) -> AnnotationSource:
+    """The source as a fitter needs it: where nothing is fitted, with its own SKEL bodies."""
+    from pipeline.readers.given_skel import GivenSkelSource
+
+    return GivenSkelSource(source) if fitter == NOT_FITTED else source
 
 
 def locate(source: AnnotationSource, data_root: Path) -> SourceLocation:
@@ -291,12 +301,13 @@ def _fitted_columns(
         steps = np.split(chosen, range(step, len(chosen), step))
         together = steps if sequence is None else runs(plan.name, rows, chosen)
         turn = turn_of(plan)
-        turned = {} if turn is None else {"turn": turn}
+        further: dict[str, Any] = {} if turn is None else {"turn": turn}
         for some in together:
             say(done, len(some))
             done += len(some)
             labels = rows.poses[some], rows.betas[some], rows.transl[some]
-            result = fitter.fit((smpl_gender, skel_gender), *labels, **turned)
+            given = further if rows.skel is None else further | {"given": rows.skel.take(some)}
+            result = fitter.fit((smpl_gender, skel_gender), *labels, **given)
             for name in FIT_COLUMNS:
                 columns[name][some] = result[name]
     for item in plan.fields:

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
+from pipeline.given_labels import NOT_FITTED, given_status, on_limits
 from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
 from pipeline.planning import gender_pairs
@@ -225,6 +226,8 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
         yield f"row {row} is '{Status.rejected(CRASHED)}', which is on no record"
     if plan.fitter == DEFAULT_FITTER and "limited_gain" in plan.fit:  # older plans: another rule
         yield from _check_limited(plan.request.frame, columns)
+    if plan.fitter == NOT_FITTED:
+        yield from _check_given(plan.request.frame, columns)
 
 
 def _check_kinds(file: h5py.File, plan: Plan, columns: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -264,6 +267,21 @@ def _check_limited(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterato
         if wrong.any():
             row = int(columns["source_row"][np.argmax(wrong)])
             yield f"row {row}: {what} ({int(wrong.sum())} rows)"
+
+
+def _check_given(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterator[str]:
+    """What is said of labels that were not fitted is what their columns say."""
+    given = ~rejected_rows(columns["status"])
+    poses = columns["skel_poses"][given].astype(np.float64)
+    rows = columns["source_row"][given]
+    status = given_status(poses, columns["vertex_error_max"][given], config.limits)
+    on = on_limits(poses, config.limits)
+    for wrong, what in (
+        (status != columns["status"][given], "status is not what angles and errors say"),
+        ((on != columns["active_limits"][given]).any(axis=1), "active_limits are not its angles'"),
+    ):
+        if wrong.any():
+            yield f"row {rows[np.argmax(wrong)]}: {what} ({int(wrong.sum())} rows)"
 
 
 def _check_results(results: Mapping[str, Column], columns: dict[str, np.ndarray]) -> Iterator[str]:

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", np.ndarray, "Tensor")
 
 _REJECTED = "rejected:"
+_WITH_A_BODY = ("converged", "limited", "max_iter", "audited", "doubtful")
 
 
 class Status(str):
-    """What became of a row: `converged`, `limited`, `max_iter` or `rejected:<reason>`.
+    """What became of a row: `converged`, `limited`, `max_iter`, `audited`, `doubtful` or
+    `rejected:<reason>`.
 
     It is the text that is stored, so it compares, sorts and travels as one.
 
     converged: the solver settled. limited: the target lies outside the joint limits
-    (`limited_rows`). max_iter: neither. rejected: no fit; the row's results are NaN.
+    (`limited_rows`). max_iter: neither. audited, doubtful: not fitted, the label's own SKEL body,
+    which stood up to its audit or did not. rejected: no body; the row's results are NaN.
 
     Raises ValueError for any other text.
     """
@@ -32,12 +35,14 @@ class Status(str):
     CONVERGED: Status
     LIMITED: Status
     MAX_ITER: Status
+    AUDITED: Status
+    DOUBTFUL: Status
 
     def __new__(cls, text: str) -> Status:
-        known = text in ("converged", "limited", "max_iter")
+        known = text in _WITH_A_BODY
         if not known and not (text.startswith(_REJECTED) and len(text) > len(_REJECTED)):
             raise ValueError(
-                f"{text!r} is no row status; expected converged, limited, max_iter or "
+                f"{text!r} is no row status; expected {', '.join(_WITH_A_BODY)} or "
                 "rejected:<reason>"
             )
         return super().__new__(cls, text)
@@ -57,9 +62,9 @@ class Status(str):
         return self.startswith(_REJECTED)
 
 
-Status.CONVERGED, Status.LIMITED, Status.MAX_ITER = map(
-    Status, ("converged", "limited", "max_iter")
-)
+(
+    Status.CONVERGED, Status.LIMITED, Status.MAX_ITER, Status.AUDITED, Status.DOUBTFUL
+) = map(Status, _WITH_A_BODY)  # fmt: skip
 
 
 def costly_rows(config: FitConfig, error: _Array, on_limit: _Array) -> _Array:

@@ -67,6 +67,12 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
+    no_fit: Annotated[
+        bool,
+        typer.Option(
+            "--no-fit", help="Take the SKEL labels of the file as they are: audit and shard them."
+        ),
+    ] = False,
     no_lock: options.NoLock = False,
     quiet: options.Quiet = False,
     log_json: Annotated[
@@ -89,6 +95,7 @@ def convert(
             _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
 
         from pipeline.fitters import DEFAULT_FITTER
+        from pipeline.given_labels import NOT_FITTED
         from pipeline.guard import Inputs
         from pipeline.run import Request, parse_shards, preview
 
@@ -104,7 +111,7 @@ def convert(
             shards=parse_shards(shards) if shards else None,
             retry_failed=retry_failed,
             no_lock=no_lock,
-            fitter=fitter or DEFAULT_FITTER,
+            fitter=fitter or (NOT_FITTED if no_fit else DEFAULT_FITTER),
             upload=upload,
         )
         if log_json is not None:
@@ -299,6 +306,7 @@ def _table(result: Result, request: Request) -> str:
     pace = result.rows_converted / result.seconds if result.rows_converted else None
     rows = [
         ("subset", summary.name + (" (stand-in bodies)" if result.standin else "")),
+        *([("labels", "as they are in the file, nothing fitted")] if _not_fitted(request) else []),
         ("rows in", f"{summary.rows}"),
         ("rows written", f"{summary.rows_written}"),
         ("rejected", counts(summary.rejected)),
@@ -320,6 +328,12 @@ def _table(result: Result, request: Request) -> str:
         ("next", _next(result, request)),
     ]
     return aligned(rows)
+
+
+def _not_fitted(request: Request) -> bool:
+    from pipeline.given_labels import NOT_FITTED
+
+    return request.fitter == NOT_FITTED
 
 
 def _next(result: Result, request: Request) -> str:

@@ -6,10 +6,12 @@ Camera frame x right, y down, z forward; metres and radians (docs/architecture.m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from pipeline.given_labels import GivenSkel
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class AnnotationRows:
     skel_gender: (n,) str, body model wanted: male or female.
     fields: original columns, (n, ...) each, values and dtype as in the file.
     reasons: (n,) str, empty for an accepted row, else why not (`pipeline.row_checks.REASONS`).
+    skel: SKEL labels, where they are taken as they are (`given_skel`).
     """
 
     source_row: np.ndarray
@@ -42,6 +45,11 @@ class AnnotationRows:
     skel_gender: np.ndarray
     fields: dict[str, np.ndarray]
     reasons: np.ndarray
+    skel: GivenSkel | None = None
+
+    def with_skel(self, skel: GivenSkel, reasons: np.ndarray) -> AnnotationRows:
+        """The same rows with SKEL labels, and what is wrong with these."""
+        return replace(self, skel=skel, reasons=reasons)
 
 
 class AnnotationSource(ABC):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.given_labels import LIMIT_TOLERANCE, NON_FINITE
 from pipeline.manifest import models_directory
 from pipeline.readers import LabelSource, open_source
 from skel_fit.anatomy import PERIODIC
@@ -26,8 +27,6 @@ from stages.inspection.statistics import Coder, folders
 
 BLOCK = 64
 READ_ROWS = 4096
-LIMIT_TOLERANCE = 1e-3
-"""Radians beyond a limit that still count as on it."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _judge_part(
     finite = np.isfinite(poses).all(axis=1) & np.isfinite(betas).all(axis=1)
     if trans is not None:
         finite &= np.isfinite(trans).all(axis=1)
-    reasons[(reasons == "") & ~finite] = "non_finite_skel"
+    reasons[(reasons == "") & ~finite] = NON_FINITE
     good = reasons == ""
     tally.rejected.update(reasons[~good].tolist())
     keep = index[good]

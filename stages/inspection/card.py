@@ -16,6 +16,7 @@ from pipeline.columns import RESULT_COLUMNS, Meaning
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.exporters.folders import Copy
+from pipeline.given_labels import NOT_FITTED
 from pipeline.manifest import load_manifest
 from pipeline.plan import Plan
 from pipeline.row_checks import REASONS
@@ -64,6 +65,7 @@ def context(dataset: Dataset, copy: Copy | None = None) -> dict[str, Any]:
         "plan": plan,
         "description": _description(plan),
         "standin": dataset.attrs["standin"],
+        "not_fitted": plan.fitter == NOT_FITTED,
         "digest": dataset.attrs["digest"],
         "rows": rows,
         "fitted": int(columns.fitted.sum()),
