@@ -10,6 +10,7 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -484,9 +485,14 @@ def _kernels(config: FitConfig, device: torch.device) -> type[Kernels]:
             from skel_fit.solver.kernels_numba import NumbaKernels
 
             return NumbaKernels
-        except ImportError:
+        except ImportError as error:
             if wanted == "numba":
                 raise
+            warnings.warn(
+                f"numba cannot be imported ({error}): plain torch fits instead, some 65 rows a "
+                "second and core instead of 370; pip install numba",
+                stacklevel=2,
+            )
     from skel_fit.solver.kernels_torch import TorchKernels
 
     return TorchKernels

@@ -10,23 +10,15 @@ even another signature moves the last digit of every converted row. Hence the lo
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from skel_fit.solver.numba_compile import kernel
 from skel_fit.solver.tables import PARAMETERS
 
 JOINTS = 24
-OPTIONS: dict[str, Any] = {
-    "cache": True,
-    "nogil": True,
-    "fastmath": {"contract"},
-    "error_model": "numpy",
-}
-"""How every kernel is compiled: sums may use fused multiply-add, division by zero is no error.
-
-No kernel has threads of its own: blocks of rows are spread (`crew`), and others run beside it."""
 
 
 # --- small 3x3 helpers ----------------------------------------------------------------------
@@ -118,7 +110,7 @@ def minimal_rotation(source, target, out):
     out[2, 2] += -f * (x * x + y * y)
 
 
-@njit(**OPTIONS)
+@kernel()
 def identity(skeleton, betas, joints, frames, lengths):
     """Rest joints (n,24,3), joint frames Q = K Ra^T (n,24,3,3), lengths (n,5): spine arcs l of
     11, 12, 13, scapula width W and height H."""
@@ -176,7 +168,7 @@ class Work(NamedTuple):
     shifted: np.ndarray  # (49,)
 
 
-@njit(cache=True)
+@kernel()
 def make_work():
     """Fresh scratch."""
     return Work(
@@ -197,7 +189,7 @@ def make_work():
     )
 
 
-@njit(**OPTIONS)
+@kernel()
 def bones(skeleton, q, joints, frames, lengths, work):
     """World rotations, joint positions, local rotations, world axes and offset velocities of one
     row, into `work`. Derivatives: docs/solver.md."""
@@ -320,7 +312,7 @@ def skinning_transforms(work, joints, out):
             )
 
 
-@njit(**OPTIONS)
+@kernel()
 def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
@@ -351,7 +343,7 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
 # --- the SMPL side --------------------------------------------------------------------------
 
 
-@njit(**OPTIONS)
+@kernel()
 def pose_smpl(smpl_tree, poses, betas, joints, rotations, transforms, features):
     """SMPL kinematics with the global orientation left out (fitting happens in that frame).
 

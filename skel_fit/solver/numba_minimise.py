@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from skel_fit.solver.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
-    OPTIONS,
     bones,
     make_work,
     skinning_transforms,
@@ -34,7 +34,7 @@ def unpack(packed, out):
             n += 1
 
 
-@njit(**OPTIONS)
+@kernel()
 def times_moments(stage, moments, change, out):
     """out (24,3,4) = change M with M given by its non-zero symmetric blocks."""
     block = np.empty((4, 4))
@@ -60,7 +60,7 @@ def times_moments(stage, moments, change, out):
                     )
 
 
-@njit(**OPTIONS)
+@kernel()
 def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradient):
     """Half the gradient (49,) of the model objective; force (24,3,4) = change M + C."""
     subtree = np.empty((JOINTS, 3, 4))
@@ -111,7 +111,7 @@ def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradien
                 )
 
 
-@njit(**OPTIONS)
+@kernel()
 def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian):
     """Half the Gauss-Newton matrix (49,49) from subtree second moments (docs/solver.md)."""
     u = work.second
@@ -203,7 +203,7 @@ def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian
             hessian[d, d] += stage.prior[d]
 
 
-@njit(**OPTIONS)
+@kernel()
 def solve_damped(hessian, gradient, damping, index, count, factor, step):
     """step[index] = -(H + damping diag H)^-1 g on the listed parameters (LDL^T)."""
     for n in range(count):
@@ -229,7 +229,7 @@ def solve_damped(hessian, gradient, damping, index, count, factor, step):
         step[index[n]] = value / factor[n, n]
 
 
-@njit(**OPTIONS)
+@kernel()
 def dense_step(stage, q, hessian, gradient, damping, work, step):
     """Damped step inside the limits: parameters that it would carry over a bound are set to the
     bound and the others are solved once more. Returns the number of held parameters."""
@@ -306,7 +306,7 @@ def model_change(change, force_change, moments, local, local0, corrective, skele
     return value
 
 
-@njit(**OPTIONS)
+@kernel()
 def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, out):
     """Joint and prior terms (n,) of the objective."""
     for row in range(poses.shape[0]):
@@ -315,7 +315,7 @@ def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses,
         out[row] = _extra_energy(stage, work, joint_targets[row], poses[row])
 
 
-@njit(**OPTIONS)
+@kernel()
 def _minimise_row(
     skeleton, stage, work, joints, frames, lengths, pair_moments, joint_targets,
     start, moments, corrective, max_steps, tolerance, damping, q,
@@ -407,7 +407,7 @@ def _minimise_row(
     return damping, steps
 
 
-@njit(**OPTIONS)
+@kernel()
 def minimise(
     skeleton, stage, joints, frames, lengths, pair_moments, joint_targets,
     poses, energy, moments, corrective, active, max_steps, tolerance,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
+from skel_fit.solver.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
-    OPTIONS,
     bones,
     make_work,
     skinning_transforms,
@@ -18,11 +18,8 @@ from skel_fit.solver.numba_kinematics import (
 from skel_fit.solver.numba_minimise import curvature
 from skel_fit.solver.tables import PARAMETERS
 
-# Sums over fields may be taken in any order: lanes of a vector instruction.
-_VECTOR = OPTIONS | {"fastmath": {"contract"}}
 
-
-@njit(**OPTIONS)
+@kernel()
 def _carried(work, wrenches, carried):
     """carried (24,6,K) = torque about the origin and force on each bone and all below it, of
     fields with wrenches (24,6,K)."""
@@ -43,7 +40,7 @@ def _carried(work, wrenches, carried):
             out[5, f] = f2
 
 
-@njit(**OPTIONS)
+@kernel()
 def scores_of(skeleton, stage, work, wrenches, pulls, carried, scores):
     """scores (49,K) = J^T F of a row whose kinematics and twists `work` holds."""
     _carried(work, wrenches, carried)
@@ -81,7 +78,7 @@ def scores_of(skeleton, stage, work, wrenches, pulls, carried, scores):
                 out[f] += t0 * b0[f] + t1 * b1[f] + t2 * b2[f]
 
 
-@njit(**_VECTOR)
+@kernel()
 def invert(matrix, count, factor, inverse):
     """inverse (count,count) of a symmetric positive matrix, by Cholesky; `factor` is scratch."""
     for i in range(count):
@@ -121,7 +118,7 @@ def invert(matrix, count, factor, inverse):
             inverse[j, i] = factor[i, j]
 
 
-@njit(**OPTIONS)
+@kernel()
 def _spread(inverse, count, index, prior, ridge, scores, noise, sums, variance, share):
     """Variances and shares of one row, at the places `index` names."""
     fields = scores.shape[1]
@@ -142,7 +139,7 @@ def _spread(inverse, count, index, prior, ridge, scores, noise, sums, variance, 
         share[index[i]] = 1.0 - from_prior / row[i]
 
 
-@njit(**OPTIONS)
+@kernel()
 def _sandwich_row(
     skeleton, stage, joints, frames, lengths, pair_moments, q, wrenches, pulls, noise, ridge,
     variance, share,
@@ -183,7 +180,7 @@ def _sandwich_row(
     _spread(inverse, count, index, stage.prior, ridge, scores, noise, sums, variance, share)
 
 
-@njit(parallel=True, **OPTIONS)
+@kernel(parallel=True)
 def sandwich(
     skeleton, stage, joints, frames, lengths, pair_moments, poses, wrenches, pulls, noise, ridge,
     variance, share,

@@ -10,9 +10,9 @@ import math
 import numpy as np
 from numba import njit
 
+from skel_fit.solver.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
-    OPTIONS,
     multiply,
     multiply_transposed,
     rotation_about_axis,
@@ -32,7 +32,7 @@ def violation(value, low, high):
     return excess * excess
 
 
-@njit(**OPTIONS)
+@kernel()
 def project_joint(skeleton, j, wanted, lower, upper, branch, q):
     """Angles of joint j nearest to the wanted joint rotation (bone space), inside the limits.
 
@@ -95,7 +95,7 @@ def project_joint(skeleton, j, wanted, lower, upper, branch, q):
     q[last] = min(max(x0, lower[last]), upper[last])
 
 
-@njit(**OPTIONS)
+@kernel()
 def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
     """Closed-form start: project each bone's wanted world rotation (n,24,3,3) onto its joint,
     walking down the tree, so that children make up for what a joint cannot take.

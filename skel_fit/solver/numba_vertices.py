@@ -11,7 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
-from skel_fit.solver.numba_kinematics import JOINTS, OPTIONS
+from skel_fit.solver.numba_compile import kernel
+from skel_fit.solver.numba_kinematics import JOINTS
 from skel_fit.solver.tables import LANES
 
 # places in the scratch, in units of LANES: the blended 3x4 transform comes first
@@ -69,7 +70,7 @@ def _apply(scratch, lane, i, x, y, z):
     )
 
 
-@njit(**OPTIONS)
+@kernel()
 def skin(first, bones, weights, transforms, points, out):
     """Linear blend skinning: out (V,3,n) from points (V,3,n) and transforms (24,12,n)."""
     for group in range(transforms.shape[2] // LANES):
@@ -91,7 +92,7 @@ def skin(first, bones, weights, transforms, points, out):
                     result[i, start + lane] = scratch[(_PULL + i) * LANES + lane]
 
 
-@njit(**OPTIONS)
+@kernel()
 def residual_moments(
     first, bones, weights, masses, transforms, points, targets, energy, moments, pull
 ):
@@ -153,7 +154,7 @@ def residual_moments(
                     moments[k, e, start + lane] = sums[k, e * LANES + lane]
 
 
-@njit(**OPTIONS)
+@kernel()
 def judge(first, bones, weights, region, transforms, points, targets, squares, totals, largest):
     """Exact final residual: squares (n,) sum of squared distances; totals (regions, n) sums of
     distances per region; largest (n,) maximum distance. region (V,) int."""
