@@ -79,8 +79,11 @@ PROTOCOLS ?= demo demo-skel
 eval: $(STAMP)  ## score RUN/best.pt and the baselines under PROTOCOLS; page in RUN/evaluation
 	$(BIN)/hmr-skel evaluate $(PROTOCOLS) --shards $(OUT) --checkpoint $(RUN)/best.pt --out $(RUN)/evaluation $(EVAL_ARGS)
 
+# Processes that the suite is spread over, a file at a time.
+TEST_PROCESSES ?= 2
+
 test: lint  ## lint and run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 # Python versions that nothing here runs: do all wheels exist, and do the types hold?
 VERSIONS ?= 3.12 3.13
