@@ -284,6 +284,31 @@ def test_it_always_ends(tmp_path: Path, small: dict[str, str], kind: str, worker
     whole_again(bench, small)
 
 
+def test_a_row_that_hangs_all_of_python_ends_the_run_once(
+    tmp_path: Path, small: dict[str, str]
+) -> None:
+    """Native code that keeps the lock: no thread of the process can notice, a child does. The
+    attempt is on record; Ctrl-Z is no hang."""
+    bench = small_bench(tmp_path / "bench", limits={"stall": 2})
+    bench.order("native-6")
+    driver = bench.start()
+    wait_for_calls(bench, 2)
+    os.kill(driver.pid, signal.SIGSTOP)
+    time.sleep(3)
+    assert driver.poll() is None
+    os.kill(driver.pid, signal.SIGCONT)
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == SIGKILL
+    assert "native code kept Python from doing anything for 2 s" in errors
+    assert errors.count("\n") <= 2
+    wait_until_gone(driver.pid)
+    (bench.faults / "native-6").unlink()
+    done = bench.run()
+    assert done.returncode == 0, done.stderr
+    assert [row for _, row in bench.calls()][-1] == 4, "it comes last, in a process of its own"
+    check_whole(bench, small)
+
+
 def test_slow_is_not_hung(tmp_path: Path) -> None:
     """Steps of a shard are signs of life: it may take longer than the limit as a whole."""
     bench = make_bench(tmp_path / "bench", 64, 32, fit={"block_size": 1}, limits={"stall": 2.5})

@@ -377,6 +377,9 @@ BROKEN = {
     "objects": (_with("shape", _object), "'shape'"),
     "claims 1.6 PB": (_raw_member("shape", _lying_header((20_000_000_000_000, 10))), "'shape'"),
     "claims more than it has": (_raw_member("shape", _lying_header((8, 10))), "'shape'"),
+    "claims less than it has": (
+        _raw_member("scale", _lying_header((len(camerahmr()["scale"]),)) + bytes(400)), "'scale'"
+    ),
     "header is no header": (_raw_member("shape", b"\x93NUMPY\x01\x00\xff\xff..."), "'shape'"),
     "header runs code": (
         _raw_member("shape", b"\x93NUMPY\x01\x00\x20\x00" + b"__import__('os').abort()".ljust(32)),

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import open_dataset
 from pipeline.columns import RESULT_COLUMNS
-from pipeline.errors import Incomplete, InputError
+from pipeline.errors import Incomplete, InputError, PlanMismatch
 from pipeline.output_files import pretty_json, read_sealed, sealed_json
 from pipeline.plan import Plan, read_plan
 from pipeline.provenance import sha256_bytes, sha256_json
@@ -100,14 +100,6 @@ def test_a_forged_plan_is_one_line(
     for verb in READERS:
         assert command([verb, str(bench.out)]) == 5
         assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_data_of_an_unknown_fitter_is_not_verified_by_guessing(bench: Bench) -> None:
-    from pipeline.fitters import registered_fitter
-
-    with pytest.raises(InputError, match=r"fitter 'os:getcwd' is not known"):
-        registered_fitter("os:getcwd")
-    assert verify(bench.out).ok
 
 
 def flipped(path: Path, bit: int) -> None:
@@ -413,6 +405,22 @@ def forge_dataset(bench: Bench, **changes: object) -> None:
         forge(receipt_path(bench.out, shard), plan_id=plan.plan_id)
     run.write_summary(summarise(plan, run.inspect_all(plan, results=True)))
     assert open_dataset(bench.out).attrs["digest"], "it opens, and says that it is complete"
+
+
+def test_data_of_an_unknown_fitter_is_not_verified_by_guessing(
+    bench: Bench, capsys: pytest.CaptureFixture
+) -> None:
+    """Readers read it; nobody fits it again, nobody goes on with it."""
+    assert verify(bench.out).ok
+    forge_dataset(bench, fitter="os:getcwd")
+    assert command(["verify", str(bench.out), "--data-root", str(bench.data)]) == 5
+    error = capsys.readouterr().err
+    assert "fitter 'os:getcwd' is not known here" in error and error.count("\n") == 1
+    assert command(["status", str(bench.out)]) == 0 and len(open_dataset(bench.out)) == ROWS
+    with pytest.raises(InputError, match=r"fitter 'os:getcwd' is not known"):
+        bench.convert(fitter="os:getcwd")
+    with pytest.raises(PlanMismatch, match="fitter"):
+        bench.convert()
 
 
 def test_a_plan_cannot_lie_about_its_inputs(bench: Bench) -> None:

@@ -7,12 +7,13 @@ process handles are watched here.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,6 +22,7 @@ from pathlib import Path
 from pipeline.children import die_with
 from pipeline.executors.base import Body, Outcome
 from pipeline.executors.pool import Answer, Lost, Pool, Worker
+from pipeline.executors.watchdog import Watchdog
 from pipeline.task import Beat, Job, Order
 
 THREAD_NAME = "hmr-skel shard"
@@ -47,7 +49,7 @@ class InProcess(Pool[_Thread]):
     """One shard at a time in this process: no start-up cost, no further process.
 
     In a thread, so that a hung row cannot hang the driver. A thread cannot be killed: once one
-    hung, this executor takes no more shards.
+    hung, this executor takes no more shards. Where a row hangs all of Python, a watchdog ends it.
     """
 
     isolated = False
@@ -56,7 +58,12 @@ class InProcess(Pool[_Thread]):
         super().__init__(1, job.limits, start_timeout=job.limits.start)
         self._job = job
         self._hung_once = False
+        self._watchdog = Watchdog()
         self.fill()
+
+    def close(self) -> None:
+        self._watchdog.close()
+        super().close()
 
     @property
     def usable(self) -> bool:
@@ -68,7 +75,7 @@ class InProcess(Pool[_Thread]):
         ended = threading.Event()
         thread = threading.Thread(
             target=_work_here,
-            args=(self._job, orders, said, ended),
+            args=(self._job, orders, said, ended, self._expect),
             name=THREAD_NAME,
             daemon=True,
         )
@@ -78,6 +85,10 @@ class InProcess(Pool[_Thread]):
     def fill(self) -> None:
         if self.usable:
             super().fill()
+
+    def _expect(self, beat: Beat | None) -> None:
+        """Called by the thread itself: a moment later the driver may not get to say it."""
+        self._watchdog.expect(math.inf if beat is None else self._patience.allowed(beat))
 
     def send(self, handle: _Thread, order: Order) -> None:
         handle.orders.put(order)
@@ -107,24 +118,29 @@ def _work_here(
     orders: queue.SimpleQueue[Order],
     said: queue.SimpleQueue[Answer],
     ended: threading.Event,
+    expect: Callable[[Beat | None], None],
 ) -> None:
-    """What the thread does."""
+    """What the thread does. expect: told what is done next; None: nothing."""
 
     def say(beat: Beat) -> None:
         if ended.is_set():
             raise _Ended
+        expect(beat)
         said.put(beat)
 
     body = Body(job, say)
     with contextlib.suppress(_Ended):
         failed = body.prepare()
+        expect(None)
         said.put(failed)
         while failed is None and not ended.is_set():
             try:
                 order = orders.get(timeout=_LOOK)
             except queue.Empty:
                 continue
-            said.put(body.run(order))
+            answer = body.run(order)
+            expect(None)
+            said.put(answer)
 
 
 def threads_left() -> bool:

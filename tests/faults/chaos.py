@@ -86,6 +86,7 @@ class Watcher:
         self._directory = directory / "shards"
         self._expected = expected
         self._damaged: set[str] = set()
+        self._looking = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.partial: list[str] = []
@@ -99,22 +100,29 @@ class Watcher:
         self._stop.set()
         self._thread.join()
 
-    def excuse(self, names: set[str]) -> None:
-        """These were damaged on purpose and may look so until they are redone."""
-        self._damaged |= names
+    @contextmanager
+    def excused(self, name: str) -> Iterator[None]:
+        """This file is damaged on purpose in the block, and may look so until it is redone."""
+        with self._looking:
+            yield
+            self._damaged.add(name)
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL):
             for path in self._directory.glob("*.h5"):
-                try:
-                    found = sha256_bytes(path.read_bytes())
-                except FileNotFoundError:
-                    continue
-                self.looks += 1
-                if found == self._expected[path.name]:
-                    self._damaged.discard(path.name)
-                elif path.name not in self._damaged:
-                    self.partial.append(path.name)
+                with self._looking:
+                    self._look(path)
+
+    def _look(self, path: Path) -> None:
+        try:
+            found = sha256_bytes(path.read_bytes())
+        except FileNotFoundError:
+            return
+        self.looks += 1
+        if found == self._expected[path.name]:
+            self._damaged.discard(path.name)
+        elif path.name not in self._damaged:
+            self.partial.append(path.name)
 
 
 def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
@@ -252,7 +260,7 @@ def _until_done(
         # A shard whose worker we killed three times is given up, rightly.
         retry = ("--retry-failed",) if driver.returncode == 3 else ()
         if generator.random() < 0.5:
-            watcher.excuse(_damage_unfinished(bench, generator, tally))
+            _damage_unfinished(bench, generator, tally, watcher)
 
 
 def _kill(driver: int, generator: random.Random) -> None:
@@ -267,18 +275,20 @@ def _kill(driver: int, generator: random.Random) -> None:
         _kill_group(driver)
 
 
-def _damage_unfinished(bench: Bench, generator: random.Random, tally: Tally) -> set[str]:
-    """Damage any file of a run that was killed; names of damaged shards."""
+def _damage_unfinished(
+    bench: Bench, generator: random.Random, tally: Tally, watcher: Watcher
+) -> None:
+    """Damage any file of a run that was killed, but its plan."""
     files = [path for path in damageable(bench.out) if path.name != "plan.json"]
     files = [path for path in files if not path.name.endswith(".tmp")]
     if not files:
-        return set()
+        return
     path = generator.choice(files)
-    kind = generator.choice(DAMAGES)
-    damage(path, kind, generator.getrandbits(48))
+    kind, place = generator.choice(DAMAGES), generator.getrandbits(48)
+    with watcher.excused(path.name):
+        damage(path, kind, place)
     folder = path.parent.name if path.parent != bench.out else path.name
     tally.damages[f"{folder} of a killed run: {kind}"] += 1
-    return {path.name} if path.suffix == ".h5" else set()
 
 
 def _children(pid: int) -> list[int]:

@@ -6,6 +6,7 @@ and Ray actors.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -78,9 +79,9 @@ class FaultyFit(TrivialFit):
 
     An order is a file `KIND-ROW`: when a source row is among the rows to fit, do KIND: `kill`
     (SIGKILL to itself), `raise` (ValueError), `memory` (MemoryError), `slow` (sleep for the seconds
-    in the file), `hang` (never come back), `stop` (SIGSTOP to itself), `greedy` (take as many MB a
-    row of the call as the file says, of 1 GB that the process may have). `KIND-all` holds for every
-    call. Test sources hold the row number in
+    in the file), `hang` (never come back), `native` (the same, and keep Python's lock), `stop`
+    (SIGSTOP to itself), `greedy` (take as many MB a row of the call as the file says, of 1 GB that
+    the process may have). `KIND-all` holds for every call. Test sources hold the row number in
     `betas[:, 1] * 1e6`. Every call appends `pid first-row rows` to the file `calls`.
     """
 
@@ -115,6 +116,8 @@ class FaultyFitter(TrivialFitter):
             elif kind == "hang":
                 while True:
                     time.sleep(1)
+            elif kind == "native":
+                ctypes.PyDLL(None).pause()
             elif kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif kind == "greedy":

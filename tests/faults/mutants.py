@@ -114,9 +114,9 @@ def _killer(code: int | None, said: str) -> str:
         return "hang"
     if code == 0:
         return ""
-    failed = [line.split(" ")[1] for line in said.splitlines()
+    failed = [line.partition(" ")[2].partition(" - ")[0] for line in said.splitlines()
               if line.startswith(("FAILED ", "ERROR "))]  # fmt: skip
-    return failed[0].rpartition("/")[2] if failed else f"pytest ended with {code}"
+    return failed[0].removeprefix("tests/") if failed else f"pytest ended with {code}"
 
 
 def check_untouched(copy: Path, mutations: Sequence[Mutation]) -> None:
