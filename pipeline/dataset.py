@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.appended import Append, read_appends
 from pipeline.columns import result_columns
 from pipeline.dataset_view import Rows, View, column_list
 from pipeline.errors import Incomplete, InputError
@@ -58,7 +59,8 @@ def open_dataset(
             f"(shard {first.shard}: {first.reason or first.state}); "
             "rerun the conversion, or open with allow_incomplete=True"
         )
-    return Dataset(run, plan, [state for state in states if state.state == "done"])
+    done = [state for state in states if state.state == "done"]
+    return Dataset(run, plan, done, read_appends(run.path, plan, done, checksums=checksums))
 
 
 class Dataset(Rows):
@@ -68,9 +70,17 @@ class Dataset(Rows):
     have their source dtype. Picklable; files are opened in the process that reads.
     """
 
-    def __init__(self, run: RunDirectory, plan: Plan, shards: Sequence[ShardState]) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        plan: Plan,
+        shards: Sequence[ShardState],
+        appended: Sequence[Append] = (),
+    ) -> None:
         self.directory = run.path
         self.plan = plan
+        self.appended = tuple(appended)
+        """Columns that were added afterwards: NAME.COLUMN among the fields."""
         self._shards = tuple(state.shard for state in shards)
         ranges = [plan.rows_of(shard) for shard in self._shards]
         self._starts = (0, *itertools.accumulate(stop - start for start, stop in ranges))
@@ -126,6 +136,7 @@ class Dataset(Rows):
         return (
             *result_columns(self.plan.schema_version),
             *(item.stored for item in self.plan.fields),
+            *(name for append in self.appended for name in append.fields),
         )
 
     def __repr__(self) -> str:
@@ -146,6 +157,10 @@ class Dataset(Rows):
             f"status: {status or '-'}",
             f"results: {column_list(results)}",
             f"originals: {column_list(originals)}",
+            *(
+                f"appended: {append.name} ({', '.join(c.name for c in append.columns)})"
+                for append in self.appended
+            ),
             f"digest: {self.attrs['digest'] or '- (not complete)'}",
         )
         return "\n  ".join(lines)
@@ -173,22 +188,45 @@ class Dataset(Rows):
         for index, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
             if first < last:
                 inside = rows[first:last] - self._starts[index]
-                parts.append(self._files.read(self._shard_file(index), names, inside))
+                parts.append(self._read_kept(index, names, inside))
         if len(parts) == 1:
             return parts[0]
         return {name: joined([part[name] for part in parts]) for name in names}
 
-    def _shard_file(self, index: int) -> ShardFile:
-        shard = self._shards[index]
-        path = shard_path(self.directory, shard)
-        return ShardFile(path, self.plan.plan_id, shard, self.plan.sealed)
+    def _read_kept(
+        self, index: int, names: Sequence[str], rows: NDArray[np.int64]
+    ) -> dict[str, np.ndarray]:
+        """Some rows of a shard and of what is appended to it, from files that are kept open."""
+        found: dict[str, np.ndarray] = {}
+        for file, own in self._files_of(index, names):
+            values = self._files.read(file, tuple(own.values()), rows)
+            found |= {name: values[stored] for name, stored in own.items()}
+        return {name: found[name] for name in names}
+
+    def _files_of(
+        self, index: int, names: Sequence[str]
+    ) -> Iterator[tuple[ShardFile, dict[str, str]]]:
+        """The files that hold columns of a shard: each with the name of a column -> that inside."""
+        shard, plan_id = self._shards[index], self.plan.plan_id
+        left = dict.fromkeys(names)
+        for append in self.appended:
+            own = {name: append.fields[name].name for name in names if name in append.fields}
+            if own:
+                yield ShardFile(append.path(self.directory, shard), plan_id, shard), own
+            for name in own:
+                del left[name]
+        if left:
+            path = shard_path(self.directory, shard)
+            yield ShardFile(path, plan_id, shard, self.plan.sealed), {name: name for name in left}
 
     def _view(self, positions: Positions) -> View:
         return View(self, positions)
 
     def _nothing(self) -> dict[str, np.ndarray]:
         """Every column, with zero rows."""
-        return empty_columns(self.plan)
+        appended = (append.fields for append in self.appended)
+        added = {name: column.empty() for fields in appended for name, column in fields.items()}
+        return empty_columns(self.plan) | added
 
     def _column(self, name: str) -> np.ndarray:
         """A whole column; kept for the next time and therefore read-only."""
@@ -234,8 +272,10 @@ class Dataset(Rows):
         self, index: int, names: Sequence[str], rows: slice = slice(None)
     ) -> dict[str, np.ndarray]:
         """Columns of the `index`-th shard that is there."""
-        shard = self._shards[index]
-        path = shard_path(self.directory, shard)
-        return read_columns(
-            path, names, rows, expect=(self.plan.plan_id, shard), sealed=self.plan.sealed
-        )
+        found: dict[str, np.ndarray] = {}
+        for file, own in self._files_of(index, names):
+            expect = (file.plan_id, file.shard)
+            inside = tuple(own.values())
+            values = read_columns(file.path, inside, rows, expect=expect, sealed=file.sealed)
+            found |= {name: values[stored] for name, stored in own.items()}
+        return {name: found[name] for name in names}

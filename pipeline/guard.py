@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.appended import FOLDER as APPENDED
 from pipeline.errors import UsageError
 from pipeline.rundir import FOLDERS, RunDirectory
 
@@ -29,7 +30,7 @@ class Inputs:
         noted = (places.get("source"), places.get("models"))
         return Inputs(
             *self._paths,
-            *(directory / name for name in (*_RECORDS, *FOLDERS)),
+            *(directory / name for name in (*_RECORDS, *FOLDERS, APPENDED)),
             *(Path(place) for place in noted if place),
         )
 
@@ -77,4 +78,7 @@ def _belongs_to_a_run(path: Path) -> bool:
     real = path.resolve()
     if real.name in _RECORDS:
         return (real.parent / "plan.json").is_file()
-    return real.parent.name in FOLDERS and (real.parent.parent / "plan.json").is_file()
+    above = real.parent.parent
+    if above.name == APPENDED:
+        return (above.parent / "plan.json").is_file()
+    return real.parent.name in FOLDERS and (above / "plan.json").is_file()

@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.appended import damages
 from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
@@ -113,6 +114,8 @@ def verify(
     summary = summarise(plan, states)
     problems += _check_summary(run, plan, summary.to_json())
     problems += [f"{name}: belongs to no shard of the plan; remove it" for name in run.strays(plan)]
+    if summary.complete:
+        problems += damages(run.path, plan, done)
     parts: list[Part] = []
     not_again = "" if full else "a sample is not"
     if done:
@@ -318,7 +321,7 @@ def _recomputation(
     run: RunDirectory, plan: Plan, data_root: Path | None, models: Path | None, device: str
 ) -> Recomputation:
     factory = registered_fitter(plan.fitter)
-    source = _find_source(run, plan, data_root)
+    source = find_source(run, plan, data_root)
     directory = None
     if factory.needs_models:
         directory = conversion_models(plan, run.places(plan).get("models"), models)
@@ -339,7 +342,7 @@ def _check_plan(made: Recomputation) -> Iterator[str]:
         yield "the plan says other things about the body models than their files"
 
 
-def _find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> AnnotationSource:
+def find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> AnnotationSource:
     """The label file, checked to be the one that was converted."""
     places = run.places(plan)
     noted = Path(places.get("source") or plan.source_files[0].name)

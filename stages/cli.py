@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.errors import PipelineError
+from stages.append import append
 from stages.audit import audit
 from stages.card import card
 from stages.convert import convert
@@ -37,8 +38,8 @@ from stages.view import view
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
-    convert, status, verify, report, export, import_opensim, audit, card, default_body, lint,
-    demo_images, fetch, train, predict, evaluate, moyo_hard, view,
+    convert, status, verify, report, export, import_opensim, audit, append, card, default_body,
+    lint, demo_images, fetch, train, predict, evaluate, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 

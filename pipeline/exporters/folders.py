@@ -53,6 +53,7 @@ def export_folder(
             "dataset": dataset.plan.name,
             "plan_id": dataset.plan.plan_id,
             "digest": dataset.attrs["digest"],
+            "appended": {append.name: append.digest for append in dataset.appended},
             "standin": dataset.attrs["standin"],
             "rows": selection.rows,
             "left_out": dict(selection.left_out),
@@ -80,6 +81,9 @@ def chosen_columns(dataset: Dataset, wanted: str | None) -> tuple[str, ...]:
     return names
 
 
-def meaning_of(name: str) -> Meaning:
+def meaning_of(dataset: Dataset, name: str) -> Meaning:
     """What a column of a dataset holds, as far as we know."""
+    for append in dataset.appended:
+        if name in append.fields:
+            return append.fields[name].meaning
     return RESULT_COLUMNS[name].meaning if name in RESULT_COLUMNS else Meaning("")

@@ -90,7 +90,7 @@ def _schema(arrow: ModuleType, dataset: Dataset, columns: tuple[str, ...], card:
     empty = dataset.take(columns, range(0))
     fields = []
     for name in columns:
-        told = {key: text for key, text in vars(meaning_of(name)).items() if text}
+        told = {key: text for key, text in vars(meaning_of(dataset, name)).items() if text}
         kind = _kind(arrow, dataset, name, empty[name])
         fields.append(arrow.field(name, kind, nullable=False, metadata=told or None))
     facts = {

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.given_labels import GivenSkel
 from pipeline.readers.base import AnnotationRows, AnnotationSource
-from pipeline.readers.labels import LabelSource, as_float64, flat
+from pipeline.readers.labels import LabelSource, Layout, as_float64, flat
 
 
 class GivenSkelSource(AnnotationSource):
@@ -31,6 +31,11 @@ class GivenSkelSource(AnnotationSource):
         )
         self.format, self.path, self.files = source.format, source.path, source.files
         self.rows, self.fields, self.up = source.rows, source.fields, source.up
+
+    @property
+    def layout(self) -> Layout:
+        """Which column of the file is what."""
+        return self._source.layout
 
     def check(self) -> None:
         self._source.check()

@@ -15,13 +15,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.appended import Append, AppendedColumn
+from pipeline.appending import append_columns
+from pipeline.columns import Meaning
+from pipeline.dataset import Dataset
 from pipeline.errors import InputError
 from pipeline.given_labels import LIMIT_TOLERANCE, NON_FINITE
 from pipeline.manifest import models_directory
+from pipeline.provenance import software
 from pipeline.readers import LabelSource, open_source
+from pipeline.task import conversion_models
 from skel_fit.anatomy import PERIODIC
 from skel_fit.joint_limits import LimitsName, excess, limits
 from stages.drawing.pictures import Poser
+from stages.inspection.dataset_labels import DatasetLabels, Labels
 from stages.inspection.repeats import row_hashes
 from stages.inspection.statistics import Coder, folders
 
@@ -59,7 +66,7 @@ class Audit:
     judgement: Judgement
     tally: Tally
     limits: LimitsName
-    source: LabelSource
+    source: Labels
     poser: Poser
 
 
@@ -93,7 +100,78 @@ def audit(
     if not layout.skel_poses or not layout.skel_betas:
         raise InputError(f"{source.path}: holds no SKEL labels ({source.format}); nothing to audit")
     folder = models_directory("default-body" if standin else "licensed", models)
-    poser = Poser(folder)
+    return _audit(source, Poser(folder), limits_name, sample)
+
+
+def audit_dataset(
+    dataset: Dataset,
+    *,
+    models: Path | None = None,
+    data_root: Path | None = None,
+    limits_name: LimitsName = "default",
+    sample: int | None = None,
+) -> Audit:
+    """Judge the SKEL bodies of a converted dataset against the labels it was made from.
+
+    Raises:
+        InputError: label file or models are not to be found, or are others.
+    """
+    noted = dataset.attrs["models_directory"]
+    folder = conversion_models(dataset.plan, noted, models)
+    return _audit(DatasetLabels(dataset, data_root), Poser(folder), limits_name, sample)
+
+
+_ERROR = {"unit": "m", "range": "0 and more", "missing": "NaN: not judged"}
+COLUMNS = {
+    "root_error": Meaning(
+        "angle between the pelvis orientations of label and SKEL body", "rad", "", "0 to pi",
+        "NaN: not judged",
+    ),
+    "translation_error": Meaning("distance of skel_trans from the closed form", **_ERROR),
+    "vertex_error_mean": Meaning("mean distance of the skins", **_ERROR),
+    "vertex_error_max": Meaning("largest distance of the skins", **_ERROR),
+    "vertex_error_centred": Meaning("mean distance without the mean offset", **_ERROR),
+    "angles_outside": Meaning("angles beyond their limits", "", "", "0 to 46", "-1: not judged"),
+}  # fmt: skip
+"""What an audit adds to a dataset (`append_audit`), float32, the last one int16."""
+
+
+def append_audit(dataset: Dataset, found: Audit, name: str) -> Append:
+    """Add an audit of a dataset as columns of the dataset.
+
+    Raises:
+        UsageError: the name cannot be used.
+        OutputError: cannot be written.
+    """
+    judged = found.judgement
+    values = (
+        np.deg2rad(judged.root_error), judged.translation_error, judged.residual,
+        judged.residual_max, judged.residual_centred, judged.violations,
+    )  # fmt: skip
+    whole = {}
+    for title, some in zip(COLUMNS, values, strict=True):
+        counted = title == "angles_outside"
+        whole[title] = np.full(len(dataset), -1 if counted else np.nan, "<i2" if counted else "<f4")
+        whole[title][judged.row] = some
+    columns = tuple(
+        AppendedColumn(title, whole[title].dtype.str, (), meaning)
+        for title, meaning in COLUMNS.items()
+    )
+    stops = np.cumsum(dataset.shard_rows)[:-1]
+    parts = zip(*(np.split(column, stops) for column in whole.values()), strict=True)
+    provenance = {
+        "made_by": "hmr-skel audit",
+        "limits": found.limits,
+        "judged": len(judged.row),
+        "rejected": dict(sorted(found.tally.rejected.items())),
+        "models": dataset.plan.to_json()["models"],
+        "software": software(),
+    }
+    by_shard = (dict(zip(whole, part, strict=True)) for part in parts)
+    return append_columns(dataset, name, columns, by_shard, provenance)
+
+
+def _audit(source: Labels, poser: Poser, limits_name: LimitsName, sample: int | None) -> Audit:
     rows = _chosen(source.rows, sample)
     parts: list[Judgement] = []
     tally = Tally(limits(limits_name))
@@ -150,7 +228,7 @@ def _chosen(rows: int, sample: int | None) -> NDArray[np.int64]:
 
 
 def _judge_part(
-    source: LabelSource, start: int, stop: int, rows: NDArray, poser: Poser, tally: Tally
+    source: Labels, start: int, stop: int, rows: NDArray, poser: Poser, tally: Tally
 ) -> Judgement:
     layout = source.layout
     read = source.read(start, stop)

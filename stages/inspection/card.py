@@ -81,7 +81,11 @@ def context(dataset: Dataset, copy: Copy | None = None) -> dict[str, Any]:
             for name, (codes, names) in columns.groups.items()
             if name in ("split", "pose_source")
         },
-        "schema": _schema(plan),
+        "schema": _schema(dataset),
+        "appended": [
+            (append.name, append.digest, str(append.provenance.get("made_by", "unknown")))
+            for append in dataset.appended
+        ],
         "compute_seconds": sum(receipt.seconds for receipt in receipts),
         "devices": sorted(
             {str(r.machine.get("device_name") or r.machine.get("device")) for r in receipts}
@@ -121,12 +125,13 @@ def _description(plan: Plan) -> str:
     return _cell(" ".join(found.description.split()))
 
 
-def _schema(plan: Plan) -> list[dict[str, str]]:
+def _schema(dataset: Dataset) -> list[dict[str, str]]:
     rows = []
-    for name, column in RESULT_COLUMNS.items():
-        dtype = "text" if column.is_text else np.dtype(column.dtype).name
+    added = {name: column for append in dataset.appended for name, column in append.fields.items()}
+    for name, column in (RESULT_COLUMNS | added).items():
+        dtype = "text" if column.dtype == "U" else np.dtype(column.dtype).name
         rows.append(_line(name, _shape(column.shape), dtype, column.meaning))
-    for item in plan.fields:
+    for item in dataset.plan.fields:
         dtype = {"U": "text", "S": "text (bytes)"}.get(
             np.dtype(item.dtype).kind, np.dtype(item.dtype).name
         )

@@ -175,9 +175,27 @@ def _context(
         ],
         "hit_angles": sum(angle.hits > 0 for angle in angles),
         "shown": shown,
+        "appended": _appended(dataset),
         "no_pictures": missing,
         "legend": pictures.legend(),
     }
+
+
+def _appended(dataset: Dataset) -> list[dict[str, Any]]:
+    """Columns that were added afterwards, with the spread of those that are one number a row."""
+    found = []
+    for append in dataset.appended:
+        lines = []
+        for name, column in append.fields.items():
+            spread: list[float] = []
+            if column.shape == () and np.dtype(column.dtype).kind in "iuf":
+                values = dataset.read(name, 0, len(dataset)).astype(np.float64)
+                values = values[np.isfinite(values)]
+                if values.size:
+                    spread = [float(v) for v in np.quantile(values, (0.5, 0.95, 1.0))]
+            lines.append((name, column.meaning, spread))
+        found.append({"append": append, "columns": lines})
+    return found
 
 
 def _region(region: str, columns: Columns) -> dict[str, Any]:
