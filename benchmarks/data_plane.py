@@ -82,7 +82,7 @@ STEPS = {
     "convert": "convert, trivial fit, 1 worker",
     "resume": "resume of a finished run (SHA-256 of all shards)",
     "status": "status",
-    "verify": "verify (every byte, every row, a sample fitted again)",
+    "verify": "verify (every byte, every row, a sample compared)",
     "report": "report",
     "export": "export --format hmr-skel-npz",
 }

@@ -79,8 +79,11 @@ def read_concessions(directory: Path, plan_id: str, shard: int) -> Concessions:
         crashed = tuple((int(item["row"]), str(item["reason"])) for item in content["crashed"])
         size = content["block_size"]
         given = Concessions(crashed, None if size is None else int(size))
+        possible = list(given.rows) == sorted(set(given.rows)) and (size is None or size >= 1)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: not a record of concessions") from None
+        possible = False
+    if not possible:
+        raise InputError(f"{path}: not a record of concessions")
     if owner != (plan_id, shard):
         raise InputError(f"{path}: belongs to another shard")
     return given

@@ -224,6 +224,9 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
     if dict(state.receipt.software) != plan.software:
         yield "its receipt names other software than the plan"
     yield from _check_results(results, columns)
+    block_size = state.concessions.block_size or 0
+    if block_size >= plan.request.rows_of_block("cuda"):
+        yield f"its record concedes blocks of {block_size} rows, which are no smaller than others"
     crashed = columns["source_row"][columns["status"] == str(Status.rejected(CRASHED))].tolist()
     for row in [row for row in crashed if row not in state.concessions.rows][:1]:
         yield f"row {row} is '{Status.rejected(CRASHED)}', which is on no record"

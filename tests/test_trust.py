@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import open_dataset
 from pipeline.columns import RESULT_COLUMNS
+from pipeline.concessions import Concessions
 from pipeline.errors import Incomplete, InputError, PlanMismatch
 from pipeline.output_files import pretty_json, read_sealed, sealed_json
 from pipeline.plan import Plan, read_plan
@@ -438,6 +439,26 @@ def test_a_plan_cannot_lie_about_its_inputs(bench: Bench) -> None:
         found = verify(bench.out, data_root=bench.data)
         assert [text for text in found.problems if told in text], found.problems
         assert len(found.problems) == 1
+
+
+def test_concessions_are_possible_ones(bench: Bench) -> None:
+    """A record of blocks that no run concedes: refused as damage, or named before it is obeyed."""
+    run = RunDirectory(bench.out)
+    plan = run.plan()
+    for given in (Concessions(block_size=-4), Concessions(((3, "x"), (1, "y")))):
+        run.concede(plan, 1, given)
+        with pytest.raises(InputError, match="not a record of concessions"):
+            run.concessions(plan, 1)
+    given = Concessions(block_size=1 << 40)
+    run.concede(plan, 1, given)
+
+    def change(file: h5py.File) -> None:
+        file.attrs.update(root_attributes(plan, 1, given))
+
+    forge_shard(bench.out, 1, change)
+    forge(receipt_path(bench.out, 1), concessions=given.digest)
+    problems = verify(bench.out, full=True).problems
+    assert any("no smaller than others" in text for text in problems), problems
 
 
 def test_code_that_is_not_here_is_not_compared_and_said(
