@@ -127,7 +127,7 @@ class Watcher:
 
 def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
     """Kill conversions `kills` times in all; in each round damage every kind of file `damages`
-    times. What happened."""
+    times: each of `DAMAGES`, then flips within the chunks of shards. What happened."""
     generator = random.Random(seed)
     bench = make_bench(root, ROWS, SHARD_ROWS)
     bench.order("slow-all", "0.04")
@@ -143,9 +143,10 @@ def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
         tally.completions += 1
         _compare(bench, tally, expected)
         with _orders(bench):
-            for _ in range(damages):
+            for number in range(damages):
+                kind, data = DAMAGES[number % len(DAMAGES)], number >= len(DAMAGES)
                 for path in _one_of_each(bench, generator):
-                    _damage_whole(bench, path, generator, tally, expected)
+                    _damage_whole(bench, path, (kind, data), generator, tally, expected)
             tally.mismatches += not verify(bench.out, data_root=bench.data, full=True).ok
         shutil.rmtree(bench.out)
     return tally
@@ -186,11 +187,16 @@ def _one_of_each(bench: Bench, generator: random.Random) -> list[Path]:
 
 
 def _damage_whole(
-    bench: Bench, path: Path, generator: random.Random, tally: Tally, expected: dict[str, bytes]
+    bench: Bench,
+    path: Path,
+    how: tuple[str, bool],
+    generator: random.Random,
+    tally: Tally,
+    expected: dict[str, bytes],
 ) -> None:
     """Damage a file of a finished dataset: read, convert, compare."""
     right, whole = answer(bench.out), path.read_bytes()
-    what = _damage_somewhere(path, generator)
+    what = _damage_somewhere(path, *how, generator)
     tally.damages[what] += 1
     damaged = _bytes(bench)
     try:
@@ -218,13 +224,12 @@ def _bytes(bench: Bench) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in damageable(bench.out)}
 
 
-def _damage_somewhere(path: Path, generator: random.Random) -> str:
-    """Damage a file anyhow; says what was done to which kind of file."""
-    kind, place = generator.choice(DAMAGES), generator.getrandbits(48)
+def _damage_somewhere(path: Path, kind: str, data: bool, generator: random.Random) -> str:
+    """Damage a file; says what was done to which kind of file. data: flip within a chunk."""
+    place = generator.getrandbits(48)
     what = path.name if path.parent.name in ("out", "data") else path.parent.name
     if path.suffix == ".h5" and kind == "flip":
         inside = [bit for start, stop in sealed_extents(path) for bit in range(8 * start, 8 * stop)]
-        data = generator.random() < 0.5
         outside = sorted(set(range(8 * path.stat().st_size)) - set(inside))
         place = generator.choice(inside if data else outside)
         what = "shards, data" if data else "shards, metadata"
