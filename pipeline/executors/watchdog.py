@@ -30,6 +30,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._allowed = math.inf
         self._ended = threading.Event()
+        self._writing = threading.Lock()
         command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert self._child.stdin is not None
@@ -44,9 +45,10 @@ class Watchdog:
 
     def close(self) -> None:
         """Stop watching. Safe to call twice."""
-        if self._ended.is_set():
-            return
-        self._ended.set()
+        with self._writing:  # else a late sign could land in the next file of that number
+            if self._ended.is_set():
+                return
+            self._ended.set()
         self._child.kill()
         with contextlib.suppress(OSError):
             self._child.communicate()
@@ -56,8 +58,8 @@ class Watchdog:
             self._tell()
 
     def _tell(self) -> None:
-        if not self._ended.is_set():
-            with contextlib.suppress(OSError):  # it was stopped for long, or killed
+        with self._writing, contextlib.suppress(OSError):  # it was stopped for long, or killed
+            if not self._ended.is_set():
                 os.write(self._descriptor, f"{self._allowed}\n".encode())
 
 
