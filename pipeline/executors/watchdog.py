@@ -79,11 +79,13 @@ def watch(parent: int, stream: int) -> None:
             last = now
         looked = now
         if now - last > allowed:
-            sys.stderr.write(
+            text = (
                 f"hmr-skel: native code kept Python from doing anything for {allowed:.4g} s; the "
                 "process was ended, the same command resumes and tries the shard in a process of "
                 "its own\n"
             )
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(2, text.encode())
             os.kill(parent, signal.SIGKILL)
             return
 
