@@ -98,6 +98,26 @@ RESULT_COLUMNS: dict[str, Column] = {
         "|b1", (46,), Meaning("angle lies on a joint limit", "", "", "true or false", "false"),
         rejected=False,
     ),
+    "skel_poses_sd": Column(
+        "<f4",
+        (46,),
+        Meaning(
+            "standard deviation of the angle, radians",
+            "rad", "", "0 to uniform inside the limits",
+            "NaN for a frozen root, without a calibration of the two bodies and in rejected rows",
+        ),
+        rejected=np.nan,
+        finite=False,
+    ),
+    "skel_poses_observed": Column(
+        "|i1",
+        (46,),
+        Meaning(
+            "what the angle rests on: 0 prior, 1 the surface, 2 its limit, 3 the label's root",
+            "", "", "-1 to 3", "-1",
+        ),
+        rejected=-1,
+    ),
     "iterations": Column("<i4", (), Meaning("solver iterations", "", "", "0 and more", "0"), 0),
     "start": Column("|i1", (), Meaning("which start won", "", "", "0 and more", "-1"), -1),
     "status": Column(
@@ -111,12 +131,12 @@ RESULT_COLUMNS: dict[str, Column] = {
 }  # fmt: skip
 """Name -> column, in the order of docs/format.md."""
 
-_SINCE_2 = ("vertex_error_alone",)
+_SINCE = {2: ("vertex_error_alone",), 3: ("skel_poses_sd", "skel_poses_observed")}
 
 
 def result_columns(schema_version: int) -> dict[str, Column]:
     """The result columns of data of a schema version."""
-    left_out = _SINCE_2 if schema_version < 2 else ()
+    left_out = [name for since, names in _SINCE.items() if schema_version < since for name in names]
     return {name: column for name, column in RESULT_COLUMNS.items() if name not in left_out}
 
 

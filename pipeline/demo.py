@@ -42,7 +42,7 @@ GENDER_PAIRS = (
 )
 """(gender of the label, gender of the SKEL wanted, share of the rows)."""
 
-_MOTION = Path(__file__).with_name("demo_motion.npz")
+MOTION = Path(__file__).with_name("demo_motion.npz")
 _IMAGE_SIZES = ((640, 480), (480, 640), (1280, 720), (1920, 1080), (720, 1280), (1024, 1024))
 _NEAREST = 1.0  # metres from the camera to the first keypoint
 _MARGIN = 0.04  # of the image, free of keypoints
@@ -231,9 +231,9 @@ def _choose_genders(columns: dict[str, np.ndarray], random: np.random.Generator)
 
 
 @cache
-def _motion() -> np.ndarray:
-    """(frames, 24, 3) float64 SMPL rotation vectors, y up."""
-    with np.load(_MOTION) as file:
+def demo_motion() -> np.ndarray:
+    """(frames, 24, 3) float64 SMPL rotation vectors of the committed motion, y up."""
+    with np.load(MOTION) as file:
         return file["poses"].astype(np.float64).reshape(-1, 24, 3)
 
 
@@ -246,7 +246,7 @@ def _poses(
     columns: dict[str, np.ndarray], body: SmplKeypoints, random: np.random.Generator
 ) -> np.ndarray:
     """(rows, 24, 3) rotation vectors, world frame (y up)."""
-    poses = _motion()[columns["frame"]]
+    poses = demo_motion()[columns["frame"]]
     source = columns["pose_source"]
     sampled = np.flatnonzero(source == "sampled")
     flipped = np.concatenate(

@@ -24,8 +24,16 @@ from pipeline.columns import (
 from pipeline.errors import InputError, UsageError
 from pipeline.given_labels import NOT_FITTED, GivenSkel, given_status, on_limits
 from pipeline.manifest import missing_models
-from pipeline.plan import ModelRecord
+from pipeline.plan import CalibrationRecord, ModelRecord
 from pipeline.provenance import file_record
+from skel_fit.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    CalibrationFile,
+    read_calibrations,
+)
+from skel_fit.default_body import STANDIN_CALIBRATION
+from skel_fit.errors import ModelFileError
 from skel_fit.models import BodyModels, Precision
 
 if TYPE_CHECKING:
@@ -82,8 +90,22 @@ class FitterFactory(Protocol):
     ) -> tuple[ModelRecord, ...]:
         """Identity of the model files that these (smpl, skel) gender pairs need."""
 
-    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
-        """A fitter; loads models when they are first needed."""
+    def calibration(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> CalibrationRecord | None:
+        """The calibration of a models folder, with those of these pairs that it is one of."""
+
+    def open(
+        self,
+        directory: Path | None,
+        device: str,
+        request: FitRequest,
+        calibration: CalibrationRecord | None,
+    ) -> Fitter:
+        """A fitter; loads models when they are first needed.
+
+        calibration: of the plan, which the folder must hold.
+        """
 
 
 def register_fitter(name: str, make: Callable[[], FitterFactory]) -> None:
@@ -132,10 +154,66 @@ class SkelFit:
             records.append(ModelRecord(kind, gender, **record.to_json(), standin=standin))
         return tuple(records)
 
-    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
+    def calibration(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> CalibrationRecord | None:
         if directory is None:
             raise UsageError("the SKEL fit needs a models folder")
-        return _SkelFitter(directory, device, request)
+        path = calibration_file(directory)
+        found = _calibrations(path)
+        held, mine, free = BodyModels(directory), [], False
+        for smpl, skel in sorted(pairs):
+            bodies = [_load(held, "smpl", smpl, "float32"), _load(held, "skel", skel, "float32")]
+            own = found.of(*bodies)
+            if own is not None:
+                mine.append(f"{smpl}:{skel}")
+                free = own.root_is_free
+        if not mine:
+            return None
+        record = file_record(path)
+        return CalibrationRecord(**record.to_json(), pairs=tuple(mine), root_is_free=free)
+
+    def open(
+        self,
+        directory: Path | None,
+        device: str,
+        request: FitRequest,
+        calibration: CalibrationRecord | None,
+    ) -> Fitter:
+        if directory is None:
+            raise UsageError("the SKEL fit needs a models folder")
+        return _SkelFitter(
+            directory, device, request, _planned_calibrations(directory, calibration)
+        )
+
+
+def calibration_file(directory: Path) -> Path:
+    """`calibration.npz` of a models folder; where it has none, that of the stand-in pair."""
+    path = directory / CALIBRATION_FILE
+    return path if path.exists() else STANDIN_CALIBRATION
+
+
+def _calibrations(path: Path) -> CalibrationFile:
+    try:
+        return read_calibrations(path)
+    except ModelFileError as error:
+        raise InputError(str(error)) from error
+
+
+def _planned_calibrations(
+    directory: Path, planned: CalibrationRecord | None
+) -> Mapping[str, Calibration]:
+    """Calibrations of a plan's pairs, from the very file of the plan."""
+    if planned is None:
+        return {}
+    path = calibration_file(directory)
+    if not path.is_file() or file_record(path).sha256 != planned.sha256:
+        raise InputError(
+            f"{path}: absent or not the calibration of the plan (SHA-256 {planned.sha256[:12]}"
+            "...); restore it, on a cluster on every node, or convert into another directory"
+        )
+    known = {":".join(pair): own for pair, own in _calibrations(path).pairs.items()}
+    return {pair: known[pair] for pair in planned.pairs if pair in known}
 
 
 @dataclass
@@ -143,6 +221,7 @@ class _SkelFitter:
     directory: Path
     device: str
     request: FitRequest
+    calibrations: Mapping[str, Calibration]
     _held: BodyModels = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,6 +242,7 @@ class _SkelFitter:
         from skel_fit.fit import fit_skel
         from skel_fit.root import turned_smpl
         from skel_fit.sequence import fit_sequence
+        from skel_fit.uncertainty import angle_uncertainty
 
         config, sequence = self.request.frame, self.request.sequence
         smpl, skel = self._pair(genders, config.dtype)
@@ -176,8 +256,14 @@ class _SkelFitter:
         else:
             result = fit_sequence(skel, smpl, *rows, config, sequence)
 
+            sure = angle_uncertainty(
+                skel, smpl, result, config, self.calibrations.get(":".join(genders))
+            )
+
         found = {
             "skel_poses": result.poses,
+            "skel_poses_sd": sure.sd,
+            "skel_poses_observed": sure.observed,
             "skel_betas": result.betas,
             "skel_trans": result.trans,
             "vertex_error_mean": result.vertex_error_mean,
@@ -316,8 +402,6 @@ def _made() -> dict[str, Column]:
 
 
 def _load(held: BodyModels, kind: Kind, gender: str, precision: Precision) -> Any:
-    from skel_fit.errors import ModelFileError
-
     _model_file(held.directory, kind, gender)
     try:
         return held.model(kind, gender, precision)
@@ -326,7 +410,6 @@ def _load(held: BodyModels, kind: Kind, gender: str, precision: Precision) -> An
 
 
 def _model_file(directory: Path, kind: Kind, gender: str) -> Path:
-    from skel_fit.errors import ModelFileError
     from skel_fit.model_files import model_file
 
     try:

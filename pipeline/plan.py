@@ -22,9 +22,10 @@ from pipeline.paths import stays_inside
 from pipeline.provenance import FileRecord, sha256_json
 from skel_fit.recipe import FitRequest
 
-SCHEMA_VERSION = 2
-_READABLE = (1, SCHEMA_VERSION)
-"""1: shards without a seal, receipts without a digest; every open reads their whole bytes."""
+SCHEMA_VERSION = 3
+_READABLE = (1, 2, SCHEMA_VERSION)
+"""1: shards without a seal, receipts without a digest; every open reads their whole bytes. 2: no
+calibration, no standard deviations."""
 CARRIED_KINDS = "biufSUc"
 """numpy kinds of the original columns that shards hold."""
 
@@ -39,6 +40,20 @@ class ModelRecord:
     size: int
     sha256: str
     standin: bool
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The file of residual fields that standard deviations rest on.
+
+    pairs: `smpl:skel` genders of this plan whose bodies it was measured on.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    pairs: tuple[str, ...]
+    root_is_free: bool
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,14 @@ class Plan:
     fit: dict[str, Any]
     code: dict[str, str]
     software: dict[str, str]
+    calibration: CalibrationRecord | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        if self.schema_version < 3:
+            del content["calibration"]
+        return content
 
     @cached_property
     def plan_id(self) -> str:
@@ -149,6 +168,8 @@ def _check_names(path: Path, plan: Plan) -> None:
     """
     files = [file.name for file in plan.source_files] + [model.name for model in plan.models]
     wrong = [name for name in files if "/" in name or name in (".", "..") or not stays_inside(name)]
+    if plan.calibration is not None and "/" in plan.calibration.name:
+        wrong.append(plan.calibration.name)
     if plan.image_root and not stays_inside(plan.image_root):
         wrong.append(plan.image_root)
     for stored in plan.fields:

@@ -101,6 +101,8 @@ def _plan(
     fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
     if factory.needs_models:
         say("loading and hashing the body models")
+    genders = manifest.genders
+    pairs = gender_pairs(source, genders.smpl, genders.skel, manifest.shard_rows)
     plan = Plan(
         name=manifest.name,
         rows=source.rows,
@@ -114,14 +116,12 @@ def _plan(
         image_root=manifest.image_root,
         fields=tuple(stored_fields(fields)),
         models_kind=manifest.models,
-        models=factory.models(
-            models,
-            gender_pairs(source, manifest.genders.smpl, manifest.genders.skel, manifest.shard_rows),
-        ),
+        models=factory.models(models, pairs),
         fitter=fitter,
         fit=manifest.fit.to_json(),
         code=code_version("shard"),
         software=software(),
+        calibration=factory.calibration(models, pairs),
     )
     check_unchanged(location)
     return Planned(plan, location, models)

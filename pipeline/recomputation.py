@@ -30,14 +30,14 @@ from skel_fit.status import Status, rejected_rows
 RESIDUAL_TOLERANCE = 2e-5
 """Metres between a stored and a recomputed residual: float32 columns, float64 recomputation."""
 FIT_TOLERANCE = {
-    "skel_poses": 1e-3, "skel_betas": 1e-3, "skel_trans": 1e-4,
+    "skel_poses": 1e-3, "skel_poses_sd": 1e-2, "skel_betas": 1e-3, "skel_trans": 1e-4,
     **dict.fromkeys((*ERROR_COLUMNS, "vertex_error_unlimited", "vertex_error_alone"), 2e-5),
 }  # fmt: skip
 """Radians, coefficients, metres: how far a fit of another kind of machine may be from this one's.
 
 On the machine that made them, fits are equal bit for bit."""
-_DIAGNOSTICS = ("iterations", "start")
-"""How a fit was found. Compared where the row is equal bit for bit otherwise."""
+_DIAGNOSTICS = ("iterations", "start", "skel_poses_observed")
+"""How a fit was found, what its angles rest on. Compared where the row is equal bit for bit otherwise."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ class Recomputation:
             request = self.plan.request
             if block_size is not None:
                 request = request.model_copy(update={"block_size": block_size})
-            self._fitters[block_size] = self.factory.open(self.models, self.device, request)
+            self._fitters[block_size] = self.factory.open(
+                self.models, self.device, request, self.plan.calibration
+            )
         return self._fitters[block_size]
 
     def _fitted_again(self, state: ShardState) -> dict[str, np.ndarray]:

@@ -173,7 +173,9 @@ class ShardWorker:
             request = self.job.plan.request
             if block_size is not None:
                 request = request.model_copy(update={"block_size": block_size})
-            opened = self.job.fitter.open(self.job.models, self.job.device, request)
+            opened = self.job.fitter.open(
+                self.job.models, self.job.device, request, self.job.plan.calibration
+            )
             self._fitters[block_size] = opened
         return self._fitters[block_size]
 

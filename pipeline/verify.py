@@ -341,7 +341,10 @@ def _check_plan(made: Recomputation) -> Iterator[str]:
     if plan.schema_version > 1 and tuple(stored_fields(fields)) != plan.fields:
         yield "the plan has other original columns than the label file"
     pairs = gender_pairs(source, plan.smpl_gender, plan.skel_gender, plan.shard_rows)
-    if made.factory.models(made.models, pairs) != plan.models:
+    same = made.factory.models(made.models, pairs) == plan.models
+    if plan.calibration is not None:  # a later one says nothing about this plan
+        same &= made.factory.calibration(made.models, pairs) == plan.calibration
+    if not same:
         yield "the plan says other things about the body models than their files"
 
 

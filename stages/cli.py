@@ -19,6 +19,7 @@ import typer
 from pipeline.errors import PipelineError
 from stages.append import append
 from stages.audit import audit
+from stages.calibrate import calibrate
 from stages.card import card
 from stages.convert import convert
 from stages.default_body import default_body
@@ -38,8 +39,8 @@ from stages.view import view
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
-    convert, status, verify, report, export, import_opensim, audit, append, card, default_body,
-    lint, demo_images, fetch, train, predict, evaluate, moyo_hard, view,
+    convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
+    default_body, lint, demo_images, fetch, train, predict, evaluate, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 

@@ -16,6 +16,8 @@ from scipy.sparse import coo_matrix, csc_matrix
 from ..anatomy import JOINT_NAMES, PARENTS, POSE_NAMES, SKEL_MIRROR, SMPL_MIRROR, SMPL_PARENTS
 
 ASSET = Path(__file__).with_name("asset.npz")
+STANDIN_CALIBRATION = Path(__file__).with_name("calibration.npz")
+"""Residual fields of the pair, made by `hmr-skel calibrate --stand-in` (`skel_fit.calibration`)."""
 STANDIN = (
     "Licence-free stand-in (MakeHuman CC0 body, Rajagopal 2015 MIT bones; see NOTICE of hmr-skel). "
     "Not SMPL, not SKEL: numbers made with it cannot be compared with published ones."

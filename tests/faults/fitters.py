@@ -36,7 +36,12 @@ class TrivialFit:
     ) -> tuple[ModelRecord, ...]:
         return ()
 
-    def open(self, directory: Path | None, device: str, request: FitRequest) -> TrivialFitter:
+    def calibration(self, directory: Path | None, pairs: Iterable[tuple[str, str]]) -> None:
+        return None
+
+    def open(
+        self, directory: Path | None, device: str, request: FitRequest, calibration: None
+    ) -> TrivialFitter:
         return TrivialFitter()
 
 
@@ -58,6 +63,8 @@ class TrivialFitter:
             "vertex_error_unlimited": np.full(n, np.nan, np.float32),
             "vertex_error_alone": np.full(n, np.nan, np.float32),
             "active_limits": poses[:, :46] > 1.0,
+            "skel_poses_sd": np.full((n, 46), np.nan, np.float32),
+            "skel_poses_observed": np.ones((n, 46), np.int8),
             "iterations": np.full(n, 7, np.int32),
             "start": np.zeros(n, np.int8),
             "status": np.array(["converged"] * n),
@@ -85,7 +92,9 @@ class FaultyFit(TrivialFit):
     `betas[:, 1] * 1e6`. Every call appends `pid first-row rows` to the file `calls`.
     """
 
-    def open(self, directory: Path | None, device: str, request: FitRequest) -> TrivialFitter:
+    def open(
+        self, directory: Path | None, device: str, request: FitRequest, calibration: None
+    ) -> TrivialFitter:
         return FaultyFitter(Path(os.environ[FAULTS_VARIABLE]))
 
 
