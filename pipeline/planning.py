@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.calibration import why_unknown
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, FitterFactory, registered_fitter
 from pipeline.manifest import Manifest, find_source, models_directory
@@ -124,6 +125,9 @@ def _plan(
         calibration=factory.calibration(models, pairs),
     )
     check_unchanged(location)
+    if factory.needs_models:
+        for pair, why in why_unknown(plan, (":".join(pair) for pair in pairs)).items():
+            say(f"{pair}: skel_poses_sd will be NaN, {why}")
     return Planned(plan, location, models)
 
 

@@ -37,7 +37,8 @@ FIT_TOLERANCE = {
 
 On the machine that made them, fits are equal bit for bit."""
 _DIAGNOSTICS = ("iterations", "start", "skel_poses_observed")
-"""How a fit was found, what its angles rest on. Compared where the row is equal bit for bit otherwise."""
+"""How a fit was found, what its angles rest on. Compared where the row is equal bit for bit
+otherwise."""
 
 
 @dataclass(frozen=True)

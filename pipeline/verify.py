@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.appended import damages
+from pipeline.calibration import why_unknown
 from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
@@ -36,6 +37,7 @@ from pipeline.shards import (
 )
 from pipeline.summary import summarise
 from pipeline.task import conversion_models, open_plan_source
+from skel_fit.calibration import OBSERVED
 from skel_fit.recipe import FitConfig
 from skel_fit.status import Status, costly_rows, limited_rows, rejected_rows
 
@@ -234,6 +236,8 @@ def _check_columns(file: h5py.File, plan: Plan, state: ShardState) -> Iterator[s
         yield from _check_limited(plan.request.frame, columns)
     if plan.fitter == NOT_FITTED:
         yield from _check_given(plan.request.frame, columns)
+    if plan.fitter == DEFAULT_FITTER and plan.schema_version >= 3:
+        yield from _check_observed(plan, columns)
 
 
 def _check_kinds(file: h5py.File, plan: Plan, columns: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -288,6 +292,29 @@ def _check_given(config: FitConfig, columns: dict[str, np.ndarray]) -> Iterator[
     ):
         if wrong.any():
             yield f"row {rows[np.argmax(wrong)]}: {what} ({int(wrong.sum())} rows)"
+
+
+def _check_observed(plan: Plan, columns: dict[str, np.ndarray]) -> Iterator[str]:
+    """What an angle rests on is one of the known things, its limit where it lies on it; standard
+    deviations are where a calibration is, and what an angle inside its limits can have."""
+    observed, sd = columns["skel_poses_observed"], columns["skel_poses_sd"]
+    fitted = ~rejected_rows(columns["status"])
+    pairs = np.char.add(np.char.add(columns["smpl_gender"], ":"), columns["skel_gender"])
+    unknown = np.isin(pairs, list(why_unknown(plan, pairs.tolist())))
+    known = fitted[:, None] & ~unknown[:, None] & (observed != OBSERVED["label"])
+    limit = (observed == OBSERVED["limit"]) != columns["active_limits"]
+    for wrong, what in (
+        (
+            fitted[:, None] & ((observed < 0) | (observed > 3)),
+            "skel_poses_observed is none of 0 to 3",
+        ),
+        (fitted[:, None] & limit, "skel_poses_observed is not 2 where active_limits is true"),
+        (np.isfinite(sd) != known, "skel_poses_sd is not where a calibration is"),
+        (known & ~((sd >= 0.0) & (sd < 2.0)), "skel_poses_sd is none"),
+    ):
+        if wrong.any():
+            row = int(columns["source_row"][np.argmax(wrong.any(axis=1))])
+            yield f"row {row}: {what} ({int(wrong.any(axis=1).sum())} rows)"
 
 
 def _check_results(results: Mapping[str, Column], columns: dict[str, np.ndarray]) -> Iterator[str]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_FILE = "calibration.npz"
 """Its name in a models folder."""
+OBSERVED = {"unknown": -1, "prior": 0, "data": 1, "limit": 2, "label": 3}
+"""What an angle rests on: nothing known; prior or range; the surface; its limit; the SMPL root."""
 _FORMAT = 1
 _LARGEST = 32 << 20  # bytes, unpacked
 _MOST_FIELDS = 1024
@@ -173,7 +175,7 @@ def _array(
         if fortran or kind != dtype or (shape is not None and found != shape):
             raise ValueError(f"{name}: {kind} {found}, expected {dtype} {shape or '(any,)'}")
         data = stream.read(_LARGEST)
-    values = np.frombuffer(data, dtype).reshape(found)
+    values = np.frombuffer(data, dtype).reshape(found).copy()
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: values that are not finite")
     return values

@@ -16,7 +16,7 @@ import torch
 from smplx import SMPL
 from torch import Tensor
 
-from skel_fit.calibration import Calibration
+from skel_fit.calibration import OBSERVED, Calibration
 from skel_fit.fit import FitResult, fit_skel, solver_of
 from skel_fit.kinematics import Bones, Identity
 from skel_fit.recipe import FitConfig
@@ -29,8 +29,6 @@ from skel_fit.solver.sandwich import RIDGE, Fields, Sandwich, sandwich, scores, 
 
 FIELDS = 24
 """Fields that a calibration keeps: 99 % of the variance that all of them give the angles."""
-OBSERVED = {"unknown": -1, "prior": 0, "data": 1, "limit": 2, "label": 3}
-"""What an angle rests on: nothing fitted; prior or range; the surface; its limit; the SMPL root."""
 _REFERENCE_ROWS = 40
 _ENOUGH = 2 * FIELDS
 
