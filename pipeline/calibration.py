@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from pipeline.demo import GENDER_PAIRS, demo_motion, mirror_poses
 from pipeline.errors import InputError
+from pipeline.given_labels import NOT_FITTED
 from pipeline.plan import Plan
 from pipeline.provenance import file_record
 from pipeline.readers.base import AnnotationSource
@@ -132,7 +133,9 @@ def why_unknown(plan: Plan, pairs: Iterable[str]) -> dict[str, str]:
     """Pair `smpl:skel` of a dataset -> why its angles have no standard deviation."""
     found = {}
     for pair in sorted(set(pairs)):
-        if plan.calibration is None:
+        if plan.fitter == NOT_FITTED:
+            found[pair] = "these labels were not fitted"
+        elif plan.calibration is None:
             found[pair] = "converted without a calibration (hmr-skel calibrate makes one)"
         elif pair not in plan.calibration.pairs:
             found[pair] = f"{plan.calibration.name} has no calibration of these two bodies"

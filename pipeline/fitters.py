@@ -255,10 +255,8 @@ class _SkelFitter:
             result = fit_skel(skel, smpl, *rows, config)
         else:
             result = fit_sequence(skel, smpl, *rows, config, sequence)
-
-            sure = angle_uncertainty(
-                skel, smpl, result, config, self.calibrations.get(":".join(genders))
-            )
+        calibration = self.calibrations.get(":".join(genders))
+        sure = angle_uncertainty(skel, smpl, result, config, calibration)
 
         found = {
             "skel_poses": result.poses,
@@ -327,10 +325,21 @@ class _SkelFitter:
 class NotFitted(SkelFit):
     """No fit: the SKEL bodies of the label file, judged."""
 
-    def open(self, directory: Path | None, device: str, request: FitRequest) -> Fitter:
+    def calibration(
+        self, directory: Path | None, pairs: Iterable[tuple[str, str]]
+    ) -> CalibrationRecord | None:
+        return None  # labels are no optimum
+
+    def open(
+        self,
+        directory: Path | None,
+        device: str,
+        request: FitRequest,
+        calibration: CalibrationRecord | None,
+    ) -> Fitter:
         if directory is None:
             raise UsageError("SKEL labels are judged with body models: a models folder is needed")
-        return _NotFitted(directory, device, request)
+        return _NotFitted(directory, device, request, {})
 
 
 class _NotFitted(_SkelFitter):

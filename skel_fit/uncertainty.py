@@ -8,7 +8,6 @@ own, and a row's angles are as sure as such fields, riding on its bones, would l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from skel_fit.recipe import FitConfig
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import padded
+from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.sandwich import RIDGE, Fields, Sandwich, sandwich, scores, wrenches
@@ -59,9 +59,10 @@ def calibrate(
     fit = fit.take(rows)
     poses, betas = (t.detach().to(skel.device, torch.float64)[rows] for t in (poses, betas))
     solver = solver_of(skel, smpl, config)
-    measured, pulls, squares = _residual_fields(solver, fit, poses, betas)
-    flat = torch.cat([measured.flatten(1), pulls], dim=1)
-    kept = _principal_fields(solver, flat, fit)
+    with rows_over_threads():
+        measured, pulls, squares = _residual_fields(solver, fit, poses, betas)
+        flat = torch.cat([measured.flatten(1), pulls], dim=1)
+        kept = _principal_fields(solver, flat, fit)
     return Calibration(
         kept[:, :144].view(-1, 24, 6).float().cpu().numpy(),
         kept[:, 144:].float().cpu().numpy(),
@@ -175,27 +176,28 @@ def _principal_fields(solver: Solver, flat: Tensor, fit: FitResult) -> Tensor:
 # --- judging -------------------------------------------------------------------------------
 
 
-def _sandwiches(
-    solver: Solver, fit: FitResult, calibration: Calibration | None
-) -> Iterator[Sandwich]:
+def _sandwiches(solver: Solver, fit: FitResult, calibration: Calibration | None) -> list[Sandwich]:
     """Block by block. Without a calibration the variance says nothing."""
     nothing = Fields(torch.zeros(1, 24, 6).double(), torch.zeros(1, 207).double())
     fields = calibration.fields(solver.device) if calibration else nothing
     noise = calibration.noise if calibration else 0.0
     by_lane = [part.flatten(1).T.contiguous() for part in fields]
     compiled = not isinstance(solver.kernels, TorchKernels)
-    for _, at, shape, count in _blocks(solver, fit):
+    tables, kernels = solver.plans[-1].tables, _torch_kernels(solver)
+
+    def judged(rows: _Rows) -> Sandwich:
         if compiled:
-            found = _compiled(solver, at, shape, by_lane, noise)
+            found = _compiled(solver, rows.at, rows.shape, by_lane, noise)
         else:
-            tables = solver.plans[-1].tables
-            kernels = _torch_kernels(solver)
-            hessian, bones = _curvature(kernels, solver, at, shape)
+            hessian, bones = _curvature(kernels, solver, rows.at, rows.shape)
             prior, free = (
                 torch.as_tensor(t).to(solver.device) for t in (tables.prior, tables.free)
             )
             found = sandwich(hessian, prior, scores(kernels, bones, fields), noise, free)
-        yield Sandwich(*(part[:count] for part in found))
+        return Sandwich(*(part[: rows.count] for part in found))
+
+    with rows_over_threads():
+        return list(each(judged, _blocks(solver, fit), solver.device))
 
 
 def _compiled(
@@ -217,15 +219,24 @@ def _compiled(
     return out
 
 
-def _blocks(
-    solver: Solver, fit: FitResult
-) -> Iterator[tuple[Tensor, Tensor, Identity[Tensor], int]]:
-    """Rows of a fit in padded blocks: rows, poses (n,49) in the world, shape, how many are real."""
+class _Rows(NamedTuple):
+    """A padded block of a fit."""
+
+    index: Tensor  # (n,)
+    at: Tensor  # (n,49) poses in the world
+    shape: Identity[Tensor]
+    count: int  # how many are no padding
+
+
+def _blocks(solver: Solver, fit: FitResult) -> list[_Rows]:
+    """The rows of a fit in blocks."""
     at = torch.cat([fit.poses, fit.trans], dim=1).double()
+    blocks = []
     for part in torch.arange(len(at), device=at.device).split(solver.block):
         index = padded(part, solver.width)
         shape = solver.kernels.identity(fit.betas[index].double())
-        yield index, at[index], shape, part.numel()
+        blocks.append(_Rows(index, at[index], shape, part.numel()))
+    return blocks
 
 
 def _curvature(

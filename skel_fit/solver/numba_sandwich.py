@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from skel_fit.solver.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
@@ -180,13 +179,13 @@ def _sandwich_row(
     _spread(inverse, count, index, stage.prior, ridge, scores, noise, sums, variance, share)
 
 
-@kernel(parallel=True)
+@kernel()
 def sandwich(
     skeleton, stage, joints, frames, lengths, pair_moments, poses, wrenches, pulls, noise, ridge,
     variance, share,
 ):  # fmt: skip
     """variance, share (n,49) of rows at poses (n,49); wrenches (24,6,K), pulls (207,K)."""
-    for row in prange(poses.shape[0]):
+    for row in range(poses.shape[0]):
         _sandwich_row(
             skeleton, stage, joints[row], frames[row], lengths[row], pair_moments[row],
             poses[row], wrenches, pulls, noise, ridge, variance[row], share[row],
