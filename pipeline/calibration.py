@@ -95,14 +95,15 @@ def measure(
     from skel_fit.models import BodyModels
     from skel_fit.uncertainty import calibrate
 
-    held, pairs, bodies = BodyModels(models), {}, {}
+    held, pairs = BodyModels(models), {}
+    bodies: dict[str, str] = {}
     for (smpl_gender, skel_gender), sample in samples.items():
         smpl = held.model("smpl", smpl_gender, "float32")
         skel = held.model("skel", skel_gender, "float32")
         say(f"measuring {smpl_gender}:{skel_gender} on {len(sample.poses):,} rows")
-        labels = (torch.as_tensor(part) for part in (sample.poses, sample.betas))
+        poses, betas = torch.as_tensor(sample.poses), torch.as_tensor(sample.betas)
         try:
-            pairs[smpl_gender, skel_gender] = calibrate(skel, smpl, *labels, config)
+            pairs[smpl_gender, skel_gender] = calibrate(skel, smpl, poses, betas, config)
         except ValueError as error:
             raise InputError(f"{smpl_gender}:{skel_gender}: {error}") from error
         bodies |= {

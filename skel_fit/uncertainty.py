@@ -194,7 +194,7 @@ def _sandwiches(solver: Solver, fit: FitResult, calibration: Calibration | None)
                 torch.as_tensor(t).to(solver.device) for t in (tables.prior, tables.free)
             )
             found = sandwich(hessian, prior, scores(kernels, bones, fields), noise, free)
-        return Sandwich(*(part[: rows.count] for part in found))
+        return Sandwich(*(part[: rows.real] for part in found))
 
     with rows_over_threads():
         return list(each(judged, _blocks(solver, fit), solver.device))
@@ -222,10 +222,10 @@ def _compiled(
 class _Rows(NamedTuple):
     """A padded block of a fit."""
 
-    index: Tensor  # (n,)
+    numbers: Tensor  # (n,) of the rows
     at: Tensor  # (n,49) poses in the world
     shape: Identity[Tensor]
-    count: int  # how many are no padding
+    real: int  # how many are no padding
 
 
 def _blocks(solver: Solver, fit: FitResult) -> list[_Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_the_command_in_other_shards_and_what_it_refuses(folder, members, tmp_pa
         else:
             assert one[name].tobytes() == other[name].tobytes(), name
     assert convert("a_skel") == 4
-    assert "differing: fitter" in capsys.readouterr().err
+    assert re.search("differing: .*fitter", capsys.readouterr().err)
     assert convert("plain", "--no-fit") == 5
     said = capsys.readouterr().err
     assert "plain.npz: holds no SKEL labels (camerahmr)" in said and "without --no-fit" in said
