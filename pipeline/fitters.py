@@ -79,6 +79,15 @@ class Fitter(Protocol):
         """`columns.ERROR_COLUMNS` (n,), metres, of SMPL parameters as in the label file and SKEL
         parameters in the world turned by `turn`."""
 
+    def root_departures(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+        turn: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`skel_fit.root.root_departure` (n, 3), (n, 3) of the parameters of `residuals`."""
+
 
 class FitterFactory(Protocol):
     """What a registered name stands for. Picklable: it travels to workers with their job."""
@@ -237,20 +246,13 @@ class _SkelFitter:
         given: GivenSkel | None = None,
     ) -> Mapping[str, np.ndarray]:
         del given
-        import torch
-
         from skel_fit.fit import fit_skel
-        from skel_fit.root import turned_smpl
         from skel_fit.sequence import fit_sequence
         from skel_fit.uncertainty import angle_uncertainty
 
         config, sequence = self.request.frame, self.request.sequence
         smpl, skel = self._pair(genders, config.dtype)
-        rows = (self._tensor(poses), self._tensor(betas), self._tensor(transl))
-        if turn is not None:
-            pose, shape, place = rows
-            orient, place = turned_smpl(smpl, pose[:, :3], shape, place, self._tensor(turn))
-            rows = (torch.cat([orient, pose[:, 3:]], dim=1), shape, place)
+        rows = self._turned(smpl, (poses, betas, transl), turn)
         if sequence is None:
             result = fit_skel(skel, smpl, *rows, config)
         else:
@@ -311,6 +313,40 @@ class _SkelFitter:
                     own = distance[:, region == index].mean(dim=1)
                     found[REGION_COLUMNS[part]].append(own.cpu().numpy())
         return {name: np.concatenate(values) for name, values in found.items()}
+
+    def root_departures(
+        self,
+        genders: tuple[str, str],
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        skel: tuple[np.ndarray, np.ndarray, np.ndarray],
+        turn: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from skel_fit.root import root_departure
+
+        smpl_model, skel_model = self._pair(genders, "float64")
+        poses, betas, transl = self._turned(smpl_model, smpl, turn)
+        angles, shape, trans = (self._tensor(values) for values in skel)
+        rotation, shift = root_departure(
+            skel_model, smpl_model, poses[:, :3], betas, transl, (angles[:, :3], shape, trans)
+        )
+        return rotation.cpu().numpy(), shift.cpu().numpy()
+
+    def _turned(
+        self,
+        model: Any,
+        smpl: tuple[np.ndarray, np.ndarray, np.ndarray],
+        turn: np.ndarray | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """SMPL poses, betas, transl as tensors, in the world turned by `turn`."""
+        import torch
+
+        from skel_fit.root import turned_smpl
+
+        poses, betas, transl = (self._tensor(values) for values in smpl)
+        if turn is None:
+            return poses, betas, transl
+        orient, transl = turned_smpl(model, poses[:, :3], betas, transl, self._tensor(turn))
+        return torch.cat([orient, poses[:, 3:]], dim=1), betas, transl
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         import torch

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.attempts import portion
 from pipeline.columns import ERROR_COLUMNS, SKEL_COLUMNS
 from pipeline.concessions import Concessions
-from pipeline.fitters import Fitter, FitterFactory
+from pipeline.fitters import DEFAULT_FITTER, Fitter, FitterFactory
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource
@@ -29,6 +29,8 @@ from skel_fit.status import Status, rejected_rows
 
 RESIDUAL_TOLERANCE = 2e-5
 """Metres between a stored and a recomputed residual: float32 columns, float64 recomputation."""
+ROOT_TOLERANCE = 1e-5
+"""Radians and metres between a stored and a recomputed root, beside the rounding of the column."""
 FIT_TOLERANCE = {
     "skel_poses": 1e-3, "skel_poses_sd": 1e-2, "skel_betas": 1e-3, "skel_trans": 1e-4,
     **dict.fromkeys((*ERROR_COLUMNS, "vertex_error_unlimited", "vertex_error_alone"), 2e-5),
@@ -156,6 +158,7 @@ class Recomputation:
     ) -> Part:
         """good: positions whose errors are computed from the stored bodies."""
         problems = list(_compare(self.plan, stored, rows, state.concessions))
+        problems += self._root_problems(stored, rows, good)
         numbers = tuple(stored["source_row"].tolist())
         differences = self._residual_differences(stored, rows, good)
         for name, difference in differences.items():
@@ -176,30 +179,63 @@ class Recomputation:
         self, stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows], good: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Error column -> difference (len(good),) in metres of stored and recomputed values."""
-        poses, betas, transl = (
-            np.concatenate([getattr(row, name) for row in rows])
-            for name in ("poses", "betas", "transl")
-        )
-        skel = tuple(stored[name].astype(np.float64) for name in SKEL_COLUMNS)
-        pairs = np.char.add(np.char.add(stored["smpl_gender"], ":"), stored["skel_gender"])[good]
         differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
-        turn = turn_of(self.plan)
-        turned = {} if turn is None else {"turn": turn}
-        fitter = self._fitter()
-        for pair in np.unique(pairs):
-            own = np.flatnonzero(pairs == pair)
-            chosen = good[own]
-            smpl_gender, skel_gender = str(pair).split(":")
-            again = fitter.residuals(
-                (smpl_gender, skel_gender),
-                (poses[chosen], betas[chosen], transl[chosen]),
-                (skel[0][chosen], skel[1][chosen], skel[2][chosen]),
-                **turned,
-            )
+        for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
+            again = self._fitter().residuals(genders, smpl, skel, **self._turned)
             for name in ERROR_COLUMNS:
-                difference = np.abs(stored[name][chosen].astype(np.float64) - again[name])
+                difference = np.abs(stored[name][good[own]].astype(np.float64) - again[name])
                 differences[name][own] = np.nan_to_num(difference, nan=np.inf)
         return differences
+
+    def _root_problems(
+        self, stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows], good: np.ndarray
+    ) -> Iterator[str]:
+        """A frozen root is the exact one of the label, a near one inside its trust region."""
+        recipe = self.plan.request.frame.resolved_recipe()
+        trust = recipe.root_trust
+        if self.plan.fitter != DEFAULT_FITTER or (recipe.root_is_free and trust is None):
+            return
+        turn, move = (0.0, 0.0) if trust is None else (trust.rotation, trust.translation)
+        for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
+            angles, shift = self._fitter().root_departures(genders, smpl, skel, **self._turned)
+            turned, moved = np.abs(angles).max(axis=1), np.abs(shift).max(axis=1)
+            slack = ROOT_TOLERANCE + np.spacing(np.abs(skel[2]).max(axis=1).astype(np.float32))
+            far = ~((turned <= turn + ROOT_TOLERANCE) & (moved <= move + slack))
+            if far.any():
+                row = int(np.argmax(far))
+                yield (
+                    f"the root of row {stored['source_row'][good[own[row]]]} leaves the label's by "
+                    f"{turned[row]:.5f} rad and {moved[row] * 1000:.3f} mm; the recipe allows "
+                    f"{turn:g} rad and {move * 1000:g} mm ({int(far.sum())} rows)"
+                )
+
+    @property
+    def _turned(self) -> dict[str, np.ndarray]:
+        turn = turn_of(self.plan)
+        return {} if turn is None else {"turn": turn}
+
+
+_Body = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Poses, betas and translations of some rows, float64."""
+
+
+def _bodies_by_pair(
+    stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows], good: np.ndarray
+) -> Iterator[tuple[tuple[str, str], np.ndarray, _Body, _Body]]:
+    """Genders, places in `good`, SMPL and SKEL parameters of the rows that share a model pair."""
+    labels = [
+        np.concatenate([getattr(row, name) for row in rows])
+        for name in ("poses", "betas", "transl")
+    ]
+    fits = [stored[name].astype(np.float64) for name in SKEL_COLUMNS]
+    pairs = np.char.add(np.char.add(stored["smpl_gender"], ":"), stored["skel_gender"])[good]
+    for pair in np.unique(pairs):
+        own = np.flatnonzero(pairs == pair)
+        smpl_gender, skel_gender = str(pair).split(":")
+        poses, betas, transl = (values[good[own]] for values in labels)
+        skel_poses, skel_betas, skel_trans = (values[good[own]] for values in fits)
+        smpl, skel = (poses, betas, transl), (skel_poses, skel_betas, skel_trans)
+        yield (smpl_gender, skel_gender), own, smpl, skel
 
 
 def expected_reasons(rows: AnnotationRows, concessions: Concessions) -> np.ndarray:

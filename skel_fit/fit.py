@@ -155,8 +155,10 @@ def fit_skel_to_vertices(
     is the default. Raises ValueError where shapes do not fit.
     """
     config = config or FitConfig(recipe="surface")
-    if not config.resolved_recipe().root_is_free:
-        raise ValueError(f"recipe {config.recipe!r} freezes the root; a bare mesh needs 'surface'")
+    recipe = config.resolved_recipe()
+    if not recipe.root_is_free or recipe.root_trust is not None:
+        kept = "bounds" if recipe.root_is_free else "freezes"
+        raise ValueError(f"recipe {config.recipe!r} {kept} the root; a bare mesh needs 'surface'")
     expected = (betas.shape[0], *skel.template.shape)
     if tuple(vertices.shape) != expected:
         raise ValueError(f"vertices: expected {expected}, found {tuple(vertices.shape)}")

@@ -78,16 +78,30 @@ class Stage(_Frozen):
         return free
 
 
+class RootTrust(_Frozen):
+    """How far a free root may leave the one that follows from SMPL's in closed form: a limit on
+    each of its three angles and each component of its translation, in the body's own frame."""
+
+    rotation: float = Field(gt=0.0, lt=1.5)
+    """rad: each angle of the pelvis, seen from the exact root."""
+    translation: float = Field(gt=0.0)
+    """m: each component, along the axes of the exact root."""
+
+
 class Recipe(_Frozen):
     """Stages in order. The last one must see every vertex: it decides what is reported."""
 
     stages: tuple[Stage, ...] = Field(min_length=1)
+    root_trust: RootTrust | None = None
+    """None: a root that is free goes anywhere."""
 
     @model_validator(mode="after")
     def _ends_exactly(self) -> Recipe:
         last = self.stages[-1]
         if last.stride != 1 or last.vertices is not None:
             raise ValueError(f"the last stage ({last.name}) must look at every vertex")
+        if self.root_trust is not None and not self.root_is_free:
+            raise ValueError("root_trust bounds a root that moves, but no stage frees it")
         return self
 
     @property
@@ -99,7 +113,9 @@ class Recipe(_Frozen):
 class FitConfig(_Frozen):
     """Options of a fit. Everything here changes results, and is hashed into provenance."""
 
-    recipe: Literal["hierarchical", "full", "released", "surface"] | Recipe = "hierarchical"
+    recipe: (
+        Literal["hierarchical", "hierarchical_near_root", "full", "released", "surface"] | Recipe
+    ) = "hierarchical"
     limits: Literal["default", "published", "none"] = "default"
     betas: Literal["auto", "copy", "transfer", "fit"] = "auto"
     """Shape: copy the SMPL betas, transfer them in closed form, or fit them. auto: copy where both

@@ -64,6 +64,31 @@ def root_to_smpl(
     return matrix_to_axis_angle(turn).to(poses_root.dtype), transl.to(trans.dtype)
 
 
+def root_departure(
+    skel: SKEL,
+    smpl: smplx.SMPL,
+    global_orient: Tensor,
+    betas: Tensor,
+    transl: Tensor,
+    skel_root: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """How far a SKEL root is from the exact one of an SMPL root, in the body's own frame.
+
+    global_orient: (B, 3) axis-angle, radians; betas: (B, 10); transl: (B, 3) metres; skel_root:
+    poses[:, :3] (B, 3) radians, betas (B, 10) and trans (B, 3) metres of SKEL. Returns pelvis
+    angles (B, 3), radians, and a translation (B, 3), metres, float64: what a recipe with
+    `root_trust` bounds, zero for a frozen root.
+    """
+    angles, skel_betas, trans = (values.double() for values in skel_root)
+    turn = axis_angle_to_matrix(global_orient.double())
+    _, exact = root_from_smpl(
+        skel, smpl, global_orient.double(), betas.double(), transl.double(), skel_betas
+    )
+    back = turn.transpose(1, 2)
+    shift = (back @ (trans - exact)[..., None]).squeeze(-1)
+    return root_angles(skel, back @ root_rotation(skel, angles)), shift
+
+
 def turned_smpl(
     smpl: smplx.SMPL, global_orient: Tensor, betas: Tensor, transl: Tensor, turn: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -131,4 +156,4 @@ def _pelvis(regressor: Tensor, template: Tensor, shapedirs: Tensor, betas: Tenso
     return row @ template.double() + betas.double() @ directions.T
 
 
-__all__ = ["root_from_smpl", "root_rotation", "root_to_smpl", "turned_smpl"]
+__all__ = ["root_departure", "root_from_smpl", "root_rotation", "root_to_smpl", "turned_smpl"]

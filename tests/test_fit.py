@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, shape_transfer
 from skel_fit.default_body import default_body_directory
+from skel_fit.recipe import RootTrust
+from skel_fit.root import root_departure
 from tests.test_solver import motion, shapes
 
 ROWS = 90
@@ -182,6 +184,34 @@ def test_freeing_root_and_translation_can_only_help(models, people, result):
     assert turned > 1e-3
 
 
+def test_a_near_root_stays_inside_its_trust_region_and_lowers_the_residual(models, people, result):
+    """Columns against the exact root; a narrow region is used to its bound and no further."""
+    some = [t[:24] for t in people]
+    skels, smpls = models
+    recipe = FitConfig(recipe="hierarchical_near_root").resolved_recipe()
+    assert (recipe.root_trust.rotation, recipe.root_trust.translation) == (0.08726646, 0.015)
+    narrow = RootTrust(rotation=0.02, translation=0.003)
+    errors = [result.vertex_error_mean[:24].mean()]
+    for trust in (narrow, recipe.root_trust):
+        config = FitConfig(recipe=recipe.model_copy(update={"root_trust": trust}))
+        found = fit_skel(skels["male"], smpls["male"], *some, config)
+        root = (found.poses[:, :3], found.betas, found.trans)
+        turned, moved = root_departure(
+            skels["male"], smpls["male"], some[0][:, :3], some[1], some[2], root
+        )
+        assert turned.abs().max() < trust.rotation + 1e-6
+        assert moved.abs().max() < trust.translation + 2e-6
+        assert not found.active_limits[:, :3].any()
+        distance = surfaces(models, some, found).mean(dim=1)
+        torch.testing.assert_close(distance, found.vertex_error_mean, atol=5e-6, rtol=0)
+        low, high = (torch.as_tensor(bound) for bound in limits("default").T)
+        assert ((found.poses.double() >= low) & (found.poses.double() <= high)).all()
+        errors.append(found.vertex_error_mean.mean())
+        if trust is narrow:
+            assert turned.abs().max() > 0.0199 and moved.abs().max() > 0.00299
+    assert errors[0] > errors[1] > errors[2]
+
+
 def test_targets_beyond_the_limits_say_what_limits_cost(models):
     """A knee bent the wrong way by 80 degrees cannot be reached."""
     skels, smpls = models
@@ -228,5 +258,8 @@ def test_unknown_options_are_refused():
         FitConfig(
             recipe={"stages": [{"name": "a", "parameters": ["root"], "stride": 8, "rounds": 1}]}
         )
+    with pytest.raises(ValueError, match="no stage frees it"):
+        stages = FitConfig(recipe="full").resolved_recipe().stages
+        FitConfig(recipe={"stages": stages, "root_trust": {"rotation": 0.1, "translation": 0.01}})
     with pytest.raises(ValueError, match="unknown parameter"):
         FitConfig(recipe={"stages": [{"name": "a", "parameters": ["knee"], "rounds": 1}]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from pipeline import open_dataset
@@ -50,3 +51,29 @@ def test_same_bytes_from_one_process_and_from_two(tmp_path: Path) -> None:
         row = int((np.isfinite(stored) == asked).argmax())
         forge_shard(one, 1, lambda f, row=row: f["vertex_error_unlimited"].__setitem__(row, 0.001))
         assert any(f"row {10 + row}: {words}" in text for text in verify(one).problems)
+    forge_shard(one, 0, lambda f: f["skel_trans"].__setitem__((4, 1), f["skel_trans"][4, 1] + 3e-5))
+    assert any("the root of row 4 leaves the label's" in text for text in verify(one).problems)
+
+
+def test_a_near_root_is_verified_against_its_trust_region(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.data.mkdir()
+    write_demo(bench.labels, default_body_directory(), rows=60)
+    write_manifest(
+        bench.manifest,
+        10,
+        models="default-body",
+        genders={"smpl": "column", "skel": "column"},
+        fit={"recipe": "hierarchical_near_root", "block_size": 16},
+    )
+    bench.convert(fitter=DEFAULT_FITTER, limit=10)
+    found = verify(bench.out)
+    assert found.fitted == 10 and found.largest_residual_difference < 1e-5
+    assert {text[-13:] for text in found.problems} == {"not converted"}
+
+    def moved(file: h5py.File) -> None:
+        file["skel_poses"][3, 0] += 0.2
+
+    forge_shard(bench.out, 0, moved)
+    words = "the recipe allows 0.0872665 rad and 15 mm (1 rows)"
+    assert any("root of row 3 " in text and words in text for text in verify(bench.out).problems)

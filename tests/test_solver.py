@@ -163,10 +163,12 @@ def test_subtree_second_moments_are_the_gauss_newton_matrix(evaluated):
         assert np.abs((matrix - expected[row])[keep]).max() < 1e-6 * np.abs(expected[row]).max()
 
 
-@pytest.mark.parametrize("table", ["default", "none"])
-def test_solutions_are_optima_of_the_slow_twin(pair64, table):
+@pytest.mark.parametrize(
+    "changes", [{}, {"limits": "none", "recipe": "hierarchical_near_root"}], ids=str
+)
+def test_solutions_are_optima_of_the_slow_twin(pair64, changes):
     skel, smpl = pair64
-    solver = Solver.of(skel, smpl, EXACT.model_copy(update={"limits": table}))
+    solver = Solver.of(skel, smpl, EXACT.model_copy(update=changes))
     poses, betas = motion(2), shapes(2)
     goal = solver.smpl_goal(poses, betas)
     found = solver.solve(goal, betas)
@@ -177,7 +179,7 @@ def test_solutions_are_optima_of_the_slow_twin(pair64, table):
     assert (found.poses - polished).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("recipe", ["hierarchical", "released"])
+@pytest.mark.parametrize("recipe", ["hierarchical", "hierarchical_near_root", "released"])
 def test_plain_torch_kernels_find_the_same_poses(pair, recipe):
     skel, smpl = pair
     poses, betas, transl = motion(6), shapes(6), torch.zeros(6, 3)

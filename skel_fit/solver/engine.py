@@ -28,7 +28,7 @@ from skel_fit.skel import SKEL
 from skel_fit.solver import tables
 from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
 from skel_fit.solver.crew import each
-from skel_fit.solver.plans import SmplSide, StagePlan, stage_plans, stored_limits
+from skel_fit.solver.plans import SmplSide, StagePlan, bounds, stage_plans
 from skel_fit.solver.tables import (
     LANES,
     SearchState,
@@ -98,11 +98,12 @@ class Solver:
         )
 
     def without_limits(self) -> Solver:
-        """The same solver with every angle free; shares all tables."""
-        lower, upper = stored_limits("none")
+        """The same solver without joint limits; shares all tables."""
+        config = self.config.model_copy(update={"limits": "none"})
+        lower, upper = bounds(config)
         return replace(
             self,
-            config=self.config.model_copy(update={"limits": "none"}),
+            config=config,
             plans=tuple(
                 replace(plan, tables=plan.tables._replace(lower=lower, upper=upper))
                 for plan in self.plans
@@ -115,12 +116,12 @@ class Solver:
 
     @property
     def lower(self) -> np.ndarray:
-        """(49,) limits of the parameters."""
+        """(49,) joint limits, and the trust region of the root."""
         return self.plans[-1].tables.lower
 
     @property
     def upper(self) -> np.ndarray:
-        """(49,) limits of the parameters."""
+        """(49,) joint limits, and the trust region of the root."""
         return self.plans[-1].tables.upper
 
     @cached_property
@@ -208,10 +209,12 @@ class Solver:
         return torch.nonzero(stuck)[:, 0]
 
     def active_limits(self, poses: Tensor) -> Tensor:
-        """(n,46) bool: angles on a limit."""
+        """(n,46) bool: angles on a joint limit."""
         lower = torch.as_tensor(self.lower[:46], device=self.device)
         upper = torch.as_tensor(self.upper[:46], device=self.device)
-        return (poses[:, :46] <= lower + 1e-9) | (poses[:, :46] >= upper - 1e-9)
+        active = (poses[:, :46] <= lower + 1e-9) | (poses[:, :46] >= upper - 1e-9)
+        active[:, :3] = False  # what bounds a root is no joint
+        return active
 
     def refit_shape(self, goal: GoalOf, betas: Tensor, solution: Solution) -> Tensor:
         """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas."""

@@ -52,6 +52,16 @@ class SmplSide:
         )
 
 
+def bounds(config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds (49,): the joint limits, and the trust region of the root."""
+    lower, upper = stored_limits(config.limits)
+    trust = config.resolved_recipe().root_trust
+    if trust is not None:
+        for part, size in ((slice(0, 3), trust.rotation), (slice(46, 49), trust.translation)):
+            lower[part], upper[part] = -size, size
+    return lower, upper
+
+
 def stored_limits(name: joint_limits.LimitsName) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper limits (49,), rounded inwards: results are stored as float32, and the limits
     hold there too."""
@@ -68,7 +78,7 @@ def stored_limits(name: joint_limits.LimitsName) -> tuple[np.ndarray, np.ndarray
 def stage_plans(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> tuple[StagePlan, ...]:
     """The stages of the recipe; stages that look at the same vertices share their tables."""
     smpl_weights = None if smpl is None else tables.numpy_of(smpl.lbs_weights)
-    lower, upper = stored_limits(config.limits)
+    lower, upper = bounds(config)
     prior = np.zeros(PARAMETERS)
     prior[list(anatomy.SPINE_DOFS)] = config.prior_spine
     prior[list(anatomy.SCAPULA_DOFS)] = config.prior_scapula
