@@ -91,6 +91,16 @@ def extreme(n: int, seed: int = 1) -> Frames:
     return _frames("extreme", poses.reshape(n, 72), seed, tuple(labels))
 
 
+def uniform(n: int, seed: int = 3) -> Frames:
+    """n poses no human strikes: every joint turned by up to 1.2 rad (uniform) about any axis."""
+    draw = np.random.default_rng(seed)
+    axis = draw.normal(size=(n, 24, 3))
+    axis /= np.linalg.norm(axis, axis=2, keepdims=True)
+    poses = axis * draw.uniform(0, 1.2, (n, 24, 1))
+    poses[:, 0], poses[:, 22:] = 0.0, 0.0
+    return _frames("uniform", poses.reshape(n, 72), seed, tuple(str(i) for i in range(n)))
+
+
 def own_from_motion(skel: SKEL, smpl: torch.nn.Module, n: int, seed: int = 2) -> OwnMeshes:
     """SKEL meshes of plausible poses: fits of the motion plus noise of 0.1 rad, inside limits."""
     frames = real(n, seed)

@@ -13,6 +13,7 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.anatomy import PERIODIC, REGIONS
+from skel_fit.inputs import Numbers, smpl_inputs
 from skel_fit.recipe import FitConfig
 from skel_fit.rejections import NON_FINITE_VERTICES, smpl_rejections
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
@@ -30,7 +31,8 @@ SHAPE_ROUNDS = 3
 
 @dataclass(frozen=True)
 class FitResult:
-    """Fits of n rows; metres and radians; NaN and -1 in rejected rows.
+    """Fits of n rows; metres and radians; NaN and -1 in rejected rows. Columns are tensors, and
+    numpy arrays where a fit was given these.
 
     Rows are rejected for the reasons of `skel_fit.status`, and for no other.
     """
@@ -81,6 +83,15 @@ class FitResult:
 
         return self._made_of([self, found], combine)
 
+    def numpy(self) -> FitResult:
+        """The same with numpy arrays as columns."""
+        return self._made_of(
+            [self],
+            lambda columns: (
+                columns[0].cpu().numpy() if isinstance(columns[0], Tensor) else columns[0]
+            ),
+        )
+
     @staticmethod
     def _made_of(parts: list[FitResult], combine: Callable[[list[Any]], Any]) -> FitResult:
         """Each column from the same column of the parts."""
@@ -97,14 +108,15 @@ class FitResult:
 def fit_skel(
     skel: SKEL,
     smpl: SMPL,
-    poses: Tensor,
-    betas: Tensor,
-    transl: Tensor,
+    poses: Numbers,
+    betas: Numbers,
+    transl: Numbers,
     config: FitConfig | None = None,
 ) -> FitResult:
     """Fit SKEL to posed SMPL bodies.
 
-    poses: (n, 72) SMPL axis-angle, rad, global orientation first; betas: (n, 10); transl: (n, 3) m.
+    poses: SMPL's, global orientation first: axis-angle (n, 72) or (n, 24, 3), rad, or rotation
+    matrices (n, 24, 3, 3); betas: (n, 10); transl: (n, 3) m; numpy arrays give numpy columns.
     Root orientation and translation follow in closed form (`skel_fit.root`) unless the
     recipe frees them. A row's result does not depend on the other rows or on the number of threads
     (bit-equal at one `config.block_size` on one device type and library build). On a CPU blocks of
@@ -113,9 +125,18 @@ def fit_skel(
     Raises ValueError where shapes do not fit or the two models do not belong together.
     """
     config = config or FitConfig()
-    _check_inputs(skel, smpl, poses, betas, transl)
+    _check_models(skel, smpl)
+    inputs, as_numpy = smpl_inputs(poses, betas, transl)
+    found = _fit_tensors(skel, smpl, inputs, config)
+    return found.numpy() if as_numpy else found
+
+
+def _fit_tensors(
+    skel: SKEL, smpl: SMPL, inputs: tuple[Tensor, Tensor, Tensor], config: FitConfig
+) -> FitResult:
+    """`fit_skel` of poses (n,72), betas (n,10) and transl (n,3)."""
     device = skel.template.device
-    poses, betas, transl = (t.detach().to(device, torch.float64) for t in (poses, betas, transl))
+    poses, betas, transl = (t.to(device, torch.float64) for t in inputs)
     reasons = _rejections(poses, betas, transl)
     good = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device)
     rows = torch.nonzero(good)[:, 0]
@@ -211,12 +232,7 @@ def _search(solver: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _
     return _Found(solution, betas, active, limited, unlimited)
 
 
-def _check_inputs(skel: SKEL, smpl: SMPL, poses: Tensor, betas: Tensor, transl: Tensor) -> None:
-    for name, tensor, width in (("poses", poses, 72), ("betas", betas, 10), ("transl", transl, 3)):
-        if tensor.ndim != 2 or tensor.shape[1] != width:
-            raise ValueError(f"{name}: expected (n, {width}), found {tuple(tensor.shape)}")
-        if tensor.shape[0] != poses.shape[0]:
-            raise ValueError(f"{name}: {tensor.shape[0]} rows, but poses has {poses.shape[0]}")
+def _check_models(skel: SKEL, smpl: SMPL) -> None:
     mine, theirs = tuple(skel.template.shape), tuple(smpl.v_template.shape)
     if mine != theirs or not torch.equal(
         skel.faces.cpu(), torch.as_tensor(np.asarray(smpl.faces, dtype=np.int64))

@@ -12,6 +12,7 @@ from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, shape_tr
 from skel_fit.default_body import default_body_directory
 from skel_fit.recipe import RootTrust
 from skel_fit.root import root_departure
+from skel_fit.rotations import axis_angle_to_matrix
 from tests.test_solver import motion, shapes
 
 ROWS = 90
@@ -229,6 +230,46 @@ def test_unlimited_angles_stay_in_their_principal_range(models, people):
     found = fit_skel(skels["male"], smpls["male"], *people, FitConfig(limits="none"))
     assert (found.poses.abs() <= np.pi + 1e-6).all()
     assert found.vertex_error_mean.mean() <= 0.0145
+
+
+def test_numpy_in_numpy_out_and_poses_in_every_form(models, people, result):
+    """The same columns, bit for bit, from arrays and from vectors by joint; to rounding from
+    matrices, which hold no length beyond pi."""
+    skels, smpls = models
+    pair, few = (skels["male"], smpls["male"]), [t[:5] for t in people]
+    arrays = [t.numpy() for t in few]
+    by_joint = fit_skel(*pair, arrays[0].reshape(5, 24, 3), *arrays[1:])
+    for name in ("poses", "trans", "vertex_error_mean", "active_limits", "start"):
+        column = getattr(by_joint, name)
+        assert isinstance(column, np.ndarray)
+        assert column.tobytes() == getattr(result, name)[:5].numpy().tobytes(), name
+    assert isinstance(by_joint.region_errors["arms"], np.ndarray)
+    matrices = axis_angle_to_matrix(few[0].view(5, 24, 3))
+    matrices[3, 7, 1, 1] = torch.nan
+    found = fit_skel(*pair, matrices, *few[1:])
+    assert found.status[3] == "rejected:non_finite_pose"
+    good = torch.tensor([0, 1, 2, 4])
+    assert (found.poses - result.poses[:5])[good].abs().max() < 1e-4
+
+
+WRONG_KINDS = [
+    (2, None, "transl is missing"),
+    (1, np.zeros((3, 10)), "betas numpy, poses, transl torch"),
+    (0, [[0.0] * 72] * 3, "poses: expected a tensor or a numpy array of numbers, found list"),
+    (1, torch.zeros(3, 10, dtype=torch.bool), "betas: .* found torch.bool"),
+    (0, 2.0 * torch.eye(3).expand(3, 24, 3, 3), "row 0, joint 0 is no rotation matrix"),
+    (0, -torch.eye(3).expand(3, 24, 3, 3), "row 0, joint 0 is no rotation matrix"),
+]
+
+
+@pytest.mark.parametrize(("which", "wrong", "words"), WRONG_KINDS)
+def test_wrong_kinds_are_one_line(models, which, wrong, words):
+    skels, smpls = models
+    inputs = [torch.zeros(3, 72), torch.zeros(3, 10), torch.zeros(3, 3)]
+    inputs[which] = wrong
+    with pytest.raises(ValueError, match=words) as raised:
+        fit_skel(skels["male"], smpls["male"], *inputs)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

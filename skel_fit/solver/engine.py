@@ -21,7 +21,7 @@ import torch
 from smplx import SMPL
 from torch import Tensor
 
-from skel_fit.anatomy import REGIONS
+from skel_fit.anatomy import POSE_NAMES, REGIONS
 from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
@@ -46,7 +46,21 @@ if TYPE_CHECKING:
 
 ROUNDS_IN_BLOCK = 2
 """Rounds of the last stage before unfinished rows are regrouped, and between regroupings."""
-STARTS = ("mapped", "other_branches", "relaxed")
+STARTS = ("mapped", "limbs_turned", "spine_straight", "limbs_turned_back")
+_TURNED = {"hip_rotation_r": -1.2, "hip_rotation_l": 1.2, "shoulder_r_z": -1.2, "shoulder_l_z": 1.2}
+"""rad, added: thighs and upper arms turned about their length, so that hinges held by their limit
+bend another way; one side in, the other out."""
+_BENT = dict.fromkeys(("knee_angle_r", "knee_angle_l", "elbow_flexion_r", "elbow_flexion_l"), 0.7)
+_SPINE = (
+    "lumbar_bending", "lumbar_extension", "lumbar_twist",
+    "thorax_bending", "thorax_extension", "thorax_twist",
+)  # fmt: skip
+_FURTHER_STARTS: dict[int, dict[str, float]] = {
+    1: _TURNED | _BENT,
+    2: dict.fromkeys(_SPINE, 0.0),
+    3: {name: -angle for name, angle in _TURNED.items()} | _BENT,
+}
+"""What a further start changes in the best pose so far: angles that are set, and `_TURNED`."""
 _WORSE = 1e-5
 _SHAPE_STEP = 0.25  # vertices are almost linear in betas: a large step loses no accuracy
 _SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the mesh does not show
@@ -266,8 +280,12 @@ class Solver:
 
         def fit(part: Tensor) -> Outcome:
             block = self._block(goal, betas, part)
-            return Outcome.of(block, part.numel(), self._all_stages(block, self._real(part), start))
+            begin = self._start(start, block, before[block.rows])
+            return Outcome.of(
+                block, part.numel(), self._all_stages(block, self._real(part), start, begin)
+            )
 
+        before = solution.poses.clone()
         waiting = self._gather(fit, rows.split(self.block), solution)
         self._finish(waiting, start, solution)
 
@@ -287,9 +305,10 @@ class Solver:
                 waiting.append(outcome.left)
         return waiting
 
-    def _all_stages(self, block: Block, real: Tensor, start: int) -> Ended:
-        """A block from one start through the coarse stages and the first rounds of the last."""
-        state = SearchState.begin(self._start(start, block))
+    def _all_stages(self, block: Block, real: Tensor, start: int, poses: Tensor) -> Ended:
+        """A block from one start, at poses (n,49), through the coarse stages and the first rounds
+        of the last."""
+        state = SearchState.begin(poses)
         for plan in self.plans[:-1]:
             state = self._coarse_stage(plan, block, state, real)
         state = SearchState.begin(state.poses)._replace(steps=state.steps)
@@ -309,18 +328,19 @@ class Solver:
         joints = self.joint_regressor @ targets.view(count, 3 * n)
         return joints.view(24, 3, n).permute(2, 0, 1).to(torch.float64).contiguous()
 
-    def _start(self, start: int, block: Block) -> Tensor:
-        lower, upper = low, high = self._bounds
+    def _start(self, start: int, block: Block, before: Tensor) -> Tensor:
+        """Poses (n,49) to start from; before (n,49): the best found so far, for further starts."""
+        low, high = self._bounds
         branch = torch.zeros(24, dtype=torch.int64, device=self.device)
-        if start == 1:
-            branch[:] = 1
-        if start == 2:
-            lower, upper = torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)
-        poses = self.kernels.start(block.rotations, block.shape, lower, upper, branch)
-        if start == 2:
-            # halfway between rest and the unbounded start, back inside the limits
-            poses = torch.minimum(torch.maximum(0.5 * poses, low), high)
-        return poses
+        mapped = self.kernels.start(block.rotations, block.shape, low, high, branch)
+        if start == 0:
+            return mapped
+        poses = torch.where(torch.isfinite(before), before, mapped)
+        for name, angle in _FURTHER_STARTS[start].items():
+            column = POSE_NAMES.index(name)
+            turned = poses[:, column] + angle if name in _TURNED else angle
+            poses[:, column] = turned
+        return torch.minimum(torch.maximum(poses, low), high)
 
     def evaluate(
         self, vertices: VertexSet, poses: Tensor, shape: Identity[Tensor]
