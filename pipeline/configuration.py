@@ -19,6 +19,8 @@ from pipeline.errors import InputError, UsageError
 from skel_fit.strict_yaml import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
+SUFFIXES = (".yaml", ".yml")
+"""How the path of a configuration file ends."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Catalogue:
             UsageError: there is none; the message lists the names that exist.
         """
         given = str(name_or_path)
-        if given.endswith((".yaml", ".yml")):
+        if given.endswith(SUFFIXES):
             path = Path(given)
             if not path.is_file():
                 raise UsageError(f"{path}: no such {self.what} file")

@@ -13,11 +13,11 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.plan import Plan
 from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.sequences import RATES
 from pipeline.up_axis import OPTION, y_is_up
 
 DEFAULT_RATE = 30.0
 """Frames a second of motion that does not say."""
-_RATES = ("mocap_framerate", "mocap_frame_rate", "frame_rate", "framerate", "fps")
 
 
 def _range(value: str) -> str:
@@ -72,7 +72,7 @@ def recorded_rate(dataset: Dataset, rows: NDArray[np.int64]) -> float | None:
     Raises:
         UsageError: the rows have several.
     """
-    for name in _RATES:
+    for name in RATES:
         if name in dataset and dataset[name].ndim == 1:
             rates = np.unique(dataset[name][rows].astype(float))
             if len(rates) == 1 and np.isfinite(rates[0]) and rates[0] > 0:

@@ -15,6 +15,8 @@ from pipeline.errors import InputError
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 
 COLUMN = "sequence"
+RATES = ("mocap_framerate", "mocap_frame_rate", "frame_rate", "framerate", "fps")
+"""Columns that hold the frames per second of a motion."""
 _STEP = 4096
 
 

@@ -39,13 +39,20 @@ def _worker_count(text: str) -> int | None:
 
 def convert(
     subset: Annotated[
-        str, typer.Argument(metavar="SUBSET", help="A name in manifests/ or a YAML file.")
+        str,
+        typer.Argument(
+            metavar="SUBSET|FILE",
+            help="A name in manifests/, a YAML file, or a label file or folder of your own.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Output directory.", show_default="outputs/SUBSET")
     ] = None,
     data_root: options.DataRoot = None,
-    models: options.Models = None,
+    models: options.ModelsOrStandIn = None,
+    up: options.Up = None,
+    smpl_gender: options.SmplGender = None,
+    skel_gender: options.SkelGender = None,
     device: options.FitDevice = "cpu",
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs shards.")] = "local",
     workers: Annotated[
@@ -86,10 +93,10 @@ def convert(
     """Convert a subset to SKEL shards, or resume where an earlier run stopped."""
     with closing(Shown(quiet)) as shown:
         shown.begin(f"converting {subset}")
-        from pipeline.manifest import data_root as find_data_root
-        from pipeline.manifest import load_manifest
+        from pipeline.own_file import Asked
 
-        manifest = load_manifest(subset)
+        asked = Asked(subset, data_root, models, up, smpl_gender, skel_gender)
+        manifest, root, models = asked.found(shown.tell)
         directory = out or Path("outputs") / manifest.name
         if not (dry_run or no_lock):
             _refuse_if_locked(directory)  # before torch is imported and inputs are hashed
@@ -102,7 +109,7 @@ def convert(
         request = Request(
             manifest=manifest,
             directory=directory,
-            data_root=find_data_root(data_root),
+            data_root=root,
             models=models,
             device=device,
             executor=executor,
@@ -230,6 +237,11 @@ class Shown:
         line = _LINES.get(event)
         if line is not None:
             self._say(line(data))
+
+    def tell(self, text: str) -> None:
+        """Say it now."""
+        self._stop_waiting()
+        self._say(text)
 
     def close(self) -> None:
         self._stop_waiting()

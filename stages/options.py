@@ -28,6 +28,34 @@ Models = Annotated[
     Path | None,
     typer.Option(help="Folder with body models.", show_default="$HMR_SKEL_MODELS or ./models"),
 ]
+ModelsOrStandIn = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR|default-body",
+        help="Folder with body models, or default-body: the licence-free stand-in.",
+        show_default="$HMR_SKEL_MODELS or ./models",
+    ),
+]
+Up = Annotated[
+    str | None,
+    typer.Option(
+        help="Which way is up in FILE: z, y or y-down.", show_default="z in AMASS, else not stated"
+    ),
+]
+SmplGender = Annotated[
+    str | None,
+    typer.Option(
+        help="Body model of FILE's labels: neutral, male, female or column.",
+        show_default="its column gender, else neutral",
+    ),
+]
+SkelGender = Annotated[
+    str | None,
+    typer.Option(
+        help="SKEL model wanted for FILE: male, female or column.",
+        show_default="its column gender, else male",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 FitDevice = Annotated[str, typer.Option(help="Torch device of the fit, e.g. cpu or cuda.")]
 FovCheckpoint = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -59,6 +60,20 @@ def _of_npz(file: NpzFile) -> str:
         return camerahmr.FORMAT
     if any(all(name in names for name in pose) for pose in sequences.POSES):
         return sequences.FORMAT
-    raise InputError(
-        f"{file.path}: members {listed(names)} are of no known format ({', '.join(FORMATS)})"
-    )
+    raise InputError(f"{file.path}: members {listed(names)} are of no known format; {_nearest(names)}")
+
+
+def _nearest(names: Collection[str]) -> str:
+    """Which member is missing to the format that has most of its members here."""
+    wanted = {
+        camerahmr.FORMAT: ("imgname", "center", "scale", "pose_cam", "shape", "trans_cam", "cam_int"),
+        hmr_skel.FORMAT: ("imgname", "center", "scale", "skel_poses", "skel_betas"),
+        **{f"{sequences.FORMAT} ({', '.join(pose)})": (*pose, "betas") for pose in sequences.POSES},
+        single_image.FORMAT: tuple(single_image.MEMBERS),
+    }
+    missing = {name: [one for one in all if one not in names] for name, all in wanted.items()}
+    share = {name: len(missing[name]) / len(wanted[name]) for name in wanted}
+    best = min(share, key=lambda name: share[name])
+    if share[best] == 1.0:
+        return f"known: {', '.join(FORMATS)} (docs/inputs.md)"
+    return f"for format {best} it lacks {', '.join(sorted(missing[best]))} (docs/inputs.md)"

@@ -100,6 +100,10 @@ class LabelSource(AnnotationSource):
             np.arange(start, stop), *body, *genders, fields=fields, reasons=verdicts.reasons
         )
 
+    def column(self, name: str, start: int, stop: int) -> np.ndarray:
+        """One original column, rows start <= row < stop."""
+        return self._table.read(start, stop, (name,))[name]
+
     def check(self) -> None:
         self.check_bytes()
         self.check_unit()

@@ -1,0 +1,233 @@
+"""A label file that has no manifest: what it is, and the manifest that converts it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.configuration import SUFFIXES, validated
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import MODELS_VARIABLE, Manifest, data_root, load_manifest
+from pipeline.paths import check_inside
+from pipeline.row_checks import check_some_accepted
+from pipeline.sequences import COLUMN as SEQUENCE_COLUMN
+from pipeline.sequences import RATES
+
+if TYPE_CHECKING:
+    from pipeline.readers.labels import LabelSource
+
+_STEP = 4096
+_GENDERED = {"male", "female"}
+_OF_FILES = ("up", "smpl_gender", "skel_gender")
+STAND_IN = "default-body"
+"""What `--models` says for the licence-free stand-in pair."""
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A label file and how it is converted.
+
+    manifest: paths relative to data_root. described: one line that says what it was taken for.
+    """
+
+    manifest: Manifest
+    data_root: Path
+    described: str
+
+
+def is_label_file(name: str) -> bool:
+    """Whether a word of the command line means a file or folder of labels, not a manifest."""
+    path = Path(name)
+    if name.endswith(SUFFIXES):
+        return False
+    return path.is_file() or ((path.is_dir() or len(path.parts) > 1) and path.exists())
+
+
+def own_file(
+    path: Path,
+    *,
+    models: str,
+    root: Path | None = None,
+    options: dict[str, str] | None = None,
+    smpl_gender: str | None = None,
+    skel_gender: str | None = None,
+    name: str | None = None,
+) -> OwnFile:
+    """Look at a label file, or a folder of them, and write its manifest. Reads rows until one is
+    good, and the column `gender` where there is one.
+
+    Args:
+        models: `licensed` or `default-body`: labels do not say whose bodies they are.
+        root: folder that the manifest's paths start at; None: the file's own.
+        options: of the reader.
+        smpl_gender, skel_gender: None: from the column `gender`, else neutral and male.
+
+    Raises:
+        InputError: no format fits, or no row can be fitted; one line that says what is wrong.
+    """
+    from pipeline.readers import open_source
+
+    path = path.absolute()
+    root = (root or path.parent).absolute()
+    if not path.is_relative_to(root):
+        raise UsageError(f"{path}: not below the data root {root}; give another --data-root")
+    check_inside(path, root)
+    given: dict[str, Any] = dict(options or {})
+    source = open_source(path, data_root=root, **given)
+    genders = _genders(source, smpl_gender, skel_gender)
+    source = open_source(
+        path,
+        data_root=root,
+        smpl_gender=genders["smpl"],
+        skel_gender=genders["skel"],
+        **given,
+    )
+    _check_a_row(source)
+    motion = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
+    if source.up is not None:
+        given["up"] = source.up
+    content: dict[str, Any] = {
+        "name": name or _name(path),
+        "source": {
+            "path": path.relative_to(root).as_posix(),
+            "format": source.format,
+            "options": given,
+        },
+        "genders": genders,
+        "models": models,
+    }
+    if motion:
+        content["fit"] = {"sequence": {}}
+    manifest = validated(Manifest, content, path)
+    return OwnFile(manifest, root, _described(source, manifest))
+
+
+def manifest_yaml(found: OwnFile) -> str:
+    """The manifest as the text of a YAML file, with what is not the default."""
+    import yaml
+
+    content = found.manifest.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return f"# {found.described}\n# Paths start at the data root: --data-root.\n{text}"
+
+
+def _name(path: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name if path.is_dir() else path.stem)
+    return name.strip("-._") or "labels"
+
+
+def _genders(source: LabelSource, smpl: str | None, skel: str | None) -> dict[str, str]:
+    """The genders of the manifest: as asked, else from the labels where they have a column."""
+    found = _counted(source)
+    if smpl is None:
+        smpl = "column" if found else "neutral"
+    if skel is None:
+        skel = "column" if found and set(found) <= _GENDERED else "male"
+    return {"smpl": smpl, "skel": skel}
+
+
+def _counted(source: LabelSource) -> Counter[str]:
+    """How often each gender stands in the column `gender`; empty: there is none."""
+    from pipeline.readers.labels import genders
+
+    counted: Counter[str] = Counter()
+    if "gender" not in source.fields or source.fields["gender"].dtype.kind not in "SU":
+        return counted
+    for start in range(0, source.rows, _STEP):
+        stop = min(start + _STEP, source.rows)
+        counted.update(genders(source.column("gender", start, stop)).tolist())
+    return counted
+
+
+def _check_a_row(source: LabelSource) -> None:
+    """Raises InputError where no row can be fitted: then the file is not what it seems."""
+    rejected: Counter[str] = Counter()
+    for start in range(0, source.rows, _STEP):
+        reasons = source.read(start, min(start + _STEP, source.rows)).reasons
+        if (reasons == "").any():
+            return
+        rejected.update(reasons.tolist())
+    try:
+        check_some_accepted(source.rows, rejected)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from None
+
+
+def _described(source: LabelSource, manifest: Manifest) -> str:
+    """What the file was taken for, in one line."""
+    bodies = "stand-in bodies" if manifest.models == "default-body" else "licensed bodies"
+    parts = [
+        f"{source.path.name}: taken for format '{source.format}'",
+        f"{source.rows} rows in {len(source.files)} file{'s' * (len(source.files) > 1)}",
+        f"SMPL {_word(manifest.genders.smpl)} to SKEL {_word(manifest.genders.skel)}",
+        bodies,
+        "rows on their own" if manifest.fit.sequence is None else "frames of a motion",
+        *([f"{source.up} is up"] if source.up else []),
+    ]
+    return ", ".join(parts)
+
+
+def _word(gender: str) -> str:
+    return "as in column gender" if gender == "column" else gender
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of a subset or of a label file, and where it is.
+
+    word: name or path of a manifest, or a label file. models: folder, or the name `default-body`.
+    up, smpl_gender, skel_gender: of a label file only, a manifest has its own.
+    """
+
+    word: str
+    data_root: Path | None = None
+    models: Path | None = None
+    up: str | None = None
+    smpl_gender: str | None = None
+    skel_gender: str | None = None
+
+    def found(self, say: Callable[[str], None]) -> tuple[Manifest, Path, Path | None]:
+        """The manifest, the data root and the models folder (None: the usual places).
+
+        say: told what a label file was taken for. Raises UsageError: labels that nobody said whose
+        bodies they are of; options of a label file beside a manifest.
+        """
+        standin = self.models == Path(STAND_IN) and not self.models.is_dir()
+        folder = None if standin else self.models
+        if is_label_file(self.word):
+            found = self.own_file()
+            say(found.described)
+            return found.manifest, found.data_root, folder
+        if given := [name for name in _OF_FILES if getattr(self, name) is not None]:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} belongs to a label file; '{self.word}' is a "
+                "manifest, which says it itself"
+            )
+        manifest = load_manifest(self.word)
+        if standin:
+            manifest = manifest.model_copy(update={"models": STAND_IN})
+        return manifest, data_root(self.data_root), folder
+
+    def own_file(self) -> OwnFile:
+        """The label file with its manifest."""
+        path = Path(self.word)
+        standin = self.models == Path(STAND_IN) and not self.models.is_dir()
+        if self.models is None and not os.environ.get(MODELS_VARIABLE):
+            raise UsageError(
+                f"{path}: labels do not say whose bodies they are; choose: --models DIR (your "
+                f"licensed SMPL and SKEL files) or --models {STAND_IN} (the licence-free stand-in: "
+                "right for labels of it, only a trial for real ones)"
+            )
+        return own_file(
+            path,
+            models=STAND_IN if standin else "licensed",
+            root=self.data_root,
+            options={} if self.up is None else {"up": self.up},
+            smpl_gender=self.smpl_gender,
+            skel_gender=self.skel_gender,
+        )

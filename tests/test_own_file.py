@@ -1,0 +1,113 @@
+"""A label file without a manifest: what it is taken for, converted in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.errors import InputError, UsageError
+from pipeline.manifest import load_manifest
+from pipeline.own_file import Asked, manifest_yaml
+from stages import cli
+
+STAND_IN = Path("default-body")
+
+
+def motion(folder: Path, **changes: object) -> Path:
+    """An AMASS file of 6 frames, standing in a world where z is up."""
+    poses = np.zeros((6, 156))
+    poses[:, 0] = np.pi / 2
+    poses[:, 50] = np.linspace(0, 0.3, 6)
+    members: dict[str, object] = {
+        "poses": poses,
+        "trans": np.zeros((6, 3)),
+        "betas": np.zeros(16),
+        "gender": np.array("female"),
+        "mocap_framerate": np.array(60.0),
+    }
+    members |= changes
+    path = folder / "my walk.npz"
+    np.savez(path, **{name: value for name, value in members.items() if value is not None})
+    return path
+
+
+def test_a_file_is_told_and_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = motion(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["convert", path.name, "--models", "default-body"]) == 0
+    found = capsys.readouterr()
+    assert "taken for format 'sequence', 6 rows in 1 file" in found.err
+    assert "frames of a motion, z is up" in found.err
+    assert "hmr-skel verify outputs/my-walk" in found.out
+    from pipeline import open_dataset
+
+    dataset = open_dataset(tmp_path / "outputs" / "my-walk")
+    assert set(dataset["skel_gender"].tolist()) == {"female"}
+    assert float(dataset["vertex_error_mean"].max()) < 0.02
+
+
+def test_the_manifest_of_a_file_is_the_one_it_is_converted_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = motion(tmp_path)
+    out = tmp_path / "walk.yaml"
+    assert cli.run(["manifest", str(path), "--models", "default-body", "--out", str(out)]) == 0
+    assert f"hmr-skel convert {out} --data-root {tmp_path}" in capsys.readouterr().out
+    own = Asked(str(path), models=STAND_IN).own_file()
+    assert load_manifest(out) == own.manifest
+    assert yaml.safe_load(manifest_yaml(own))["source"]["path"] == "my walk.npz"
+
+
+def test_nobody_fits_real_labels_to_the_stand_in_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HMR_SKEL_MODELS", raising=False)
+    with pytest.raises(UsageError, match=r"choose: --models DIR .* --models default-body"):
+        Asked(str(motion(tmp_path))).own_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"poses": np.full((6, 72), 90.0)}, "look like degrees"),
+        ({"trans": np.full((6, 3), 2500.0)}, "look like millimetres"),
+        ({"poses": None, "posez": np.zeros((6, 72))}, r"it lacks .*pose"),
+        ({"betas": None}, r"'betas': missing"),
+        ({"betas": np.full(16, 50.0)}, "another body model"),
+    ],
+)
+def test_a_near_miss_says_what_is_wrong_and_writes_nothing(
+    tmp_path: Path, changes: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = motion(tmp_path, **changes)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said) as error:
+        Asked(str(path), models=STAND_IN).own_file()
+    assert "\n" not in str(error.value)
+    assert cli.run(["convert", path.name, "--models", "default-body"]) == 5
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_poses_without_a_frame_rate_are_rows_on_their_own(tmp_path: Path) -> None:
+    own = Asked(str(motion(tmp_path, mocap_framerate=None)), models=STAND_IN).own_file()
+    assert own.manifest.fit.sequence is None
+    assert "rows on their own" in own.described
+
+
+def test_genders_follow_the_labels(tmp_path: Path) -> None:
+    neutral = Asked(str(motion(tmp_path, gender=np.array("neutral"))), models=STAND_IN).own_file()
+    assert (neutral.manifest.genders.smpl, neutral.manifest.genders.skel) == ("column", "male")
+    none = Asked(str(motion(tmp_path, gender=None)), models=STAND_IN).own_file()
+    assert (none.manifest.genders.smpl, none.manifest.genders.skel) == ("neutral", "male")
+    asked = Asked(str(motion(tmp_path)), models=STAND_IN, skel_gender="male").own_file()
+    assert (asked.manifest.genders.smpl, asked.manifest.genders.skel) == ("column", "male")
+
+
+def test_options_of_files_are_refused_beside_a_manifest() -> None:
+    with pytest.raises(UsageError, match="--up belongs to a label file"):
+        Asked("demo", up="z").found(print)
