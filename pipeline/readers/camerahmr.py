@@ -11,7 +11,7 @@ from pipeline.readers.members import missing, rows_first
 from pipeline.readers.npz import NpzFile
 
 FORMAT = "camerahmr"
-_REQUIRED = ("imgname", "center", "scale", "shape", "cam_int", "gtkps")
+REQUIRED = ("imgname", "center", "scale", "shape", "cam_int", "gtkps")
 
 
 def open_camerahmr(
@@ -31,7 +31,7 @@ def open_camerahmr(
                 "say so with the option pose_key: pose"
             )
         raise missing(file, pose, hint)
-    for name in _REQUIRED:
+    for name in REQUIRED:
         if name not in file.members:
             raise missing(file, name)
     table = rows_first(file, pose, skip)

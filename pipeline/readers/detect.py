@@ -60,15 +60,17 @@ def _of_npz(file: NpzFile) -> str:
         return camerahmr.FORMAT
     if any(all(name in names for name in pose) for pose in sequences.POSES):
         return sequences.FORMAT
-    raise InputError(f"{file.path}: members {listed(names)} are of no known format; {_nearest(names)}")
+    raise InputError(
+        f"{file.path}: members {listed(names)} are of no known format; {_nearest(names)}"
+    )
 
 
 def _nearest(names: Collection[str]) -> str:
     """Which member is missing to the format that has most of its members here."""
     wanted = {
-        camerahmr.FORMAT: ("imgname", "center", "scale", "pose_cam", "shape", "trans_cam", "cam_int"),
+        camerahmr.FORMAT: (*camerahmr.REQUIRED, "pose_cam"),
         hmr_skel.FORMAT: ("imgname", "center", "scale", "skel_poses", "skel_betas"),
-        **{f"{sequences.FORMAT} ({', '.join(pose)})": (*pose, "betas") for pose in sequences.POSES},
+        **{f"{sequences.FORMAT} ({' + '.join(p)})": (*p, "betas") for p in sequences.POSES},
         single_image.FORMAT: tuple(single_image.MEMBERS),
     }
     missing = {name: [one for one in all if one not in names] for name, all in wanted.items()}

@@ -23,6 +23,9 @@ OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model
 kernels of the fit have no threads of their own, blocks of rows are spread instead (`crew`)."""
 _FOLDER = "kernels-"
 
+_CONFIG: Any = numba.config
+"""Its attributes are made when it is imported."""
+
 
 def kernel(**changes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: compile with numba when first called; machine code is kept where a folder can be
@@ -45,7 +48,7 @@ def cache_folder() -> Path | None:
     name = _FOLDER + sources_digest(Path(__file__).parent)[:16]
     own = Path(__file__).parent / "__pycache__"
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmr-skel"
-    for base in (Path(numba.config.CACHE_DIR),) if numba.config.CACHE_DIR else (own, user):
+    for base in (Path(_CONFIG.CACHE_DIR),) if _CONFIG.CACHE_DIR else (own, user):
         folder = base / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +70,9 @@ def sources_digest(folder: Path) -> str:
 @contextmanager
 def _cache_at(folder: Path | None) -> Iterator[bool]:
     """numba chooses the folder while it decorates; whether there is one."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = "" if folder is None else str(folder)
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = "" if folder is None else str(folder)
     try:
         yield folder is not None
     finally:
-        numba.config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before
