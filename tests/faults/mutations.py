@@ -430,7 +430,7 @@ _VERIFY = (
          "    if source.rows != plan.rows:", "    if False:",
          f"{TRUST}::test_a_plan_cannot_lie_about_its_inputs"),
     _one("T9", "a plan says which models were used", "pipeline/verify.py",
-         "    if made.factory.models(made.models, pairs) != plan.models:", "    if False:",
+         "    same = made.factory.models(made.models, pairs) == plan.models\n", "    same = True\n",
          f"{TRUST}::test_a_plan_cannot_lie_about_its_inputs"),
     _one("T9", "records of concessions are obeyed", "pipeline/verify.py",
          "    if block_size >= plan.request.rows_of_block(\"cuda\"):", "    if False:",
