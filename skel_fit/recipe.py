@@ -122,7 +122,7 @@ class FitConfig(_Frozen):
     models have one gender, which then share template and shape space; transfer elsewhere."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the vertex passes; the inner solver is float64 always."""
-    kernels: Literal["auto", "numba", "torch"] = "auto"
+    kernels: Literal["auto", "numba", "triton", "torch"] = "auto"
     block_size: int | None = Field(default=None, ge=1, le=65536)
     """Rows computed together; None: 64 on a CPU, 2048 on a GPU. Part of the result's identity:
     rows are bit-equal at one size."""

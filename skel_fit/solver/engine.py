@@ -10,11 +10,12 @@ rounds of a fixed schedule.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from skel_fit.skel import SKEL
 from skel_fit.solver import tables
 from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
 from skel_fit.solver.crew import each
+from skel_fit.solver.graphs import Graphs
 from skel_fit.solver.plans import SmplSide, StagePlan, bounds, stage_plans
 from skel_fit.solver.tables import (
     LANES,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from skel_fit.solver.kernels_numba import NumbaKernels
     from skel_fit.solver.kernels_torch import TorchKernels
 
-    Kernels = NumbaKernels | TorchKernels
+    Kernels = NumbaKernels | TorchKernels  # TritonKernels are TorchKernels
 
 ROUNDS_IN_BLOCK = 2
 """Rounds of the last stage before unfinished rows are regrouped, and between regroupings."""
@@ -84,6 +86,7 @@ class Solver:
     plans: tuple[StagePlan, ...]
     block: int  # rows worked on together
     width: int  # rows that a short block is filled up to
+    graphs: Graphs | None  # recorded blocks, on a GPU with the Triton kernels
 
     @staticmethod
     def of(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> Solver:
@@ -109,10 +112,15 @@ class Solver:
             plans=stage_plans(skel, smpl, config),
             block=block,
             width=-(-block // LANES) * LANES,
+            graphs=Graphs() if kernels.records and device.type == "cuda" else None,
         )
 
     def without_limits(self) -> Solver:
-        """The same solver without joint limits; shares all tables."""
+        """The same solver without joint limits; shares all tables, and is made once."""
+        return self._unlimited
+
+    @cached_property
+    def _unlimited(self) -> Solver:
         config = self.config.model_copy(update={"limits": "none"})
         lower, upper = bounds(config)
         return replace(
@@ -122,11 +130,12 @@ class Solver:
                 replace(plan, tables=plan.tables._replace(lower=lower, upper=upper))
                 for plan in self.plans
             ),
+            graphs=None if self.graphs is None else Graphs(),  # limits are recorded with them
         )
 
     def narrow(self) -> Solver:
         """The same solver for a few rows at a time: the narrowest block, always the same."""
-        return replace(self, block=LANES, width=LANES)
+        return replace(self, block=LANES, width=LANES, graphs=None)
 
     @property
     def lower(self) -> np.ndarray:
@@ -173,9 +182,8 @@ class Solver:
         def fit(part: Tensor) -> Outcome:
             block = self._block(goal, betas, part)
             state = SearchState.begin(poses[block.rows])
-            return Outcome.of(
-                block, part.numel(), self._last_stage(block, state, self._real(part), 0)
-            )
+            ended = self._run(self._last_stage, block, state, self._real(part), 0)
+            return Outcome.of(block, part.numel(), ended)
 
         everything = torch.arange(poses.shape[0], device=self.device)
         waiting = self._gather(fit, everything.split(self.block), solution)
@@ -281,13 +289,20 @@ class Solver:
         def fit(part: Tensor) -> Outcome:
             block = self._block(goal, betas, part)
             begin = self._start(start, block, before[block.rows])
-            return Outcome.of(
-                block, part.numel(), self._all_stages(block, self._real(part), start, begin)
-            )
+            ended = self._run(self._all_stages, block, self._real(part), begin, start)
+            return Outcome.of(block, part.numel(), ended)
 
         before = solution.poses.clone()
         waiting = self._gather(fit, rows.split(self.block), solution)
         self._finish(waiting, start, solution)
+
+    def _run(self, work: Callable[..., Ended], *given: Any) -> Ended:
+        """The work on these tensors, from the start given last; recorded where graphs are kept."""
+        if self.graphs is None:
+            return work(*given)
+        *tensors, start = given
+        name = (work.__name__, start)
+        return self.graphs.run(name, lambda *inputs: work(*inputs, start), *tensors)
 
     def _real(self, part: Tensor) -> Tensor:
         """(width,) bool: rows of a block that are not there to fill it up."""
@@ -305,13 +320,13 @@ class Solver:
                 waiting.append(outcome.left)
         return waiting
 
-    def _all_stages(self, block: Block, real: Tensor, start: int, poses: Tensor) -> Ended:
+    def _all_stages(self, block: Block, real: Tensor, poses: Tensor, start: int) -> Ended:
         """A block from one start, at poses (n,49), through the coarse stages and the first rounds
         of the last."""
         state = SearchState.begin(poses)
         for plan in self.plans[:-1]:
             state = self._coarse_stage(plan, block, state, real)
-        state = SearchState.begin(state.poses)._replace(steps=state.steps)
+        state.restart()
         return self._last_stage(block, state, real, start)
 
     def _block(self, goal: GoalOf, betas: Tensor, rows: Tensor) -> Block:
@@ -362,7 +377,7 @@ class Solver:
     ) -> None:
         transforms, points = evaluated
         energy, moments, pull = self.kernels.residual_moments(
-            plan.vertices, transforms, points, targets
+            plan.vertices, transforms, points, targets, active
         )
         corrective = plan.vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
         self.kernels.minimise(
@@ -390,14 +405,14 @@ class Solver:
         self, plan: StagePlan, block: Block, state: SearchState[Tensor], real: Tensor
     ) -> SearchState:
         """A stage whose residual nobody reports: rounds until each row's steps are small."""
-        state = SearchState.begin(state.poses)._replace(steps=state.steps)
+        state.restart()
         targets = block.targets[plan.vertices.rows]
         pair_moments, active = self.pair_moments(plan, block.shape), real
         tolerance = self.tolerance(plan)
         for _ in range(plan.stage.rounds):
             evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             self._round(plan, block, state, pair_moments, evaluated, targets, active, tolerance)
-            active = active & (state.step_size > tolerance) & (state.failures < 3)
+            active = self.kernels.unsettled(state, active, tolerance)
             if self.kernels.host_decides and not active.any():
                 break
         return state
@@ -482,7 +497,8 @@ class Solver:
             ) -> Outcome:
                 index = padded(part, self.width)
                 some, search = block.select(index), state.rows(index)
-                return Outcome.of(some, part.numel(), work(some, search, self._real(part), start))
+                ended = self._run(work, some, search, self._real(part), start)
+                return Outcome.of(some, part.numel(), ended)
 
             everything = torch.arange(block.rows.numel(), device=self.device)
             waiting = self._gather(fit, everything.split(self.block), solution)
@@ -499,23 +515,54 @@ class Solver:
 
 
 def _kernels(config: FitConfig, device: torch.device) -> type[Kernels]:
-    """numba on a CPU where it is installed, else plain torch."""
+    """numba on a CPU and Triton on a GPU where they are installed, else plain torch.
+
+    Raises ValueError or ImportError, in one line, where the wanted kernels cannot run.
+    """
     wanted = config.kernels
     if wanted == "numba" and device.type != "cpu":
         raise ValueError("kernels='numba' run on a CPU only; use 'auto' or 'torch' on a GPU")
-    if wanted != "torch" and device.type == "cpu":
-        try:
-            from skel_fit.solver.kernels_numba import NumbaKernels
+    if wanted == "triton" and device.type == "cpu" and not _interpreted():
+        raise ValueError(
+            "kernels='triton' run on a GPU (or, for tests, on a CPU with TRITON_INTERPRET=1 in the "
+            "environment); use 'auto' on a CPU"
+        )
+    name = {"cpu": "numba", "cuda": "triton"}.get(device.type, "torch")
+    name = name if wanted == "auto" else wanted
+    try:
+        return _kernels_named(name)
+    except ImportError as error:
+        price, remedy = _WITHOUT[name]
+        if wanted != "auto":
+            raise ImportError(f"kernels={name!r}: {error}; {remedy}") from error
+        warnings.warn(
+            f"{name} cannot be imported ({error}): plain torch fits instead, {price}; {remedy}",
+            stacklevel=2,
+        )
+    return _kernels_named("torch")
 
-            return NumbaKernels
-        except ImportError as error:
-            if wanted == "numba":
-                raise
-            warnings.warn(
-                f"numba cannot be imported ({error}): plain torch fits instead, some 65 rows a "
-                "second and core instead of 370; pip install numba",
-                stacklevel=2,
-            )
+
+_WITHOUT = {
+    "numba": ("some 65 rows a second and core instead of 370", "pip install numba"),
+    "triton": ("in thousands of launches a block instead of one", "pip install 'hmr-skel[gpu]'"),
+}
+"""What plain torch costs in place of these kernels, and what to do."""
+
+
+def _kernels_named(name: str) -> type[Kernels]:
+    """Imported only where they are used."""
+    if name == "numba":
+        from skel_fit.solver.kernels_numba import NumbaKernels
+
+        return NumbaKernels
+    if name == "triton":
+        from skel_fit.solver.kernels_triton import TritonKernels
+
+        return TritonKernels
     from skel_fit.solver.kernels_torch import TorchKernels
 
     return TorchKernels
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "") == "1"

@@ -31,6 +31,7 @@ class NumbaKernels:
     """The kernels behind the interface of `kernels_torch.TorchKernels` (CPU tensors)."""
 
     host_decides = True  # whether the engine may look at results to stop early
+    records = False
 
     def __init__(
         self,
@@ -90,9 +91,14 @@ class NumbaKernels:
         return out
 
     def residual_moments(
-        self, vertices: VertexSet, transforms: Tensor, points: Tensor, targets: Tensor
+        self,
+        vertices: VertexSet,
+        transforms: Tensor,
+        points: Tensor,
+        targets: Tensor,
+        active: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """energy (n,), moments (24,12,n), pull (V,3,n)."""
+        """energy (n,), moments (24,12,n), pull (V,3,n), of all rows."""
         n = points.shape[2]
         energy = torch.empty(n, dtype=torch.float64)
         moments, pull = torch.empty(24, 12, n, dtype=self.dtype), torch.empty_like(points)
@@ -154,6 +160,10 @@ class NumbaKernels:
             tolerance,
             *_arrays(*state[1:]),
         )
+
+    def unsettled(self, state: SearchState[Tensor], active: Tensor, tolerance: float) -> Tensor:
+        """(n,) bool: active rows that a coarse stage goes on with."""
+        return state.unsettled(active, tolerance)
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -41,6 +41,8 @@ from skel_fit.solver.tables import (
 class TorchKernels:
     """Kernels of one SKEL model (and one SMPL model, if given)."""
 
+    records = False  # whether a block is few enough launches to be recorded as a graph
+
     def __init__(
         self,
         skeleton: Skeleton[np.ndarray],
@@ -203,9 +205,14 @@ class TorchKernels:
         return torch.stack(rows, dim=1)
 
     def residual_moments(
-        self, vertices: VertexSet, transforms: Tensor, points: Tensor, targets: Tensor
+        self,
+        vertices: VertexSet,
+        transforms: Tensor,
+        points: Tensor,
+        targets: Tensor,
+        active: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """energy (n,), moments (24,12,n), pull (V,3,n)."""
+        """energy (n,), moments (24,12,n), pull (V,3,n); anything for rows that are not active."""
         weights = self._dense(vertices.skinning)
         masses = self._kept(vertices.masses)[:, None]
         residual = self.skin(vertices.skinning, transforms, points) - targets
@@ -363,6 +370,10 @@ class TorchKernels:
         state.steps.add_(torch.where(active, steps, 0))
         moved = (state.poses - state.best_poses).abs().amax(dim=1)
         _keep(state.step_size, active, moved)
+
+    def unsettled(self, state: SearchState[Tensor], active: Tensor, tolerance: float) -> Tensor:
+        """(n,) bool: active rows that a coarse stage goes on with."""
+        return state.unsettled(active, tolerance)
 
 
 def _keep(mine: Tensor, rows: Tensor, theirs: Tensor) -> None:

@@ -20,6 +20,9 @@ from skel_fit.skel import SKEL
 LANES = 16
 """Rows that the vertex kernels treat side by side; block sizes are padded to a multiple of it."""
 
+_DAMPING = 1e-4
+"""Of a search's first step."""
+
 PARAMETERS = 49
 """46 joint angles and 3 components of a root translation (frozen unless a recipe frees it)."""
 
@@ -97,11 +100,25 @@ class SearchState(NamedTuple, Generic[Array]):
             best_energy=one + torch.inf,
             best_moments=poses.new_zeros(n, 24, 12),
             best_corrective=poses.new_zeros(n, 207),
-            damping=one + 1e-4,
+            damping=one + _DAMPING,
             failures=count,
             step_size=one.clone(),
             steps=count.clone(),
         )
+
+    def restart(self) -> None:
+        """Forget what is known of the objective, which is another one from here on: the next
+        candidate is the best."""
+        parts: Any = self
+        parts.best_energy.fill_(torch.inf)
+        parts.damping.fill_(_DAMPING)
+        parts.failures.zero_()
+
+    def unsettled(self, active: torch.Tensor, tolerance: float) -> torch.Tensor:
+        """(n,) bool: active rows that moved by more than the tolerance, not failed thrice."""
+        parts: Any = self
+        found: torch.Tensor = active & (parts.step_size > tolerance) & (parts.failures < 3)
+        return found
 
     def rows(self, index: torch.Tensor) -> SearchState[Array]:
         """A copy of some rows."""
