@@ -25,6 +25,7 @@ from stages.inspection.statistics import (
     genders,
     group_statistics,
 )
+from stages.inspection.sureness import sureness
 
 PICTURE_SIZE = 480
 
@@ -174,6 +175,7 @@ def _context(
             for angle, counts in zip(angles, columns.angles, strict=True)
         ],
         "hit_angles": sum(angle.hits > 0 for angle in angles),
+        "sureness": sureness(dataset),
         "shown": shown,
         "appended": _appended(dataset),
         "no_pictures": missing,
