@@ -29,6 +29,7 @@ from stages.export import export
 from stages.fetch import fetch
 from stages.import_opensim import import_opensim
 from stages.lint import lint
+from stages.manifest import manifest
 from stages.moyo_hard import moyo_hard
 from stages.predict import predict
 from stages.report import report
@@ -40,7 +41,7 @@ from stages.view import view
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
-    default_body, lint, demo_images, fetch, train, predict, evaluate, moyo_hard, view,
+    default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 
