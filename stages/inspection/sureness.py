@@ -45,7 +45,7 @@ def sureness(dataset: Dataset) -> dict[str, Any] | None:
             total += (part["skel_poses_observed"] == OBSERVED[name]).sum(axis=0)
         joined = np.char.add(np.char.add(part["smpl_gender"], ":"), part["skel_gender"])
         pairs |= set(np.unique(joined).tolist())
-    fitted = sum(rests.values())
+    fitted = np.sum(list(rests.values()), axis=0)
     angles = [
         AngleSureness(
             POSE_NAMES[angle].replace("_", " "),
