@@ -5,7 +5,8 @@
 Truth: SKEL meshes at the poses of fits, displaced by the residual field of *another* row, in axes
 of the body. The calibration comes from the first two thirds of the committed motion; truths and
 fields from its last third, from extreme poses, and one from each. Second calibration: the one that
-comes along (of all of that motion). Bars: 85 to 95 % of all angles, no angle below 75 %, 10 % of a fit.
+comes along (of all of that motion). Bars: 85 to 95 % of all angles, no angle below 75 %, 10 % of a
+fit.
 """
 
 from __future__ import annotations
