@@ -72,7 +72,7 @@ class Rows(ABC):
             return self._view(range(len(self))[key])
         if not isinstance(key, bool | np.bool_):
             try:
-                number = operator.index(key)  # type: ignore[arg-type]
+                number = operator.index(key)  # type: ignore[arg-type]  # what is no index raises
             except TypeError:
                 pass
             else:

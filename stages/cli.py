@@ -29,7 +29,7 @@ from stages.export import export
 from stages.fetch import fetch
 from stages.import_opensim import import_opensim
 from stages.lint import lint
-from stages.manifest import manifest
+from stages.manifest_of import manifest
 from stages.moyo_hard import moyo_hard
 from stages.predict import predict
 from stages.report import report

@@ -77,5 +77,5 @@ def _nearest(names: Collection[str]) -> str:
     share = {name: len(missing[name]) / len(wanted[name]) for name in wanted}
     best = min(share, key=lambda name: share[name])
     if share[best] == 1.0:
-        return f"known: {', '.join(FORMATS)} (docs/inputs.md)"
-    return f"for format {best} it lacks {', '.join(sorted(missing[best]))} (docs/inputs.md)"
+        return f"known: {', '.join(FORMATS)} (docs/interop.md)"
+    return f"for format {best} it lacks {', '.join(sorted(missing[best]))} (docs/interop.md)"
