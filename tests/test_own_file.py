@@ -111,3 +111,28 @@ def test_genders_follow_the_labels(tmp_path: Path) -> None:
 def test_options_of_files_are_refused_beside_a_manifest() -> None:
     with pytest.raises(UsageError, match="--up belongs to a label file"):
         Asked("demo", up="z").found(print)
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.3])
+def test_a_camera_that_was_moved_is_not_forgotten(tmp_path: Path, moved: float) -> None:
+    """BEDLAM's SMPL labels: the body stands at trans_cam + cam_ext[:3, 3]."""
+    path, n = tmp_path / "bedlam.npz", 3
+    cam_ext = np.tile(np.eye(4), (n, 1, 1))
+    cam_ext[1, 0, 3] = moved
+    np.savez(
+        path,
+        imgname=np.array([f"{row}.jpg" for row in range(n)]),
+        center=np.full((n, 2), 100.0),
+        scale=np.full(n, 0.5),
+        pose_cam=np.zeros((n, 72)),
+        shape=np.zeros((n, 10)),
+        trans_cam=np.tile([0.0, 0.0, 4.0], (n, 1)),
+        cam_int=np.tile([[500.0, 0, 100], [0, 500, 100], [0, 0, 1]], (n, 1, 1)),
+        gtkps=np.ones((n, 44, 3)),
+        cam_ext=cam_ext,
+    )
+    if not moved:
+        assert Asked(str(path), models=STAND_IN).own_file().manifest.source.format == "camerahmr"
+        return
+    with pytest.raises(InputError, match=r"'cam_ext': row 1 moves the camera"):
+        Asked(str(path), models=STAND_IN).own_file()

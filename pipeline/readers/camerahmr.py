@@ -6,11 +6,16 @@ rank 1 or 2), pose_cam (camera frame), shape, trans_cam (zeros when absent), cam
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import missing, rows_first
 from pipeline.readers.npz import NpzFile
+from pipeline.readers.tables import Table
 
 FORMAT = "camerahmr"
+EXTRINSICS = "cam_ext"
+_STEP = 65_536
 REQUIRED = ("imgname", "center", "scale", "shape", "cam_int", "gtkps")
 
 
@@ -35,6 +40,7 @@ def open_camerahmr(
         if name not in file.members:
             raise missing(file, name)
     table = rows_first(file, pose, skip)
+    _check_extrinsics(file, table)
     layout = Layout(
         poses=(pose,),
         betas="shape",
@@ -46,3 +52,19 @@ def open_camerahmr(
         keypoints="gtkps",
     )
     return LabelSource(FORMAT, table, layout, options)
+
+
+def _check_extrinsics(file: NpzFile, table: Table) -> None:
+    """BEDLAM's files place bodies at trans_cam + cam_ext[:3, 3]: refused, lest the sum be lost."""
+    if table.specs.get(EXTRINSICS) is None or table.specs[EXTRINSICS].shape != (4, 4):
+        return
+    for start in range(0, table.rows, _STEP):
+        stop = min(start + _STEP, table.rows)
+        moved = np.abs(table.read(start, stop, (EXTRINSICS,))[EXTRINSICS][:, :3, 3]).max(axis=1)
+        if (moved > 0).any():
+            row = start + int(np.argmax(moved > 0))
+            raise file.error(
+                EXTRINSICS,
+                f"row {row} moves the camera, as in BEDLAM's files: bodies stand at trans_cam "
+                "+ cam_ext[:3, 3]; expected zeros: add it to trans_cam and set it to 0",
+            )
