@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.configuration import SUFFIXES, validated
 from pipeline.errors import InputError, UsageError
-from pipeline.manifest import MODELS_VARIABLE, Manifest, data_root, load_manifest
+from pipeline.manifest import MANIFESTS, MODELS_VARIABLE, Manifest, data_root, load_manifest
 from pipeline.paths import check_inside
 from pipeline.row_checks import check_some_accepted
 from pipeline.sequences import COLUMN as SEQUENCE_COLUMN
@@ -40,12 +42,12 @@ class OwnFile:
     described: str
 
 
-def is_label_file(name: str) -> bool:
-    """Whether a word of the command line means a file or folder of labels, not a manifest."""
-    path = Path(name)
-    if name.endswith(SUFFIXES):
+def is_label_file(word: str) -> bool:
+    """Whether a word of the command line means a file or folder of labels. The name of a manifest
+    stays one where a folder has the same name."""
+    if word.endswith(SUFFIXES) or word in MANIFESTS.files():
         return False
-    return path.is_file() or ((path.is_dir() or len(path.parts) > 1) and path.exists())
+    return Path(word).exists()
 
 
 def own_file(
@@ -56,7 +58,6 @@ def own_file(
     options: dict[str, str] | None = None,
     smpl_gender: str | None = None,
     skel_gender: str | None = None,
-    name: str | None = None,
 ) -> OwnFile:
     """Look at a label file, or a folder of them, and write its manifest. Reads rows until one is
     good, and the column `gender` where there is one.
@@ -92,7 +93,7 @@ def own_file(
     if source.up is not None:
         given["up"] = source.up
     content: dict[str, Any] = {
-        "name": name or _name(path),
+        "name": _name(path),
         "source": {
             "path": path.relative_to(root).as_posix(),
             "format": source.format,
@@ -160,7 +161,7 @@ def _check_a_row(source: LabelSource) -> None:
 
 def _described(source: LabelSource, manifest: Manifest) -> str:
     """What the file was taken for, in one line."""
-    bodies = "stand-in bodies" if manifest.models == "default-body" else "licensed bodies"
+    bodies = "stand-in bodies" if manifest.models == STAND_IN else "licensed bodies"
     parts = [
         f"{source.path.name}: taken for format '{source.format}'",
         f"{source.rows} rows in {len(source.files)} file{'s' * (len(source.files) > 1)}",
@@ -168,8 +169,23 @@ def _described(source: LabelSource, manifest: Manifest) -> str:
         bodies,
         "rows on their own" if manifest.fit.sequence is None else "frames of a motion",
         *([f"{source.up} is up"] if source.up else []),
+        *_liberties(source),
     ]
     return ", ".join(parts)
+
+
+def _liberties(source: LabelSource) -> Iterator[str]:
+    """What is not as in SMPL and was made to fit: the shapes of other bodies mean something else
+    (docs/reference/label-formats.md#sequences)."""
+    from pipeline.readers.labels import NUM_BETAS
+
+    betas = source.fields[source.layout.betas].shape[-1] if source.layout.betas else NUM_BETAS
+    if betas > NUM_BETAS:
+        yield f"the first {NUM_BETAS} of {betas} betas taken for SMPL's"
+    width = sum(int(np.prod(source.fields[name].shape)) for name in source.layout.poses)
+    if width in (66, 156):
+        body = "SMPL+H: fingers left out" if width == 156 else "21 joints, as SMPL-X has them too"
+        yield f"the body taken for SMPL's ({body})"
 
 
 def _word(gender: str) -> str:
@@ -191,14 +207,18 @@ class Asked:
     smpl_gender: str | None = None
     skel_gender: str | None = None
 
+    @property
+    def standin(self) -> bool:
+        """Whether `models` is the name of the stand-in pair, not a folder."""
+        return self.models == Path(STAND_IN) and not self.models.is_dir()
+
     def found(self, say: Callable[[str], None]) -> tuple[Manifest, Path, Path | None]:
         """The manifest, the data root and the models folder (None: the usual places).
 
         say: told what a label file was taken for. Raises UsageError: labels that nobody said whose
         bodies they are of; options of a label file beside a manifest.
         """
-        standin = self.models == Path(STAND_IN) and not self.models.is_dir()
-        folder = None if standin else self.models
+        folder = None if self.standin else self.models
         if is_label_file(self.word):
             found = self.own_file()
             say(found.described)
@@ -209,14 +229,13 @@ class Asked:
                 "manifest, which says it itself"
             )
         manifest = load_manifest(self.word)
-        if standin:
+        if self.standin:
             manifest = manifest.model_copy(update={"models": STAND_IN})
         return manifest, data_root(self.data_root), folder
 
     def own_file(self) -> OwnFile:
         """The label file with its manifest."""
         path = Path(self.word)
-        standin = self.models == Path(STAND_IN) and not self.models.is_dir()
         if self.models is None and not os.environ.get(MODELS_VARIABLE):
             raise UsageError(
                 f"{path}: labels do not say whose bodies they are; choose: --models DIR (your "
@@ -225,7 +244,7 @@ class Asked:
             )
         return own_file(
             path,
-            models=STAND_IN if standin else "licensed",
+            models=STAND_IN if self.standin else "licensed",
             root=self.data_root,
             options={} if self.up is None else {"up": self.up},
             smpl_gender=self.smpl_gender,

@@ -43,6 +43,8 @@ def test_a_file_is_told_and_converted(
     found = capsys.readouterr()
     assert "taken for format 'sequence', 6 rows in 1 file" in found.err
     assert "frames of a motion, z is up" in found.err
+    assert "the first 10 of 16 betas taken for SMPL's" in found.err
+    assert "SMPL+H: fingers left out" in found.err
     assert "hmr-skel verify outputs/my-walk" in found.out
     from pipeline import open_dataset
 
@@ -136,3 +138,13 @@ def test_a_camera_that_was_moved_is_not_forgotten(tmp_path: Path, moved: float) 
         return
     with pytest.raises(InputError, match=r"'cam_ext': row 1 moves the camera"):
         Asked(str(path), models=STAND_IN).own_file()
+
+
+def test_a_folder_does_not_hide_the_manifest_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    motion(tmp_path / "demo")
+    assert Asked("demo").found(print)[0] == load_manifest("demo")
+    assert Asked("./demo", models=STAND_IN).own_file().manifest.source.format == "sequence"
