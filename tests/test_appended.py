@@ -15,6 +15,7 @@ from pipeline.appending import append_columns, append_conversion
 from pipeline.columns import Meaning
 from pipeline.errors import InputError, OutputError, UsageError
 from pipeline.output_files import read_sealed, sealed_json
+from pipeline.provenance import sha256_bytes
 from pipeline.verify import verify
 from stages.cli import run as command
 from stages.export_formats import export_dataset
@@ -146,6 +147,33 @@ def test_an_append_that_fails_leaves_nothing(folder):
     assert list((folder / "out" / "appended").iterdir()) == []
 
 
+def with_digest(record: dict) -> dict:
+    """A forged record whose digest is right."""
+    lines = [record["name"], record["plan_id"]]
+    lines += [f"{shard['of']} {shard['sha256']}" for shard in record["shards"]]
+    digest = sha256_bytes("".join(f"{line}\n" for line in lines).encode())
+    return record | {"digest": digest}
+
+
+@pytest.mark.parametrize("change", ["plan", "shard", "rows", "name"])
+def test_a_record_is_held_to_plan_shards_and_folder(folder, change):
+    append_conversion(folder / "out", folder / "refit", "free")
+    path = folder / "out" / "appended" / "free" / "append.json"
+    record = read_sealed(path)
+    if change == "plan":
+        record["plan_id"] = "0" * 64
+    elif change == "name":
+        record["name"] = "other"
+    elif change == "shard":
+        record["shards"][1]["of"] = "0" * 64
+    else:
+        record["shards"][1]["rows"] += 1
+    path.write_bytes(sealed_json(with_digest(record)))
+    said = "not a record" if change == "name" else "belong to other shards"
+    with pytest.raises(InputError, match=f"appended/free.*{said}"):
+        open_dataset(folder / "out")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -156,11 +184,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def rename(path: Path) -> None:
-    record = path.with_name("append.json")
-    record.write_bytes(sealed_json(read_sealed(record) | {"name": "other"}))
-
-
 def escape(path: Path) -> None:
     record = path.with_name("append.json")
     content = read_sealed(record)
@@ -168,7 +191,7 @@ def escape(path: Path) -> None:
     record.write_bytes(sealed_json(content))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, rename, escape, Path.unlink])
+@pytest.mark.parametrize("damage", [cut, flip, escape, Path.unlink])
 def test_damage_is_found(folder, damage):
     """By every open where sizes and records tell, by `verify` and `checksums` always."""
     append_conversion(folder / "out", folder / "refit", "free")

@@ -31,8 +31,8 @@ from pipeline.output_files import canonical_json
 from pipeline.paths import stays_inside
 
 NAME = "imgname"
-_PICTURES = 64
-"""Pictures whose labels are read together."""
+_READ_ROWS = 2048
+"""Rows whose labels are in memory together; more only where one picture has more people."""
 
 
 class Pictures(Protocol):
@@ -146,8 +146,12 @@ class _Groups:
     ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(name, people) of pictures from first up to but without stop."""
         view = self.selection.view
-        for start in range(first, stop, _PICTURES):
-            starts = self.starts[start : min(start + _PICTURES, stop) + 1]
+        start = first
+        while start < stop:
+            end = int(np.searchsorted(self.starts, self.starts[start] + _READ_ROWS, "right")) - 1
+            end = min(max(end, start + 1), stop)
+            starts = self.starts[start : end + 1]
+            start = end
             rows = self.order[starts[0] : starts[-1]]
             values = view.take((*dict.fromkeys((*columns, NAME)),), rows)
             names = [_text(name) for name in values[NAME].tolist()]
