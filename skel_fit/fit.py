@@ -22,6 +22,7 @@ from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
+from skel_fit.solver.plans import checked_weights
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.status import Status, costly_rows, limited_rows
 
@@ -112,6 +113,9 @@ def fit_skel(
     betas: Numbers,
     transl: Numbers,
     config: FitConfig | None = None,
+    *,
+    identity: Tensor | None = None,
+    vertex_weights: np.ndarray | None = None,
 ) -> FitResult:
     """Fit SKEL to posed SMPL bodies.
 
@@ -122,17 +126,26 @@ def fit_skel(
     (bit-equal at one `config.block_size` on one device type and library build). On a CPU blocks of
     rows are spread over `torch.get_num_threads()` threads.
 
+    identity: (n,) int64, only with `config.betas` "fit": rows of one number get one shape, and the
+    result of a row depends on the rows of its identity. vertex_weights: (6890,) how much each
+    vertex counts in every stage; errors are of all vertices all the same. None: all equally.
+
     Raises ValueError where shapes do not fit or the two models do not belong together.
     """
     config = config or FitConfig()
     _check_models(skel, smpl)
     inputs, as_numpy = smpl_inputs(poses, betas, transl)
-    found = _fit_tensors(skel, smpl, inputs, config)
+    found = _fit_tensors(skel, smpl, inputs, config, identity, vertex_weights)
     return found.numpy() if as_numpy else found
 
 
 def _fit_tensors(
-    skel: SKEL, smpl: SMPL, inputs: tuple[Tensor, Tensor, Tensor], config: FitConfig
+    skel: SKEL,
+    smpl: SMPL,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    config: FitConfig,
+    identity: Tensor | None,
+    vertex_weights: np.ndarray | None,
 ) -> FitResult:
     """`fit_skel` of poses (n,72), betas (n,10) and transl (n,3)."""
     device = skel.template.device
@@ -142,9 +155,10 @@ def _fit_tensors(
     rows = torch.nonzero(good)[:, 0]
     poses, betas, transl = poses[rows], betas[rows], transl[rows]
 
-    solver = solver_of(skel, smpl, config)
+    shared = _identity_of(identity, len(reasons), rows, config)
+    solver = solver_of(skel, smpl, config, vertex_weights)
     skel_betas = _skel_betas(skel, smpl, betas, solver)
-    found = _search(solver, solver.smpl_goal(poses, betas), skel_betas, config)
+    found = _search(solver, solver.smpl_goal(poses, betas), skel_betas, config, shared)
     root, trans = _in_blocks(
         lambda index: _root(
             skel,
@@ -168,12 +182,16 @@ def fit_skel_to_vertices(
     vertices: Tensor,
     betas: Tensor,
     config: FitConfig | None = None,
+    *,
+    identity: Tensor | None = None,
+    vertex_weights: np.ndarray | None = None,
 ) -> FitResult:
     """Fit SKEL to bare meshes of its own topology, root and translation free.
 
     vertices: (n, 6890, 3) m; betas: (n, 10) of SKEL. The start is the rotation of each bone's own
     vertices (docs/reference/fitting.md#procrustes-start). The recipe must free the root: `surface`
-    is the default. Raises ValueError where shapes do not fit.
+    is the default. identity and vertex_weights: as in `fit_skel`. Raises ValueError where shapes do
+    not fit.
     """
     config = config or FitConfig(recipe="surface")
     recipe = config.resolved_recipe()
@@ -192,10 +210,11 @@ def fit_skel_to_vertices(
         ).tolist()
     ]
     rows = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device).nonzero()[:, 0]
-    solver = solver_of(skel, None, config)
+    shared = _identity_of(identity, len(reasons), rows, config)
+    solver = solver_of(skel, None, config, vertex_weights)
     placed = place_surfaces(skel, vertices[rows], betas[rows])
     goal = placed.goal(solver.dtype)
-    found = _search(solver, goal, betas[rows], config)
+    found = _search(solver, goal, betas[rows], config, shared)
     shift = found.solution.poses[:, 46:49, None]
     turned = placed.orient @ root_rotation(skel, found.solution.poses[:, :3])
     trans = placed.trans + (placed.orient @ shift)[:, :, 0]
@@ -213,12 +232,31 @@ class _Found:
     unlimited: Tensor  # m, float32 as it is stored
 
 
-def _search(solver: Solver, goal: GoalOf, betas: Tensor, config: FitConfig) -> _Found:
+def _identity_of(identity: Tensor | None, n: int, rows: Tensor, config: FitConfig) -> Tensor | None:
+    """Identity of the rows that are fitted. Raises ValueError where it means nothing."""
+    if identity is None:
+        return None
+    if config.betas != "fit":
+        raise ValueError(f"identity: rows share a shape with betas='fit', not {config.betas!r}")
+    if tuple(identity.shape) != (n,) or identity.dtype != torch.int64:
+        raise ValueError(
+            f"identity: expected ({n},) int64, found {tuple(identity.shape)} {identity.dtype}"
+        )
+    return identity.to(rows.device)[rows]
+
+
+def _search(
+    solver: Solver,
+    goal: GoalOf,
+    betas: Tensor,
+    config: FitConfig,
+    identity: Tensor | None = None,
+) -> _Found:
     """Solve; where limits may cost much, solve again without them to know how much."""
     solution = solver.solve(goal, betas)
     if config.betas == "fit":
         for _ in range(SHAPE_ROUNDS):
-            betas = solver.refit_shape(goal, betas, solution)
+            betas = solver.refit_shape(goal, betas, solution, identity)
             solution = solver.solve(goal, betas)
     active = solver.active_limits(solution.poses)
     error, on_limit = solution.error_mean.float(), active.any(dim=1)
@@ -258,17 +296,21 @@ def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
     return reasons
 
 
-_SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[tuple[int, str, FitConfig], Solver]] = (
+_SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[tuple[int, str, FitConfig, bytes], Solver]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def solver_of(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> Solver:
+def solver_of(
+    skel: SKEL, smpl: SMPL | None, config: FitConfig, vertex_weights: np.ndarray | None = None
+) -> Solver:
     """The solver of a model pair; its tables take a second to make and are kept with the model."""
     made = _SOLVERS.setdefault(skel, {})
-    key = (id(smpl), str(skel.template.device), config)
+    weights = checked_weights(vertex_weights, skel.template.shape[0])
+    named = b"" if weights is None else weights.tobytes()
+    key = (id(smpl), str(skel.template.device), config, named)
     if key not in made:
-        made[key] = Solver.of(skel, smpl, config)
+        made[key] = Solver.of(skel, smpl, config, weights)
         if smpl is not None:  # ids are reused: forget the solver with its model
             weakref.finalize(smpl, made.pop, key, None)
     return made[key]

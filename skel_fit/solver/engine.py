@@ -30,7 +30,13 @@ from skel_fit.solver import tables
 from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
 from skel_fit.solver.crew import each
 from skel_fit.solver.graphs import Graphs
-from skel_fit.solver.plans import SmplSide, StagePlan, bounds, stage_plans
+from skel_fit.solver.plans import (
+    SmplSide,
+    StagePlan,
+    bounds,
+    checked_weights,
+    stage_plans,
+)
 from skel_fit.solver.tables import (
     LANES,
     SearchState,
@@ -69,6 +75,44 @@ _SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the me
 
 
 @dataclass(frozen=True)
+class SharedEquations:
+    """Normal equations of shapes, summed over the rows of each identity in the order of rows."""
+
+    place: Tensor  # (n,) number of each row's identity, 0..k-1
+    normal: Tensor  # (k,10,10)
+    right: Tensor  # (k,10,1)
+    rows: list[int]  # identity of each row, on the host
+
+    @staticmethod
+    def of(identity: Tensor, betas: Tensor) -> SharedEquations:
+        """Empty equations. Raises ValueError where betas (n,10) differ within an identity."""
+        names, place = torch.unique(identity, return_inverse=True)
+        first = torch.full_like(names, identity.numel()).scatter_reduce(
+            0, place, torch.arange(identity.numel(), device=identity.device), "amin"
+        )
+        if not torch.equal(betas, betas[first[place]]):
+            raise ValueError("rows of one identity start from different betas")
+        size = betas.shape[1]
+        zeros = betas.new_zeros(names.numel(), size, size)
+        return SharedEquations(place, zeros, zeros[:, :, :1].clone(), place.tolist())
+
+    def add(self, part: Tensor, normal: Tensor, right: Tensor) -> None:
+        """The equations of the rows `part`, one after the other: sums do not depend on blocks."""
+        for k, row in enumerate(part.tolist()):
+            self.normal[self.rows[row]] += normal[k]
+            self.right[self.rows[row]] += right[k]
+
+    def step(self, prior: float) -> Tensor:
+        """(n,10) the step of each row's identity, drawn to 0 by `prior` (m^2) a row."""
+        count = torch.bincount(self.place, minlength=self.normal.shape[0]).to(self.normal.dtype)
+        eye = torch.eye(self.normal.shape[1], device=self.normal.device)
+        drawn = self.normal + prior * count[:, None, None] * eye
+        # one system at a time: a batched solver may treat batches of other sizes otherwise
+        steps = [torch.linalg.solve(a, b)[:, 0] for a, b in zip(drawn, self.right, strict=True)]
+        return torch.stack(steps)[self.place]
+
+
+@dataclass(frozen=True)
 class Solver:
     """Fits SKEL to surfaces: of one SMPL model, or (smpl None) bare meshes. Make it once, use it
     for many rows."""
@@ -87,10 +131,20 @@ class Solver:
     block: int  # rows worked on together
     width: int  # rows that a short block is filled up to
     graphs: Graphs | None  # recorded blocks, on a GPU with the Triton kernels
+    weights: np.ndarray | None = None  # (V,) of the vertices, heaviest 1; None: all equal
 
     @staticmethod
-    def of(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> Solver:
-        """Tables and kernels of a model pair (they take a second to make)."""
+    def of(
+        skel: SKEL,
+        smpl: SMPL | None,
+        config: FitConfig,
+        vertex_weights: np.ndarray | None = None,
+    ) -> Solver:
+        """Tables and kernels of a model pair (they take a second to make).
+
+        vertex_weights: (V,) how much each vertex counts (`plans.checked_weights`).
+        """
+        weights = checked_weights(vertex_weights, skel.template.shape[0])
         device, dtype = skel.device, getattr(torch, config.dtype)
         side = None if smpl is None else SmplSide.of(skel, smpl, dtype)
         skeleton, region = tables.skeleton_tables(skel), tables.regions(skel)
@@ -109,10 +163,11 @@ class Solver:
             joint_regressor=skel.joint_regressor.to(device, dtype),
             smpl=side,
             kernels=kernels(skeleton, None if side is None else side.tree, dtype, device),
-            plans=stage_plans(skel, smpl, config),
+            plans=stage_plans(skel, smpl, config, weights),
             block=block,
             width=-(-block // LANES) * LANES,
             graphs=Graphs() if kernels.records and device.type == "cuda" else None,
+            weights=weights,
         )
 
     def without_limits(self) -> Solver:
@@ -238,9 +293,16 @@ class Solver:
         active[:, :3] = False  # what bounds a root is no joint
         return active
 
-    def refit_shape(self, goal: GoalOf, betas: Tensor, solution: Solution) -> Tensor:
-        """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas."""
+    def refit_shape(
+        self, goal: GoalOf, betas: Tensor, solution: Solution, identity: Tensor | None = None
+    ) -> Tensor:
+        """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas.
+
+        identity: (n,) int64; rows of one number get one shape, from the sum of their equations.
+        Their betas must be equal before. None: a shape for each row.
+        """
         out = betas.clone()
+        shared = None if identity is None else SharedEquations.of(identity, betas)
         everything = torch.arange(betas.shape[0], device=self.device)
         for part in everything.split(self.block):
             index = padded(part, self.width)
@@ -254,11 +316,22 @@ class Solver:
                 columns.append((self._skin_of(pose, moved) - base) / _SHAPE_STEP)
             jacobian = torch.stack(columns).flatten(1, 2).permute(2, 0, 1).double()
             residual = (targets - base).flatten(0, 1).T[:, :, None].double()
-            normal = jacobian @ jacobian.transpose(1, 2) / base.shape[0]
+            seen = jacobian if self.weights is None else jacobian * self._shape_masses
+            normal = seen @ jacobian.transpose(1, 2) / base.shape[0]
+            right = seen @ residual / base.shape[0]
+            if shared is not None:
+                shared.add(part, normal[: part.numel()], right[: part.numel()])
+                continue
             normal += _SHAPE_PRIOR * torch.eye(start.shape[1], device=self.device)
-            step = torch.linalg.solve(normal, jacobian @ residual / base.shape[0])
+            step = torch.linalg.solve(normal, right)
             out[part] = (start + step[:, :, 0])[: part.numel()]
-        return out
+        return out if shared is None else out + shared.step(_SHAPE_PRIOR)
+
+    @cached_property
+    def _shape_masses(self) -> Tensor:
+        """(3V,) weights of the coordinates of all vertices, mean 1."""
+        masses = torch.as_tensor(self.weights, dtype=torch.float64, device=self.device)
+        return (masses / masses.mean()).repeat_interleave(3)
 
     def _skin_of(self, poses: Tensor, betas: Tensor) -> Tensor:
         transforms, points = self.evaluate(
@@ -457,7 +530,12 @@ class Solver:
             self.skinning, self.region, transforms, points, block.targets
         )
         count = points.shape[0]
-        energy = squares / count + self.kernels.extra_energy(
+        mean_square = squares / count
+        if self.weights is not None:
+            mean_square, _, _ = self.kernels.residual_moments(
+                plan.vertices, transforms, points, block.targets
+            )
+        energy = mean_square + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
         small = (state.step_size < self.tolerance(plan)) & (

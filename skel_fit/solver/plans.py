@@ -75,22 +75,50 @@ def stored_limits(name: joint_limits.LimitsName) -> tuple[np.ndarray, np.ndarray
     return lower32.astype(np.float64), upper32.astype(np.float64)
 
 
-def stage_plans(skel: SKEL, smpl: SMPL | None, config: FitConfig) -> tuple[StagePlan, ...]:
-    """The stages of the recipe; stages that look at the same vertices share their tables."""
+LEAST_WEIGHT = 1e-6
+"""Share of the heaviest vertex that a weight of 0 still has: kernels divide by it."""
+
+
+def checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Vertex weights (V,), the heaviest 1; None where all are equal, which is no weighting.
+
+    Raises ValueError for another shape, weights that are negative or not finite, or all 0.
+    """
+    if weights is None:
+        return None
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (count,):
+        raise ValueError(f"vertex_weights: expected ({count},), found {weights.shape}")
+    if not np.isfinite(weights).all() or weights.min() < 0.0 or weights.max() <= 0.0:
+        raise ValueError(
+            "vertex_weights: expected finite numbers of at least 0, one above 0, found "
+            f"{weights.min():g} to {weights.max():g}"
+        )
+    if weights.min() == weights.max():
+        return None
+    return np.maximum(weights / weights.max(), LEAST_WEIGHT)
+
+
+def stage_plans(
+    skel: SKEL, smpl: SMPL | None, config: FitConfig, weights: np.ndarray | None = None
+) -> tuple[StagePlan, ...]:
+    """The stages of the recipe; stages that look at the same vertices share their tables.
+
+    weights: (V,) of `checked_weights`, in every stage.
+    """
     smpl_weights = None if smpl is None else tables.numpy_of(smpl.lbs_weights)
     lower, upper = bounds(config)
     prior = np.zeros(PARAMETERS)
     prior[list(anatomy.SPINE_DOFS)] = config.prior_spine
     prior[list(anatomy.SCAPULA_DOFS)] = config.prior_scapula
     dtype = getattr(torch, config.dtype)
+    masses = np.ones(skel.template.shape[0]) if weights is None else weights
     plans: list[StagePlan] = []
     for stage in config.resolved_recipe().stages:
         chosen = _chosen_vertices(stage, smpl_weights, skel.template.shape[0])
         same = [p.vertices for p in plans if np.array_equal(p.vertices.indices, chosen)]
         vertices = (
-            same[0]
-            if same
-            else tables.vertex_set(skel, chosen, np.ones(chosen.size), dtype, skel.device)
+            same[0] if same else tables.vertex_set(skel, chosen, masses[chosen], dtype, skel.device)
         )
         joint_masses = np.zeros(24)
         joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
