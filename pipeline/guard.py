@@ -28,11 +28,14 @@ class Inputs:
         run = RunDirectory(directory)
         places = run.places(run.plan()) if run.plan_path.is_file() else {}
         noted = (places.get("source"), places.get("models"))
-        return Inputs(
-            *self._paths,
+        return self.and_files(
             *(directory / name for name in (*_RECORDS, *FOLDERS, APPENDED)),
             *(Path(place) for place in noted if place),
         )
+
+    def and_files(self, *paths: Path) -> Inputs:
+        """These and further files or folders."""
+        return Inputs(*self._paths, *paths)
 
     def check(self, *outputs: Path) -> None:
         """Call before anything is computed, with every file that will be written.

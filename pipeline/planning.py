@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,8 @@ class Planned:
     plan: Plan
     source: SourceLocation
     models: Path | None
+    unsure: Mapping[str, str]
+    """Pair `smpl:skel` -> why its angles will have no standard deviation."""
 
 
 @contextmanager
@@ -125,10 +127,8 @@ def _plan(
         calibration=factory.calibration(models, pairs),
     )
     check_unchanged(location)
-    if factory.needs_models:
-        for pair, why in why_unknown(plan, (":".join(pair) for pair in pairs)).items():
-            say(f"{pair}: skel_poses_sd will be NaN, {why}")
-    return Planned(plan, location, models)
+    unsure = why_unknown(plan, (":".join(pair) for pair in pairs)) if factory.needs_models else {}
+    return Planned(plan, location, models, unsure)
 
 
 def gender_pairs(source: AnnotationSource, smpl: str, skel: str, step: int) -> set[tuple[str, str]]:

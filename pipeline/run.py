@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +81,10 @@ class Preview:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run did. `ok`: every shard that was asked for is done."""
+    """What a run did.
+
+    ok: every shard that was asked for is done. unsure: as in `planning.Planned`.
+    """
 
     summary: Summary
     ok: bool
@@ -90,6 +93,7 @@ class Result:
     skipped: int
     seconds: float
     standin: bool
+    unsure: Mapping[str, str]
 
 
 def convert(request: Request, report: Report) -> Result:
@@ -143,6 +147,7 @@ def convert(request: Request, report: Report) -> Result:
             skipped=sum(state.state == "done" for state in before),
             seconds=time.perf_counter() - clock,
             standin=any(model.standin for model in found.plan.models),
+            unsure=found.unsure,
         )
 
 

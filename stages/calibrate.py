@@ -12,6 +12,7 @@ from stages.terminal import aligned, say
 
 if TYPE_CHECKING:
     from pipeline.calibration import Pair, Sample
+    from pipeline.guard import Inputs
     from skel_fit.calibration import CalibrationFile
     from skel_fit.recipe import FitConfig
 
@@ -43,6 +44,7 @@ def calibrate(
 
     folder, samples, config, about = _what(rows_from, models, stand_in, data_root, rows)
     out = out or folder / CALIBRATION_FILE
+    _read(rows_from, folder, data_root).check(out)
     found = measure(folder, samples, config, about, say)
     make_directory(out.parent)
     write_calibrations(out, found)
@@ -72,6 +74,23 @@ def _what(
     sample = free_motion(rows)
     about = {"rows_of": "committed motion", "files": [source_record(MOTION)]}
     return folder, dict.fromkeys(pairs, sample), FitConfig(), about
+
+
+def _read(rows_from: str | None, folder: Path, data_root: Path | None) -> Inputs:
+    """The body models, and the conversion or the label file whose rows are measured on."""
+    from pipeline.guard import Inputs
+    from pipeline.manifest import data_root as root_of
+    from pipeline.manifest import find_source, load_manifest
+    from pipeline.rundir import RunDirectory
+    from skel_fit.calibration import CALIBRATION_FILE
+
+    inputs = Inputs(*(path for path in folder.iterdir() if path.name != CALIBRATION_FILE))
+    if rows_from is None:
+        return inputs
+    if RunDirectory(Path(rows_from)).plan_path.is_file():
+        return inputs.and_dataset(Path(rows_from))
+    source = find_source(load_manifest(rows_from), root_of(data_root))
+    return inputs.and_files(source)
 
 
 def _opened(rows_from: str, models: Path | None, data_root: Path | None) -> tuple[Any, Any, Path]:

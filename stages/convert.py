@@ -335,6 +335,11 @@ def _table(result: Result, request: Request) -> str:
                 f"{name} {millimetres(errors[name], 2)} mm" for name in ("median", "p95", "max")
             ),
         ),
+        *(
+            ("deviations", f"{pair}: skel_poses_sd is NaN, {why}")
+            for pair, why in result.unsure.items()
+            if not _not_fitted(request)
+        ),
         ("bytes", f"{summary.bytes:,}"),
         ("digest", summary.digest or "- (not complete)"),
         ("next", _next(result, request)),

@@ -24,15 +24,23 @@ def manifest(
     skel_gender: options.SkelGender = None,
 ) -> None:
     """Write the manifest of a label file: what `convert FILE` would use."""
+    from pipeline.configuration import SUFFIXES
+    from pipeline.errors import UsageError
     from pipeline.guard import Inputs
     from pipeline.output_files import write_bytes
     from pipeline.own_file import Asked, manifest_yaml
 
+    if out is not None:
+        if not out.name.endswith(SUFFIXES):
+            raise UsageError(
+                f"{out}: other files are not written over: expected a name that ends in "
+                f"{' or '.join(SUFFIXES)}"
+            )
+        Inputs(file).check(out)
     found = Asked(str(file), data_root, models, up, smpl_gender, skel_gender).own_file()
     text = manifest_yaml(found)
     if out is None:
         print(text, end="")
         return
-    Inputs(file).check(out)
     write_bytes(out, text.encode())
     print(f"hmr-skel convert {out} --data-root {found.data_root}")

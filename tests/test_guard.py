@@ -68,6 +68,10 @@ VERBS: dict[str, Callable[[Bench, Path], list[str]]] = {
     "moyo-hard": lambda b, out: ["moyo-hard", f"{b.labels}", "--out", f"{out}"],
     "import-opensim": lambda b, out: ["import-opensim", f"{b.labels}", f"{b.labels}",
                                       "--out", f"{out}"],
+    "calibrate": lambda b, out: ["calibrate", f"{b.out}", "--rows", "48", "--out", f"{out}",
+                                 "--models", f"{default_body_directory()}"],
+    "manifest": lambda b, out: ["manifest", f"{b.labels}", "--models", "default-body",
+                                "--out", f"{out}"],
     "convert": lambda b, out: ["convert", f"{b.manifest}", "--out", f"{b.out}",
                                "--data-root", f"{b.data}", "--log-json", f"{out}"],
 }  # fmt: skip

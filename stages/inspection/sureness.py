@@ -48,7 +48,7 @@ def sureness(dataset: Dataset) -> dict[str, Any] | None:
     fitted = np.sum(list(rests.values()), axis=0)
     angles = [
         AngleSureness(
-            POSE_NAMES[angle].replace("_", " "),
+            POSE_NAMES[angle],
             _quantile(counts[angle], 0.5),
             _quantile(counts[angle], 0.95),
             *(float(rests[name][angle] / fitted[angle]) for name in ("data", "prior", "limit")),
