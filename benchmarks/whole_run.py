@@ -38,8 +38,10 @@ from skel_fit.recipe import FitRequest
 source = open_source(Path(sys.argv[1]), format=None, data_root=Path(sys.argv[1]).parent,
                      smpl_gender="column", skel_gender="column")
 rows = source.read(0, source.rows)
-fitter = registered_fitter(DEFAULT_FITTER).open(Path(default_body_directory()), "cpu", FitRequest())
 pairs = list(zip(rows.smpl_gender.tolist(), rows.skel_gender.tolist()))
+factory, models = registered_fitter(DEFAULT_FITTER), Path(default_body_directory())
+calibration = factory.calibration(models, set(pairs))
+fitter = factory.open(models, "cpu", FitRequest(), calibration)
 chosen = {pair: np.array([p == pair for p in pairs]) for pair in set(pairs)}
 for pair, some in chosen.items():
     fitter.fit(pair, rows.poses[some][:64], rows.betas[some][:64], rows.transl[some][:64])
