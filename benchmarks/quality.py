@@ -594,7 +594,7 @@ def tables_inside_and_near(
         f"{FALSE_LIMITED_BAR:.0%} of the rows.\n"
     )
     found = [
-        inside(pair, frames) for frames in (real(count, 11), extreme(count, 12), uniform(count))
+        inside(pair, frames) for frames in (real(count, 11), extreme(count, 12), uniform(count, 13))
     ]
     lines = [
         (
