@@ -35,11 +35,13 @@ LIMB_END = {1: 4, 2: 5, 4: 7, 5: 8, 16: 18, 17: 19, 18: 20, 19: 21, 20: 22, 21: 
 
 @dataclass
 class Bone:
-    """One ASF bone; `direction` unit (3,), `axis` Euler xyz degrees (3,), `dof` as written."""
+    """One ASF bone; `direction` unit (3,), `axis` Euler xyz degrees (3,), `dof` and `length` as
+    written."""
 
     direction: np.ndarray = field(default_factory=lambda: np.zeros(3))
     axis: np.ndarray = field(default_factory=lambda: np.zeros(3))
     dof: tuple[str, ...] = ()
+    length: float = 0.0
 
 
 def read_asf(path: Path) -> tuple[dict[str, Bone], dict[str, str]]:
@@ -62,6 +64,8 @@ def read_asf(path: Path) -> tuple[dict[str, Bone], dict[str, str]]:
                 name = words[1]
             elif words[0] == "dof":
                 bone.dof = tuple(words[1:])
+            elif words[0] == "length":
+                bone.length = float(words[1])
             elif words[0] in ("direction", "axis"):
                 setattr(bone, words[0], np.array([float(x) for x in words[1:4]]))
         elif section == ":hierarchy" and words[0] not in ("begin", "end"):
