@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.given_labels import SKEL_REASONS
 from pipeline.paths import Root, stays_inside
-from skel_fit.rejections import SMPL_REASONS, smpl_rejections
+from skel_fit.rejections import MAX_TRANSLATION, SMPL_REASONS, smpl_rejections
 
 CRASHED = "crashed"
 REASONS = {
@@ -27,6 +27,9 @@ REASONS = {
     "unknown_gender": "gender is not neutral, male or female (SKEL: male or female)",
     **SMPL_REASONS,
     "pose_not_rotation": "a pose matrix that is no rotation",
+    "non_finite_vertices": "NaN or infinity in the vertices of a mesh",
+    "vertices_out_of_range": "a mesh that is smaller than 0.2 m, larger than 4 m or 1 km away",
+    "non_finite_parameter": "NaN or infinity in a parameter of the body",
     "bad_camera": "intrinsics that are not finite, focal length <= 0, last row not 0 0 1",
     "non_finite_box": "NaN or infinity in centre or scale",
     "box_too_small": "box side below 1 px",
@@ -43,11 +46,14 @@ _LIKELY = {
     "pose_out_of_range": "the poses look like degrees: expected axis-angle in radians",
     "transl_out_of_range": "the translations look like millimetres: expected metres",
     "betas_out_of_range": "the betas look like those of another body model: expected SMPL's",
+    "vertices_out_of_range": "the meshes look like centimetres or millimetres: expected metres",
     "box_too_small": "the boxes look like fractions of the image: expected pixels",
     "box_too_large": "the box scale looks like pixels where it should be divided by 200",
 }
 """Reason -> what most often makes every row of a file fail for it."""
 
+MESH_SIZE = (0.2, 4.0)
+"""Metres: the longest side of a person's bounding box."""
 MIN_BOX = 1.0
 MAX_BOX = 1e5
 MAX_BOX_DIAGONALS = 4.0
@@ -95,6 +101,18 @@ def check_body(
     """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64."""
     for reason, bad in smpl_rejections(poses, betas, transl, max_beta):
         verdicts.reject(bad, reason)
+
+
+def check_vertices(verdicts: Verdicts, vertices: np.ndarray) -> None:
+    """vertices: (n, V, 3) metres."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = vertices.min(axis=1).astype(float), vertices.max(axis=1).astype(float)
+        size = (high - low).max(axis=1)
+        far = np.abs(np.stack((low, high))).max(axis=(0, 2)) > MAX_TRANSLATION
+    finite = np.isfinite(low).all(1) & np.isfinite(high).all(1)
+    verdicts.reject(~finite, "non_finite_vertices")
+    small, large = MESH_SIZE
+    verdicts.reject(~((size >= small) & (size <= large)) | far, "vertices_out_of_range")
 
 
 def check_camera(verdicts: Verdicts, cam_int: np.ndarray) -> None:

@@ -203,22 +203,41 @@ def fit_skel_to_vertices(
         raise ValueError(f"vertices: expected {expected}, found {tuple(vertices.shape)}")
     device = skel.template.device
     vertices, betas = (t.detach().to(device, torch.float64) for t in (vertices, betas))
-    reasons = [
-        "" if finite else NON_FINITE_VERTICES
-        for finite in (
-            torch.isfinite(vertices).all(dim=2).all(dim=1) & torch.isfinite(betas).all(dim=1)
-        ).tolist()
-    ]
-    rows = torch.tensor([r == "" for r in reasons], dtype=torch.bool, device=device).nonzero()[:, 0]
-    shared = _identity_of(identity, len(reasons), rows, config)
     solver = solver_of(skel, None, config, vertex_weights)
-    placed = place_surfaces(skel, vertices[rows], betas[rows])
-    goal = placed.goal(solver.dtype)
+
+    def place(rows: Tensor) -> tuple[GoalOf, RootOf]:
+        placed = place_surfaces(skel, vertices[rows], betas[rows])
+        return placed.goal(solver.dtype), lambda poses, shapes: placed.roots(
+            skel, poses, betas[rows], shapes
+        )
+
+    return fit_placed(solver, vertices, betas, config, place, identity)
+
+
+RootOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Root angles (n,3) and translations (n,3) of SKEL from solved poses (n,49) and betas (n,10)."""
+
+
+def fit_placed(
+    solver: Solver,
+    meshes: Tensor,
+    betas: Tensor,
+    config: FitConfig,
+    place: Callable[[Tensor], tuple[GoalOf, RootOf]],
+    identity: Tensor | None = None,
+) -> FitResult:
+    """Fit SKEL to meshes (n, V, 3) that `place` takes to the root frame, the listed rows of them.
+
+    betas: (n, 10) of SKEL. Rows that are not finite are rejected, and not placed.
+    """
+    finite = torch.isfinite(meshes).all(dim=2).all(dim=1) & torch.isfinite(betas).all(dim=1)
+    reasons = ["" if good else NON_FINITE_VERTICES for good in finite.tolist()]
+    rows = finite.nonzero()[:, 0]
+    shared = _identity_of(identity, len(reasons), rows, config)
+    goal, roots = place(rows)
     found = _search(solver, goal, betas[rows], config, shared)
-    shift = found.solution.poses[:, 46:49, None]
-    turned = placed.orient @ root_rotation(skel, found.solution.poses[:, :3])
-    trans = placed.trans + (placed.orient @ shift)[:, :, 0]
-    return _result(reasons, rows, found, root_angles(skel, turned), trans, config)
+    root, trans = roots(found.solution.poses, found.betas)
+    return _result(reasons, rows, found, root, trans, config)
 
 
 @dataclass(frozen=True)
@@ -296,21 +315,28 @@ def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
     return reasons
 
 
-_SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[tuple[int, str, FitConfig, bytes], Solver]] = (
-    weakref.WeakKeyDictionary()
-)
+_Key = tuple[int, str, FitConfig, bytes, bytes]
+_SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[_Key, Solver]] = weakref.WeakKeyDictionary()
 
 
 def solver_of(
-    skel: SKEL, smpl: SMPL | None, config: FitConfig, vertex_weights: np.ndarray | None = None
+    skel: SKEL,
+    smpl: SMPL | None,
+    config: FitConfig,
+    vertex_weights: np.ndarray | None = None,
+    mask_weights: np.ndarray | None = None,
 ) -> Solver:
-    """The solver of a model pair; its tables take a second to make and are kept with the model."""
+    """The solver of a model pair; its tables take a second to make and are kept with the model.
+
+    mask_weights: as in `Solver.of`.
+    """
     made = _SOLVERS.setdefault(skel, {})
     weights = checked_weights(vertex_weights, skel.template.shape[0])
     named = b"" if weights is None else weights.tobytes()
-    key = (id(smpl), str(skel.template.device), config, named)
+    masks = b"" if mask_weights is None else mask_weights.tobytes()
+    key = (id(smpl), str(skel.template.device), config, named, masks)
     if key not in made:
-        made[key] = Solver.of(skel, smpl, config, weights)
+        made[key] = Solver.of(skel, smpl, config, weights, mask_weights)
         if smpl is not None:  # ids are reused: forget the solver with its model
             weakref.finalize(smpl, made.pop, key, None)
     return made[key]

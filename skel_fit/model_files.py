@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -34,14 +35,17 @@ from skel_fit.skel import (
     SkelArrays,
 )
 
-Kind = Literal["skel", "smpl"]
+Kind = Literal["skel", "smpl", "smplh", "smplx"]
 
 SKEL_VERSION = "1.1.1"
 
-_GENDERS = {"skel": ("male", "female"), "smpl": ("neutral", "male", "female")}
+_ALL = ("neutral", "male", "female")
+_GENDERS = {"skel": ("male", "female"), "smpl": _ALL, "smplh": _ALL, "smplx": _ALL}
 _WHERE = {
     "skel": "download SKEL v1.1.1 from https://skel.is.tue.mpg.de",
     "smpl": "download SMPL from https://smpl.is.tue.mpg.de",
+    "smplh": "download SMPL-H (the extended model of AMASS) from https://mano.is.tue.mpg.de",
+    "smplx": "download SMPL-X from https://smpl-x.is.tue.mpg.de",
 }
 _MAX_FILE_BYTES = 4 << 30
 _MAX_SKELETON = 2_000_000  # vertices or faces of the bone mesh; the released files have 247,252
@@ -54,12 +58,12 @@ _ORTHONORMAL_TOLERANCE = 1e-4
 def model_file(path: str | Path, kind: Kind, gender: str) -> Path:
     """The file that `path` means: itself if it is a file, else the official name inside it.
 
-    kind `skel`: genders male, female; kind `smpl`: neutral, male, female.
+    kind `skel`: genders male, female; `smpl`, `smplh`, `smplx`: neutral, male, female.
     Raises ModelFileError if there is no such file or gender.
     """
     path = Path(path)
     if kind not in _GENDERS:
-        raise ModelFileError(f"{path}: expected kind skel or smpl, found {kind!r}")
+        raise ModelFileError(f"{path}: expected kind {', '.join(_GENDERS)}, found {kind!r}")
     if gender not in _GENDERS[kind]:
         raise ModelFileError(
             f"{path}: {kind} gender: expected one of {', '.join(_GENDERS[kind])}, found "
@@ -86,6 +90,10 @@ def _official_names(kind: Kind, gender: str) -> list[str]:
     if kind == "skel":
         return [f"skel_{gender}.pkl", f"skel/skel_{gender}.pkl",
                 f"skel_models_v1.1/skel_{gender}.pkl"]  # fmt: skip
+    if kind != "smpl":
+        upper = f"{kind.upper()}_{gender.upper()}"
+        names = [f"{upper}.npz", f"{upper}.pkl"]
+        return [*names, *(f"{kind}/{name}" for name in names), f"{kind}/{gender}/model.npz"]
     letter = gender if gender == "neutral" else gender[0]
     names = [
         f"SMPL_{gender.upper()}.pkl",
@@ -600,6 +608,74 @@ def _padded(directions: np.ndarray) -> np.ndarray:
     padded = np.zeros((*directions.shape[:2], smplx.SMPL.SHAPE_SPACE_DIM), dtype=np.float64)
     padded[:, :, : directions.shape[2]] = directions
     return padded
+
+
+# ---- SMPL-H, SMPL-X ------------------------------------------------------------------------------
+
+_FAMILY = {"smplh": (NUM_VERTICES, NUM_FACES, 52), "smplx": (10475, 20908, 55)}
+_SPLIT_SHAPE = 300
+"""Shape directions before those of expressions, in files with all of them (400)."""
+
+
+@dataclass(frozen=True)
+class FamilyArrays:
+    """What an SMPL-H or SMPL-X file holds, float64; metres."""
+
+    name: str
+    gender: str
+    template: np.ndarray  # (V, 3)
+    faces: np.ndarray  # (F, 3)
+    directions: np.ndarray  # (V, 3, B) shape
+    expressions: np.ndarray  # (V, 3, E)
+    correctives: np.ndarray  # (V, 3, 9 (J - 1))
+    regressor: np.ndarray  # (J, V)
+    weights: np.ndarray  # (V, J)
+    parents: tuple[int, ...]  # -1 for the root
+    hand_means: tuple[np.ndarray, np.ndarray]  # left, right (45,)
+    path: Path
+    standin: bool
+
+
+def load_family(path: str | Path, kind: Literal["smplh", "smplx"], gender: str) -> FamilyArrays:
+    """SMPL-H or SMPL-X from an official file (or its folder). gender: neutral, male or female.
+
+    Raises ModelFileError.
+    """
+    fields = _Fields(model_file(path, kind, gender))
+    vertices, faces, joints = _FAMILY[kind]
+    tree = fields.integers("kintree_table", (2, joints))
+    parents = (-1, *tree[0, 1:].tolist())
+    if parents[:22] != SMPL_PARENTS[:22] or any(p >= j for j, p in enumerate(parents)):
+        raise fields.error(
+            "kintree_table", f"the tree of {kind.upper()}, its body that of SMPL", f"{parents}"
+        )
+    directions = fields.floats("shapedirs", (vertices, 3, _AtLeast(NUM_BETAS)))
+    count = directions.shape[2]
+    shapes = count
+    if kind == "smplx":  # 10 and 10, or 300 and 100
+        shapes = min(_SPLIT_SHAPE, count) if count != 2 * NUM_BETAS else NUM_BETAS
+    weights = fields.floats("weights", (vertices, joints))
+    if (np.abs(weights.sum(axis=1) - 1.0) > 1e-3).any() or weights.min() < -1e-6:
+        raise fields.error("weights", "skinning weights that add up to 1", "others")
+    means = [
+        fields.floats(key, (45,)) if fields.get(key) is not None else np.zeros(45)
+        for key in ("hands_meanl", "hands_meanr")
+    ]
+    return FamilyArrays(
+        name=kind,
+        gender=gender,
+        template=fields.floats("v_template", (vertices, 3)),
+        faces=fields.faces("f", faces, vertices),
+        directions=directions[:, :, :shapes],
+        expressions=directions[:, :, shapes:],
+        correctives=fields.floats("posedirs", (vertices, 3, 9 * (joints - 1))),
+        regressor=fields.floats("J_regressor", (joints, vertices)),
+        weights=weights,
+        parents=parents,
+        hand_means=(means[0], means[1]),
+        path=fields.path,
+        standin=_is_standin(fields),
+    )
 
 
 # ---- joint regressors ---------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.paths import check_inside
-from pipeline.readers.base import AnnotationRows, AnnotationSource, FieldSpec
+from pipeline.readers.base import SMPL, AnnotationRows, AnnotationSource, FieldSpec
+from pipeline.readers.bodies import NEAREST
 from pipeline.readers.camerahmr import open_camerahmr
 from pipeline.readers.detect import FORMATS, detect_format
 from pipeline.readers.hmr_skel import open_hmr_skel
@@ -17,6 +18,7 @@ from pipeline.readers.names import find_label_file
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
+from pipeline.readers.vertices import open_vertices
 from pipeline.readers.webdataset import open_webdataset
 from skel_fit.rejections import MAX_BETA
 
@@ -35,9 +37,10 @@ _OPTIONS = {
     "webdataset": (),
     "sequence": ("pattern", "skip", "up"),
     "single-image": ("pattern",),
+    "vertices": ("skip", "up"),
 }
 _SMPL_GENDERS = ("neutral", "male", "female", "column")
-_SKEL_GENDERS = ("male", "female", "column")
+_SKEL_GENDERS = ("male", "female", "column", NEAREST)
 
 
 def open_source(
@@ -59,7 +62,8 @@ def open_source(
     data_root: no file of the source may lead out of it. image_root: folder below data_root that
         image names start at, for the check of symbolic links.
     smpl_gender: body model of the labels, or `column` to take it from the member `gender`.
-    skel_gender: body model wanted, or `column` to take it from `skel_gender`, else `gender`.
+    skel_gender: body model wanted, or `column` to take it from `skel_gender`, else `gender`;
+        `nearest` for other bodies than SMPL (`bodies.NEAREST`).
     max_beta: larger |beta| rejects the row. options: those of the format's reader.
 
     Raises InputError: one line with file and member.
@@ -76,6 +80,8 @@ def open_source(
     if format is not None:
         _check_choice(path, "format", format, FORMATS)
     source = _open(path, format or detect_format(path), labels, options)
+    if skel_gender == NEAREST and source.body == SMPL:
+        raise InputError(f"{path}: skel_gender {NEAREST} is for other bodies than SMPL")
     if root is not None:
         for file in source.files:
             check_inside(file, root)
@@ -89,6 +95,7 @@ def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]
         "webdataset": lambda **o: open_webdataset(path, labels, **o),
         "sequence": lambda **o: open_sequences(path, labels, **o),
         "single-image": lambda **o: open_single_images(path, labels, **o),
+        "vertices": lambda **o: open_vertices(NpzFile(path), labels, **o),
     }
     known = _OPTIONS[format]
     for name, value in options.items():

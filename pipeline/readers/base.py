@@ -22,6 +22,30 @@ class FieldSpec:
     shape: tuple[int, ...]
 
 
+SMPL = "smpl"
+"""Body of labels that are SMPL's parameters."""
+
+
+@dataclass(frozen=True)
+class BodyRows:
+    """Labels of n rows that are another body than SMPL.
+
+    body: its name (`smplh`, `smplx`, `mhr`, ... as `skel_fit.bodies` and maps call it).
+    parameters: (n, ...) each, of the names and units of `skel_fit.bodies`; bare meshes are
+    `vertices` (n, V, 3), metres, camera or world frame of the source.
+    identity: (n,) int64, whose shape a row has: one number for one person in the whole source.
+    """
+
+    body: str
+    parameters: dict[str, np.ndarray]
+    identity: np.ndarray
+
+    def take(self, rows: np.ndarray) -> BodyRows:
+        """The listed rows."""
+        some = {name: values[rows] for name, values in self.parameters.items()}
+        return BodyRows(self.body, some, self.identity[rows])
+
+
 @dataclass(frozen=True)
 class AnnotationRows:
     """Rows `start` to `stop` of a source, in source order; a rejected row is here too.
@@ -31,10 +55,12 @@ class AnnotationRows:
     betas: (n, 10) float64 SMPL shape.
     transl: (n, 3) float64 metres, added to the SMPL output.
     smpl_gender: (n,) str, body model of the label: neutral, male or female.
-    skel_gender: (n,) str, body model wanted: male or female.
+    skel_gender: (n,) str, body model wanted: male or female; of another body than SMPL also
+        `unknown`: the identity decides.
     fields: original columns, (n, ...) each, values and dtype as in the file.
     reasons: (n,) str, empty for an accepted row, else why not (`pipeline.row_checks.REASONS`).
     skel: SKEL labels, where they are taken as they are (`given_skel`).
+    other: the labels, where they are not SMPL's; poses, betas and transl are NaN then.
     """
 
     source_row: np.ndarray
@@ -46,6 +72,12 @@ class AnnotationRows:
     fields: dict[str, np.ndarray]
     reasons: np.ndarray
     skel: GivenSkel | None = None
+    other: BodyRows | None = None
+
+    @property
+    def body(self) -> str:
+        """Name of the labels' body."""
+        return SMPL if self.other is None else self.other.body
 
     def with_skel(self, skel: GivenSkel, reasons: np.ndarray) -> AnnotationRows:
         """The same rows with SKEL labels, and what is wrong with these."""
@@ -58,6 +90,7 @@ class AnnotationSource(ABC):
     format: name of the reader. path: what was opened. files: every file the labels come from, in
     order, for provenance. rows: number of rows. fields: original columns, in file order.
     up: which way is up, one of `pipeline.up_axis.UPS`; None: not stated.
+    body: of the labels; another than SMPL's has `identities` and `vertices`.
     """
 
     format: str
@@ -66,6 +99,16 @@ class AnnotationSource(ABC):
     rows: int
     fields: dict[str, FieldSpec]
     up: str | None = None
+    body: str = SMPL
+
+    def identities(self) -> np.ndarray:
+        """(rows,) int64: whose shape each row has. Only for another body than SMPL."""
+        raise TypeError(f"{self.path}: labels of SMPL have no identities")
+
+    @property
+    def vertices(self) -> int | None:
+        """How many vertices a row of bare meshes has; None: labels are parameters."""
+        return None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> AnnotationRows:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.paths import check_regular
-from pipeline.readers import camerahmr, hmr_skel, sequences, single_image, webdataset
+from pipeline.readers import camerahmr, hmr_skel, sequences, single_image, vertices, webdataset
 from pipeline.readers.members import listed
 from pipeline.readers.npz import NpzFile
 
@@ -18,6 +18,7 @@ FORMATS = (
     webdataset.FORMAT,
     sequences.FORMAT,
     single_image.FORMAT,
+    vertices.FORMAT,
 )
 
 
@@ -53,6 +54,8 @@ def _of_npz(file: NpzFile) -> str:
     names = file.members.keys()
     if names == single_image.MEMBERS:
         return single_image.FORMAT
+    if names >= vertices.REQUIRED:
+        return vertices.FORMAT
     if any(name in names for name in hmr_skel.POSES) and "imgname" in names:
         return hmr_skel.FORMAT
     # Sequences have no picture; labels of pictures have at least one of these.
@@ -72,6 +75,7 @@ def _nearest(names: Collection[str]) -> str:
         hmr_skel.FORMAT: ("imgname", "center", "scale", "skel_poses", "skel_betas"),
         **{f"{sequences.FORMAT} ({' + '.join(p)})": (*p, "betas") for p in sequences.POSES},
         single_image.FORMAT: tuple(single_image.MEMBERS),
+        vertices.FORMAT: tuple(vertices.REQUIRED),
     }
     missing = {name: [one for one in all if one not in names] for name, all in wanted.items()}
     share = {name: len(missing[name]) / len(wanted[name]) for name in wanted}

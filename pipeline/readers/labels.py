@@ -62,8 +62,9 @@ class Layout:
 class LabelOptions:
     """What the manifest says about a source.
 
-    smpl_gender: neutral, male, female or column; skel_gender: male, female or column. image_root:
-    folder below the data root that image names start at. max_beta: largest |beta| accepted.
+    smpl_gender: neutral, male, female or column; skel_gender: male, female or column, for other
+    bodies than SMPL also nearest. image_root: folder below the data root that image names start
+    at. max_beta: largest |beta| accepted.
     """
 
     smpl_gender: str = "neutral"
@@ -140,8 +141,8 @@ class LabelSource(AnnotationSource):
         self, fields: Mapping[str, np.ndarray], verdicts: Verdicts, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
         smpl, skel = self._options.smpl_gender, self._options.skel_gender
-        smpl_column = _gender_column(fields, ("gender",), smpl, n)
-        skel_column = _gender_column(fields, ("skel_gender", "gender"), skel, n)
+        smpl_column = gender_column(fields, ("gender",), smpl, n)
+        skel_column = gender_column(fields, ("skel_gender", "gender"), skel, n)
         verdicts.reject(smpl_column == "", "unknown_gender")
         verdicts.reject((skel_column != "male") & (skel_column != "female"), "unknown_gender")
         return smpl_column, skel_column
@@ -293,9 +294,10 @@ def genders(values: np.ndarray) -> np.ndarray:
     return np.array([_GENDERS.get(value, "") for value in text], "<U7").reshape(len(values))
 
 
-def _gender_column(
+def gender_column(
     fields: Mapping[str, np.ndarray], names: tuple[str, ...], choice: str, n: int
 ) -> np.ndarray:
+    """(n,) genders: `choice` for all, or those of the first of these columns that is there."""
     if choice != "column":
         return np.full(n, choice, "<U7")
     return genders(fields[next(name for name in names if name in fields)])

@@ -104,9 +104,14 @@ class Solution(NamedTuple):
     def improve(self, rows: Tensor, found: Solution) -> None:
         """Take over the found rows, numbered `rows` and each there once, where they lower the
         objective; nothing waits for the device."""
-        mine = self.rows(rows)
-        better = mine.where(found.energy < mine.energy, found)
-        for k, (kept, taken) in enumerate(zip(self, better, strict=True)):
+        self.take(rows, found, found.energy < self.energy[rows])
+
+    def take(self, rows: Tensor, found: Solution, where: Tensor) -> None:
+        """Take over those of the found rows, numbered `rows` and each there once, that `where`
+        (r,) says."""
+        for k, (kept, taken) in enumerate(
+            zip(self, self.rows(rows).where(where, found), strict=True)
+        ):
             if k == _REGION_ERRORS:
                 kept[:, rows] = taken
             else:

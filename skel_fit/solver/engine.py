@@ -139,10 +139,12 @@ class Solver:
         smpl: SMPL | None,
         config: FitConfig,
         vertex_weights: np.ndarray | None = None,
+        mask_weights: np.ndarray | None = None,
     ) -> Solver:
         """Tables and kernels of a model pair (they take a second to make).
 
-        vertex_weights: (V,) how much each vertex counts (`plans.checked_weights`).
+        vertex_weights: (V,) how much each vertex counts (`plans.checked_weights`). mask_weights:
+        (V,24) skinning weights of SMPL's joints for the stages' masks, where there is no `smpl`.
         """
         weights = checked_weights(vertex_weights, skel.template.shape[0])
         device, dtype = skel.device, getattr(torch, config.dtype)
@@ -163,7 +165,7 @@ class Solver:
             joint_regressor=skel.joint_regressor.to(device, dtype),
             smpl=side,
             kernels=kernels(skeleton, None if side is None else side.tree, dtype, device),
-            plans=stage_plans(skel, smpl, config, weights),
+            plans=stage_plans(skel, smpl, config, weights, mask_weights),
             block=block,
             width=-(-block // LANES) * LANES,
             graphs=Graphs() if kernels.records and device.type == "cuda" else None,
@@ -308,15 +310,15 @@ class Solver:
             index = padded(part, self.width)
             targets = goal(index).targets
             start, pose = betas[index], solution.poses[index]
-            base = self._skin_of(pose, start)
+            base = self.skin_of(pose, start)
             columns = []
             for k in range(start.shape[1]):
                 moved = start.clone()
                 moved[:, k] += _SHAPE_STEP
-                columns.append((self._skin_of(pose, moved) - base) / _SHAPE_STEP)
+                columns.append((self.skin_of(pose, moved) - base) / _SHAPE_STEP)
             jacobian = torch.stack(columns).flatten(1, 2).permute(2, 0, 1).double()
             residual = (targets - base).flatten(0, 1).T[:, :, None].double()
-            seen = jacobian if self.weights is None else jacobian * self._shape_masses
+            seen = jacobian if self.weights is None else jacobian * self.shape_masses
             normal = seen @ jacobian.transpose(1, 2) / base.shape[0]
             right = seen @ residual / base.shape[0]
             if shared is not None:
@@ -328,12 +330,13 @@ class Solver:
         return out if shared is None else out + shared.step(_SHAPE_PRIOR)
 
     @cached_property
-    def _shape_masses(self) -> Tensor:
+    def shape_masses(self) -> Tensor:
         """(3V,) weights of the coordinates of all vertices, mean 1."""
         masses = torch.as_tensor(self.weights, dtype=torch.float64, device=self.device)
         return (masses / masses.mean()).repeat_interleave(3)
 
-    def _skin_of(self, poses: Tensor, betas: Tensor) -> Tensor:
+    def skin_of(self, poses: Tensor, betas: Tensor) -> Tensor:
+        """Skin (V,3,n) of poses (n,49) and betas (n,10), root frame, m; n as wide as a block."""
         transforms, points = self.evaluate(
             self.plans[-1].vertices, poses, self.kernels.identity(betas)
         )

@@ -100,13 +100,18 @@ def checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | None
 
 
 def stage_plans(
-    skel: SKEL, smpl: SMPL | None, config: FitConfig, weights: np.ndarray | None = None
+    skel: SKEL,
+    smpl: SMPL | None,
+    config: FitConfig,
+    weights: np.ndarray | None = None,
+    mask_weights: np.ndarray | None = None,
 ) -> tuple[StagePlan, ...]:
     """The stages of the recipe; stages that look at the same vertices share their tables.
 
-    weights: (V,) of `checked_weights`, in every stage.
+    weights: (V,) of `checked_weights`, in every stage. mask_weights: (V,24) of SMPL's joints, for
+    masks without `smpl`.
     """
-    smpl_weights = None if smpl is None else tables.numpy_of(smpl.lbs_weights)
+    smpl_weights = mask_weights if smpl is None else tables.numpy_of(smpl.lbs_weights)
     lower, upper = bounds(config)
     prior = np.zeros(PARAMETERS)
     prior[list(anatomy.SPINE_DOFS)] = config.prior_spine

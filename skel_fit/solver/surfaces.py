@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skel_fit.root import root_angles, root_rotation
 from skel_fit.rotations import nearest_rotation
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import Goal, GoalOf, padded
@@ -33,6 +34,39 @@ class PlacedSurfaces:
             return Goal(targets, self.rotations[rows])
 
         return goal
+
+    def roots(
+        self, skel: SKEL, poses: Tensor, betas: Tensor, found: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Root angles (n,3) and trans (n,3) of SKEL from poses (n,49) in the root frame.
+
+        betas: (n,10) that the meshes were placed with; found: (n,10) of the fit, whose pelvis may
+        be elsewhere.
+        """
+        away = rest_pelvis(skel, found) - rest_pelvis(skel, betas)
+        shift = away + poses[:, 46:49]
+        trans = self.trans + (self.orient @ shift[:, :, None])[:, :, 0] - away
+        turned = self.orient @ root_rotation(skel, poses[:, :3])
+        return root_angles(skel, turned), trans
+
+
+def rooted_surfaces(skel: SKEL, targets: Tensor, betas: Tensor) -> PlacedSurfaces:
+    """Meshes (n, V, 3) m, float64, that are in the root frame already: orient is no turn.
+
+    betas: (n, 10). In blocks of one width, as `place_surfaces`.
+    """
+    rotations = place_surfaces(skel, targets, betas)
+    own = rotations.orient[:, None] @ rotations.rotations
+    n = targets.shape[0]
+    still = torch.eye(3, dtype=targets.dtype, device=targets.device).expand(n, 3, 3)
+    return PlacedSurfaces(targets, own, still, targets.new_zeros(n, 3))
+
+
+def rest_pelvis(skel: SKEL, betas: Tensor) -> Tensor:
+    """(n, 3) rest pelvis joint of betas (n, 10), float64; a sum a row."""
+    row = skel.joint_regressor[_PELVIS].double()
+    directions = torch.einsum("v,vck->ck", row, skel.shapedirs.double())
+    return row @ skel.template.double() + (betas[:, None, :] * directions).sum(dim=2)
 
 
 def place_surfaces(skel: SKEL, vertices: Tensor, betas: Tensor) -> PlacedSurfaces:

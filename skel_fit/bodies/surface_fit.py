@@ -1,0 +1,103 @@
+"""`fit_skel_to_surface`: SKEL to the surfaces of any mapped body."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skel_fit.bodies.identities import IdentityShapes
+from skel_fit.bodies.source_body import SourceRoot
+from skel_fit.bodies.surface_map import SurfaceMap
+from skel_fit.bodies.weights import surface_weights
+from skel_fit.fit import FitResult, RootOf, fit_placed, fit_skel_to_vertices, solver_of
+from skel_fit.inputs import Numbers
+from skel_fit.recipe import FitConfig
+from skel_fit.root import root_angles, root_rotation
+from skel_fit.skel import SKEL
+from skel_fit.solver.blocks import GoalOf
+from skel_fit.solver.crew import rows_over_threads
+from skel_fit.solver.surfaces import rest_pelvis, rooted_surfaces
+
+
+def map_weights(skel: SKEL, surface_map: SurfaceMap) -> np.ndarray:
+    """(6890,) how much each vertex counts: `surface_weights`, and how good the map is there."""
+    return surface_weights(skel) * surface_map.vertex_weight
+
+
+@rows_over_threads()
+def fit_skel_to_surface(
+    skel: SKEL,
+    surfaces: Numbers,
+    surface_map: SurfaceMap,
+    identity: np.ndarray,
+    shapes: IdentityShapes,
+    config: FitConfig | None = None,
+    *,
+    root: SourceRoot | None = None,
+    mask_weights: np.ndarray | None = None,
+    vertex_weights: np.ndarray | None = None,
+) -> FitResult:
+    """Fit SKEL to posed surfaces of another body.
+
+    surfaces: (n, V, 3) m of the map's source; identity: (n,) int64, each with a shape in `shapes`,
+    which is taken as it is; root: what the source states of its root, float64: a recipe that
+    freezes it ('hierarchical') keeps that; None: bare vertices, for which the recipe must free it
+    ('surface', the default then). mask_weights: (V, 24) of the source (`SourceBody.mask_weights`),
+    for recipes with vertex masks. vertex_weights: (6890,); None: `map_weights`. Rows with vertices
+    that are not finite are rejected. Errors are of all vertices. numpy arrays give numpy columns.
+
+    Raises ValueError: shapes that do not fit; a map of another topology; a root that is stated and
+    freed without a bound, or neither stated nor freed.
+    """
+    config = config or FitConfig(recipe="surface" if root is None else "hierarchical")
+    surface_map.check_target(skel)
+    device = skel.template.device
+    given = torch.as_tensor(surfaces).detach().to(device, torch.float64)
+    targets = surface_map.apply(given)
+    places = shapes.places(np.asarray(identity, np.int64))
+    betas = torch.as_tensor(shapes.betas[places], device=device)
+    weights = map_weights(skel, surface_map) if vertex_weights is None else vertex_weights
+    recipe = config.resolved_recipe()
+    if recipe.root_is_free and recipe.root_trust is None:
+        found = fit_skel_to_vertices(skel, targets, betas, config, vertex_weights=weights)
+    else:
+        if root is None:
+            raise ValueError(
+                f"recipe {config.recipe!r} keeps the root of the source, which states none; bare "
+                "vertices need recipe 'surface'"
+            )
+        masks = None if mask_weights is None else surface_map.carried(mask_weights)
+        offsets = torch.as_tensor(shapes.offsets[places], device=device)
+        found = _rooted(skel, targets, betas, offsets, root, config, masks, weights)
+    return found.numpy() if isinstance(surfaces, np.ndarray) else found
+
+
+def _rooted(
+    skel: SKEL,
+    targets: Tensor,
+    betas: Tensor,
+    offsets: Tensor,
+    root: SourceRoot,
+    config: FitConfig,
+    masks: np.ndarray | None,
+    weights: np.ndarray,
+) -> FitResult:
+    """The fit in the root frame that the source states; root angles and translation from it."""
+    root = SourceRoot(*(part.to(targets) for part in root))
+    solver = solver_of(skel, None, config, weights, masks)
+    still = root.unposed(targets) - offsets[:, None]
+
+    def place(rows: Tensor) -> tuple[GoalOf, RootOf]:
+        placed = rooted_surfaces(skel, still[rows], betas[rows])
+
+        def roots(poses: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
+            """SKEL's v = R (y - J) + J + trans is the source's v = R (y + offset - P) + p."""
+            pelvis, orient = rest_pelvis(skel, shapes), root.orient[rows]
+            arm = pelvis + offsets[rows] - root.pelvis[rows] + poses[:, 46:49]
+            trans = root.position[rows] + (orient @ arm[:, :, None])[:, :, 0] - pelvis
+            return root_angles(skel, orient @ root_rotation(skel, poses[:, :3])), trans
+
+        return placed.goal(solver.dtype), roots
+
+    return fit_placed(solver, still, betas, config, place)
