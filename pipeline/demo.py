@@ -8,7 +8,8 @@ Rows are real frames, the same mirrored, and poses sampled around them; `pose_so
 The motion is cut into segments, each wholly in train, validation or test, with frames left out
 between them, so that no row of one split has a neighbour in another. Every number is rounded (poses
 to 1e-8 rad, pixels to 1e-4) before it is used further: libraries that differ in the last bit write
-the same bytes.
+the same bytes. More rows may come from the takes of other actors (`pipeline/takes.py`): split by
+actor, those of the test in a split of their own, `test-actors`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from scipy.spatial.transform import Rotation
 from pipeline.errors import InputError
 from pipeline.output_files import write_bytes
 from pipeline.readers.npz import NpzFile
+from pipeline.takes import takes as committed_takes
 from skel_fit.anatomy import SMPL_MIRROR
 from skel_fit.keypoints import SmplKeypoints
 
@@ -99,51 +101,57 @@ _TRIES = 8
 
 
 def write_demo(
-    path: str | Path, models_dir: str | Path, *, rows: int = ROWS, seed: int = SEED
+    path: str | Path, models_dir: str | Path, *, rows: int = ROWS, seed: int = SEED, takes: int = 0
 ) -> Path:
     """Write the demo labels to `path`, uncompressed, atomically, the same bytes for the same
-    models, rows and seed.
+    models, rows, seed and takes.
 
     models_dir: SMPL_{NEUTRAL,MALE,FEMALE} and SMPL_to_J19.pkl, e.g. `default_body_directory()`.
     rows: at least 60. A third each real, mirrored and sampled; from 1,620 on all 540 frames are
     there once as they are and once mirrored, and the rest is sampled around them.
+    takes: so many more rows, likewise, from the new takes of other actors; none or at least 60.
     Columns: those of CameraHMR (imgname, center, scale, pose_cam, shape, trans_cam, cam_int,
     gtkps), gender and skel_gender (body of the label, body wanted), pose_source (real, mirrored,
-    sampled), segment, split, frame (of the motion, 30 fps), image_size (width, height).
+    sampled), segment, split, frame (of the motion, 30 fps), image_size (width, height). With takes
+    also take, actor, activity; there `frame` counts at the take's rate and every take is a segment.
 
     Raises ModelFileError: a model file is missing or broken. OutputError: `path` cannot be written.
     """
     path = Path(path)
-    write_bytes(path, npz_bytes(demo_columns(models_dir, rows=rows, seed=seed)))
+    write_bytes(path, npz_bytes(demo_columns(models_dir, rows=rows, seed=seed, takes=takes)))
     return path
 
 
-def check_demo(path: str | Path, *, rows: int = ROWS, seed: int = SEED) -> None:
-    """Refuse a label file that `write_demo` made with other rows or another seed.
+def check_demo(path: str | Path, *, rows: int = ROWS, seed: int = SEED, takes: int = 0) -> None:
+    """Refuse a label file that `write_demo` made with other rows, takes or another seed.
 
     Which frames are there, and as what, is the first that is drawn from the seed: it is drawn
     again, without models, and compared. The other columns are not looked at.
 
-    Raises InputError: of other rows or another seed, damaged, or no demo labels.
+    Raises InputError: of other rows, takes or another seed, damaged, or no demo labels.
     """
     try:
         file = NpzFile(Path(path))
         found = {name: file.whole(name) for name in _DRAWN_FIRST if name in file.members}
     except InputError as error:
         raise InputError(f"{error}; or remove the file: it is made anew") from error
-    expected = _choose_rows(rows, np.random.default_rng(seed))
+    chosen = [_choose_rows(rows, np.random.default_rng(seed))]
+    if takes:
+        chosen.append(_choose_take_rows(takes, _take_random(seed)))
+    expected = _joined(chosen)
     complete = len(found) == len(_DRAWN_FIRST)
     if complete and all(np.array_equal(found[name], expected[name]) for name in _DRAWN_FIRST):
         return
     if not complete:
         reason = "no generated labels"
-    elif (count := found["frame"].size) != rows:
+    elif (count := found["frame"].size) != rows + takes:
         reason = f"{count} rows"
     else:
         reason = "made from another seed, or by another version"
+    more = f" and {takes} of other actors" if takes else ""
     raise InputError(
-        f"{path}: {reason}; the manifest wants {rows} rows of seed {seed}: remove the file and it "
-        "is made anew, or give the manifest the file's rows and seed, or another source.path"
+        f"{path}: {reason}; the manifest wants {rows} rows of seed {seed}{more}: remove the file "
+        "and it is made anew, or give the manifest the file's rows and seed, or another source.path"
     )
 
 
@@ -151,29 +159,58 @@ _DRAWN_FIRST = ("frame", "pose_source")
 
 
 def demo_columns(
-    models_dir: str | Path, *, rows: int = ROWS, seed: int = SEED
+    models_dir: str | Path, *, rows: int = ROWS, seed: int = SEED, takes: int = 0
 ) -> dict[str, np.ndarray]:
-    """The columns of `write_demo` in memory, (rows, ...) each."""
-    if rows < 60:
-        raise InputError(f"demo: {rows} rows asked for, expected at least 60")
+    """The columns of `write_demo` in memory, (rows + takes, ...) each."""
+    for name, count, least in (("rows", rows, 60), ("takes", takes, 60 if takes else 0)):
+        if count < least:
+            raise InputError(f"demo: {count} {name} asked for, expected at least 60")
     bodies = {gender: SmplKeypoints.load(Path(models_dir), gender) for gender in _label_genders()}
     random = np.random.default_rng(seed)
-    columns = _choose_rows(rows, random)
-    world = _poses(columns, bodies["neutral"], random)
-    columns["shape"] = np.clip(random.normal(size=(rows, 10)), -2.5, 2.5).round(6)
+    chosen = _choose_rows(rows, random)
+    columns = _drawn(chosen, demo_motion()[chosen["frame"]], bodies, random)
+    if takes:
+        # a stream of its own: the rows of the demo motion are what they are without
+        random = _take_random(seed)
+        more = _choose_take_rows(takes, random)
+        drawn = _drawn(more, _take_poses(more), bodies, random)
+        columns = _joined([columns, drawn]) | {
+            name: np.concatenate([np.full(rows, value), more[name]])
+            for name, value in _DEMO_TAKE.items()
+        }
+    split = columns["split"]
+    names = [f"demo/{split[i]}/{i:07d}.jpg" for i in range(rows + takes)]
+    columns["imgname"] = np.array(names)
+    return {name: columns[name] for name in (*_ORDER, *(_DEMO_TAKE if takes else ()))}
+
+
+def _drawn(
+    columns: dict[str, np.ndarray],
+    base: np.ndarray,
+    bodies: dict[str, SmplKeypoints],
+    random: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """The chosen rows with all that is drawn for them, around their base poses (rows, 24, 3)."""
+    columns = dict(columns)
+    world = _poses(columns["pose_source"], base, bodies["neutral"], random)
+    columns["shape"] = np.clip(random.normal(size=(len(base), 10)), -2.5, 2.5).round(6)
     _choose_genders(columns, random)
     columns["pose_cam"] = _to_camera(world, random)
     points = _keypoints(bodies, columns)
     _choose_cameras(columns, points, random)
     _project(columns, points, random)
-    split = columns["split"]
-    columns["imgname"] = np.array([f"demo/{split[i]}/{i:07d}.jpg" for i in range(rows)])
-    return {name: columns[name] for name in _ORDER}
+    return columns
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows of all parts, in order: the columns that the first has."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 _ORDER = ("imgname", "center", "scale", "pose_cam", "shape", "trans_cam", "cam_int", "gtkps",
           "gender", "skel_gender", "pose_source", "segment", "split", "frame",
           "image_size")  # fmt: skip
+_DEMO_TAKE = {"take": "01_01", "actor": "01", "activity": "jumps, turns"}
 
 
 def npz_bytes(columns: dict[str, np.ndarray]) -> bytes:
@@ -215,6 +252,50 @@ def _choose_rows(rows: int, random: np.random.Generator) -> dict[str, np.ndarray
     }
 
 
+TAKE_FPS = 30
+"""Rows come from the takes at this rate: nearer frames hardly differ."""
+
+
+def _take_random(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 1])
+
+
+def _choose_take_rows(rows: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """As `_choose_rows`, from the new takes, with the take of each row."""
+    known = [(number, take) for number, take in enumerate(committed_takes()) if take.new]
+    each = [take.frames_at(TAKE_FPS) for _, take in known]
+    number = np.repeat([number for number, _ in known], [len(frames) for frames in each])
+    frames = np.concatenate(each)
+    count = min(len(frames), rows // 3)
+    kept = np.linspace(0, len(frames) - 1, count).astype(int)
+    more = random.choice(len(frames), rows - 2 * count)
+    kinds = np.array(("real",) * count + ("mirrored",) * count + ("sampled",) * len(more))
+    chosen = np.concatenate([kept, kept, more])
+    order = np.argsort(chosen, kind="stable")
+    chosen, kinds = chosen[order], kinds[order]
+    of = [committed_takes()[k] for k in number[chosen]]
+    return {
+        "frame": frames[chosen].astype(np.int32),
+        "pose_source": kinds,
+        "segment": (len(SPLITS) + number[chosen]).astype(np.int32),
+        "split": np.array([TAKE_SPLITS[take.split] for take in of]),
+        "take": np.array([take.name for take in of]),
+        "actor": np.array([take.actor for take in of]),
+        "activity": np.array([take.activity for take in of]),
+    }
+
+
+TAKE_SPLITS = {"train": "train", "test": "test-actors"}
+"""Split of the rows of a take by the split of its actor: the demo's own test split stays apart."""
+
+
+def _take_poses(columns: dict[str, np.ndarray]) -> np.ndarray:
+    """(rows, 24, 3) rotation vectors of the frames chosen, y up."""
+    known = {take.name: take.poses for take in committed_takes()}
+    pairs = zip(columns["take"].tolist(), columns["frame"].tolist(), strict=True)
+    return np.stack([known[name][frame] for name, frame in pairs]).reshape(-1, 24, 3).round(8)
+
+
 def _label_genders() -> list[str]:
     return sorted({pair[0] for pair in GENDER_PAIRS})
 
@@ -243,11 +324,10 @@ def mirror_poses(poses: np.ndarray) -> np.ndarray:
 
 
 def _poses(
-    columns: dict[str, np.ndarray], body: SmplKeypoints, random: np.random.Generator
+    source: np.ndarray, base: np.ndarray, body: SmplKeypoints, random: np.random.Generator
 ) -> np.ndarray:
-    """(rows, 24, 3) rotation vectors, world frame (y up)."""
-    poses = demo_motion()[columns["frame"]]
-    source = columns["pose_source"]
+    """(rows, 24, 3) rotation vectors, world frame (y up), around base poses of the same shape."""
+    poses = base.copy()
     sampled = np.flatnonzero(source == "sampled")
     flipped = np.concatenate(
         [np.flatnonzero(source == "mirrored"), sampled[random.random(len(sampled)) < 0.5]]

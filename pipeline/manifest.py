@@ -30,8 +30,9 @@ class Source(_Strict):
     """The label file of a subset.
 
     `path` and `spellings` are tried in this order below the data root. `generator: demo` makes the
-    file when it is absent, of `rows` rows from `seed` (None: those of `pipeline.demo`); a file that
-    is there and was made with others is refused. `options` go to the reader of that format.
+    file when it is absent, of `rows` rows from `seed` (None: those of `pipeline.demo`) and `takes`
+    rows of other actors; a file that is there and was made with others is refused. `options` go to
+    the reader of that format.
     """
 
     path: InsidePath
@@ -40,19 +41,20 @@ class Source(_Strict):
     generator: Literal["demo"] | None = None
     rows: int | None = Field(default=None, ge=60, le=1_000_000, strict=True)
     seed: int | None = Field(default=None, ge=0, lt=2**32, strict=True)
+    takes: int | None = Field(default=None, ge=60, le=1_000_000, strict=True)
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _only_generated(self) -> Self:
         if self.generator is None and self.generated:
             names = " and ".join(self.generated)
-            raise ValueError(f"{names} given without a generator; real labels have neither")
+            raise ValueError(f"{names} given without a generator; real labels have none of them")
         return self
 
     @property
     def generated(self) -> dict[str, int]:
-        """`rows` and `seed` as far as they are given, for the functions of `pipeline.demo`."""
-        given = {"rows": self.rows, "seed": self.seed}
+        """`rows`, `seed`, `takes` as far as they are given, for functions of `pipeline.demo`."""
+        given = {"rows": self.rows, "seed": self.seed, "takes": self.takes}
         return {name: value for name, value in given.items() if value is not None}
 
 

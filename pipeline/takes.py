@@ -42,10 +42,14 @@ class Take:
     transl: np.ndarray
     new: bool = True
 
+    def frames_at(self, fps: float) -> np.ndarray:
+        """Numbers of the frames nearest to another, lower rate."""
+        times = np.arange(0.0, len(self.poses), max(self.fps / fps, 1.0))
+        return np.unique(np.rint(times).astype(int).clip(max=len(self.poses) - 1))
+
     def every(self, fps: float) -> Take:
         """The frames nearest to another, lower rate."""
-        times = np.arange(0.0, len(self.poses), max(self.fps / fps, 1.0))
-        chosen = np.unique(np.rint(times).astype(int).clip(max=len(self.poses) - 1))
+        chosen = self.frames_at(fps)
         rate = min(self.fps, round(fps))
         return Take(
             self.name, self.actor, self.activity, self.split, rate,

@@ -11,6 +11,7 @@ import pytest
 from pipeline import open_dataset
 from pipeline.demo import SEED, SPLITS, demo_columns, write_demo
 from pipeline.manifest import load_manifest
+from pipeline.takes import take
 from skel_fit.default_body import default_body_directory
 from stages import cli
 from stages.regressor.config import load_recipe
@@ -155,7 +156,7 @@ def test_the_pictures_of_the_demo_are_those_that_were_always_rendered(capsys) ->
 
 def test_demo_large_trains_on_nothing_of_the_test_split_of_the_demo() -> None:
     large, small = load_manifest("demo-large"), load_manifest("demo")
-    assert large.source.generated == {"rows": 12000, "seed": 20241}
+    assert large.source.generated == {"rows": 12000, "seed": 20241, "takes": 3000}
     assert small.source.generated == {}
     assert large.source.path != small.source.path and large.image_root != small.image_root
     models = default_body_directory()
@@ -169,3 +170,31 @@ def test_demo_large_trains_on_nothing_of_the_test_split_of_the_demo() -> None:
     assert not set(ours["frame"][train]) & set(theirs["frame"][test])
     for name in ("shape", "pose_cam", "trans_cam"):
         assert not {v.tobytes() for v in ours[name]} & {v.tobytes() for v in theirs[name]}
+
+
+def test_rows_of_other_actors_join_and_change_no_other(tmp_path: Path, capsys) -> None:
+    models = default_body_directory()
+    own = demo_columns(models, rows=ROWS, seed=OWN_SEED)
+    joined = demo_columns(models, rows=ROWS, seed=OWN_SEED, takes=90)
+    for name, values in own.items():
+        np.testing.assert_array_equal(joined[name][:ROWS], values)
+    more = {name: values[ROWS:] for name, values in joined.items()}
+    assert (joined["actor"][:ROWS] == "01").all() and len(more["actor"]) == 90
+    by_actor = {(a, s) for a, s in zip(more["actor"].tolist(), more["split"].tolist(), strict=True)}
+    assert len(by_actor) == len({actor for actor, _ in by_actor}) == 6
+    tested = more["split"] == "test-actors"
+    assert tested.any() and set(more["split"][~tested]) == {"train"}
+    assert not set(more["activity"][tested]) & set(more["activity"][~tested])
+    for row in np.flatnonzero(more["pose_source"] == "real")[::7]:
+        known = take(str(more["take"][row])).poses[more["frame"][row]]
+        np.testing.assert_allclose(more["pose_cam"][row, 3:], known[3:], atol=1e-8)
+    # and a manifest makes, checks and refuses them like rows and seed
+    subset = manifest(tmp_path, rows=ROWS, seed=OWN_SEED, takes=90)
+    code, _, err = convert(capsys, subset, tmp_path)
+    assert code == 0, err
+    assert len(open_dataset(tmp_path / "out")) == ROWS + 90
+    with np.load(tmp_path / "data" / LABELS) as file:
+        np.testing.assert_array_equal(file["actor"], joined["actor"])
+    other = manifest(tmp_path, "other", rows=ROWS, seed=OWN_SEED, takes=91)
+    code, _, err = convert(capsys, other, tmp_path)
+    assert code == 5 and f"{ROWS + 90} rows" in err and "91 of other actors" in err, err

@@ -32,7 +32,7 @@ _RESULTS = ("skel_poses", "skel_betas", "skel_gender", "vertex_error_mean", "ver
             "status", "source_row")  # fmt: skip
 _NEEDED = ("imgname", "center", "scale", "cam_int", "gtkps")
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-           "validation": "validation", "test": "test"}  # fmt: skip
+           "validation": "validation", "test": "test", "test-actors": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True)
