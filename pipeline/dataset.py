@@ -126,7 +126,8 @@ class Dataset(Rows):
     @property
     def to_source(self) -> np.ndarray:
         """Rotation (3, 3) of points posed from `skel_poses` and `skel_trans` back to the axes of
-        the label file (a source with z up is turned before the fit)."""
+        the label file (a source with z up is turned before the fit). Rows that were moved into
+        their cameras (3DPW, EMDB) have none in common: their column `cam_ext` is that."""
         turn = turn_of(self.plan)
         return np.eye(3) if turn is None else turn.T.copy()
 

@@ -26,6 +26,7 @@ from pipeline.given_labels import NOT_FITTED, GivenSkel, given_status, on_limits
 from pipeline.manifest import missing_models
 from pipeline.plan import CalibrationRecord, ModelRecord
 from pipeline.provenance import file_record
+from pipeline.up_axis import moved_points
 from skel_fit.calibration import (
     CALIBRATION_FILE,
     Calibration,
@@ -65,7 +66,8 @@ class Fitter(Protocol):
     ) -> Mapping[str, np.ndarray]:
         """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> `columns.FIT_COLUMNS`.
 
-        `genders` is (smpl gender, skel gender); `turn` (3, 3) rotates the world before the fit.
+        `genders` is (smpl gender, skel gender); `turn` changes the axes before the fit:
+        (3, 3) for all, or (n, 3, 4) a rotation and a shift a row (`pipeline.up_axis.turned`).
         `given`: the labels' own SKEL bodies, where they are taken as they are.
         """
 
@@ -304,7 +306,8 @@ class _SkelFitter:
                     global_orient=poses[:, :3], body_pose=poses[:, 3:], betas=betas, transl=transl
                 ).vertices
                 if turn is not None:
-                    target = target @ self._tensor(turn).T
+                    own = turn if turn.ndim == 2 else turn[block]
+                    target = moved_points(target, self._tensor(own))
                 fitted = skel_model(*(self._tensor(values[block]) for values in skel))
                 distance = torch.linalg.vector_norm(fitted.skin_vertices - target, dim=-1)
                 found["vertex_error_mean"].append(distance.mean(dim=1).cpu().numpy())

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _STEP = 4096
 _GENDERED = {"male", "female"}
-_OF_FILES = ("up", "smpl_gender", "skel_gender")
+_OF_FILES = ("up", "smpl_gender", "skel_gender", "option")
+_UP_WORDS = {"z": "z is up", "y": "y is up", "y-down": "in the camera's axes, y down"}
 STAND_IN = "default-body"
 """What `--models` says for the licence-free stand-in pair."""
 
@@ -89,7 +90,8 @@ def own_file(
         **given,
     )
     _check_a_row(source)
-    motion = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
+    timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
+    motion = timed and source.layout.cam_ext is None  # a camera moves by itself
     if source.up is not None:
         given["up"] = source.up
     content: dict[str, Any] = {
@@ -168,7 +170,7 @@ def _described(source: LabelSource, manifest: Manifest) -> str:
         f"SMPL {_word(manifest.genders.smpl)} to SKEL {_word(manifest.genders.skel)}",
         bodies,
         "rows on their own" if manifest.fit.sequence is None else "frames of a motion",
-        *([f"{source.up} is up"] if source.up else []),
+        *([_UP_WORDS[source.up]] if source.up else []),
         *_liberties(source),
     ]
     return ", ".join(parts)
@@ -197,7 +199,8 @@ class Asked:
     """What a command line says of a subset or of a label file, and where it is.
 
     word: name or path of a manifest, or a label file. models: folder, or the name `default-body`.
-    up, smpl_gender, skel_gender: of a label file only, a manifest has its own.
+    up, smpl_gender, skel_gender, option: of a label file only, a manifest has its own. option:
+    `NAME=VALUE`, of its reader.
     """
 
     word: str
@@ -206,6 +209,7 @@ class Asked:
     up: str | None = None
     smpl_gender: str | None = None
     skel_gender: str | None = None
+    option: tuple[str, ...] | None = None
 
     @property
     def standin(self) -> bool:
@@ -246,7 +250,17 @@ class Asked:
             path,
             models=STAND_IN if self.standin else "licensed",
             root=self.data_root,
-            options={} if self.up is None else {"up": self.up},
+            options=self._options(),
             smpl_gender=self.smpl_gender,
             skel_gender=self.skel_gender,
         )
+
+    def _options(self) -> dict[str, str]:
+        """Options of the reader, as `--option` and `--up` give them."""
+        given: dict[str, str] = {}
+        for text in self.option or ():
+            name, equals, value = text.partition("=")
+            if not name or not equals:
+                raise UsageError(f"--option {text}: expected NAME=VALUE, e.g. frame=world")
+            given[name] = value
+        return given if self.up is None else {**given, "up": self.up}

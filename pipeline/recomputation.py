@@ -23,7 +23,7 @@ from pipeline.receipts import ShardState, shard_path
 from pipeline.row_checks import CRASHED
 from pipeline.shards import open_shard, read_column
 from pipeline.task import shard_columns
-from pipeline.up_axis import turn_of
+from pipeline.up_axis import turned
 from skel_fit.rejections import smpl_rejections
 from skel_fit.status import Status, rejected_rows
 
@@ -181,7 +181,8 @@ class Recomputation:
         """Error column -> difference (len(good),) in metres of stored and recomputed values."""
         differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
         for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
-            again = self._fitter().residuals(genders, smpl, skel, **self._turned)
+            axes = self._axes(rows, good[own])
+            again = self._fitter().residuals(genders, smpl, skel, **axes)
             for name in ERROR_COLUMNS:
                 difference = np.abs(stored[name][good[own]].astype(np.float64) - again[name])
                 differences[name][own] = np.nan_to_num(difference, nan=np.inf)
@@ -197,22 +198,25 @@ class Recomputation:
             return
         turn, move = (0.0, 0.0) if trust is None else (trust.rotation, trust.translation)
         for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
-            angles, shift = self._fitter().root_departures(genders, smpl, skel, **self._turned)
-            turned, moved = np.abs(angles).max(axis=1), np.abs(shift).max(axis=1)
+            axes = self._axes(rows, good[own])
+            angles, shift = self._fitter().root_departures(genders, smpl, skel, **axes)
+            angle, moved = np.abs(angles).max(axis=1), np.abs(shift).max(axis=1)
             slack = ROOT_TOLERANCE + np.spacing(np.abs(skel[2]).max(axis=1).astype(np.float32))
-            far = ~((turned <= turn + ROOT_TOLERANCE) & (moved <= move + slack))
+            far = ~((angle <= turn + ROOT_TOLERANCE) & (moved <= move + slack))
             if far.any():
                 row = int(np.argmax(far))
                 yield (
                     f"the root of row {stored['source_row'][good[own[row]]]} leaves the label's by "
-                    f"{turned[row]:.5f} rad and {moved[row] * 1000:.3f} mm; the recipe allows "
+                    f"{angle[row]:.5f} rad and {moved[row] * 1000:.3f} mm; the recipe allows "
                     f"{turn:g} rad and {move * 1000:g} mm ({int(far.sum())} rows)"
                 )
 
-    @property
-    def _turned(self) -> dict[str, np.ndarray]:
-        turn = turn_of(self.plan)
-        return {} if turn is None else {"turn": turn}
+    def _axes(self, rows: Sequence[AnnotationRows], chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """`up_axis.turned` of `chosen`, positions in all of `rows`."""
+        if rows[0].cameras is None:
+            return turned(self.plan, rows[0], slice(None))
+        cameras = np.concatenate([row.cameras for row in rows if row.cameras is not None])
+        return turned(self.plan, replace(rows[0], cameras=cameras), chosen)
 
 
 _Body = tuple[np.ndarray, np.ndarray, np.ndarray]

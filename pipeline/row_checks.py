@@ -30,6 +30,8 @@ REASONS = {
     "non_finite_vertices": "NaN or infinity in the vertices of a mesh",
     "vertices_out_of_range": "a mesh that is smaller than 0.2 m, larger than 4 m or 1 km away",
     "non_finite_parameter": "NaN or infinity in a parameter of the body",
+    "no_camera_pose": "the label says that it has no valid camera pose",
+    "bad_extrinsics": "extrinsics that are not a finite rotation and shift, last row 0 0 0 1",
     "bad_camera": "intrinsics that are not finite, focal length <= 0, last row not 0 0 1",
     "non_finite_box": "NaN or infinity in centre or scale",
     "box_too_small": "box side below 1 px",
@@ -118,6 +120,19 @@ def check_vertices(verdicts: Verdicts, vertices: np.ndarray) -> None:
 def check_camera(verdicts: Verdicts, cam_int: np.ndarray) -> None:
     """cam_int: (n, 3, 3) pixels."""
     verdicts.reject(~good_cameras(cam_int), "bad_camera")
+
+
+def check_extrinsics(verdicts: Verdicts, cameras: np.ndarray) -> None:
+    """cameras: (n, 4, 4) world -> camera."""
+    verdicts.reject(~good_extrinsics(cameras), "bad_extrinsics")
+
+
+def good_extrinsics(cameras: np.ndarray) -> np.ndarray:
+    """(n,) bool of (n, 4, 4): finite, a rotation, last row 0 0 0 1."""
+    broken = Verdicts.empty(len(cameras))
+    check_rotations(broken, cameras[:, None, :3, :3])
+    last = (cameras[:, 3] == (0.0, 0.0, 0.0, 1.0)).all(1)
+    return (broken.reasons == "") & last & np.isfinite(cameras).all((1, 2))
 
 
 def good_cameras(cam_int: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from pipeline.receipts import Receipt, receipt_path, shard_path
 from pipeline.row_checks import CRASHED
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
-from pipeline.up_axis import turn_of
+from pipeline.up_axis import turned
 from skel_fit.status import Status
 
 if TYPE_CHECKING:
@@ -302,13 +302,13 @@ def _fitted_columns(
         sequence = plan.request.sequence
         steps = np.split(chosen, range(step, len(chosen), step))
         together = steps if sequence is None else runs(plan.name, rows, chosen)
-        turn = turn_of(plan)
-        further: dict[str, Any] = {} if turn is None else {"turn": turn}
         for some in together:
             say(done, len(some))
             done += len(some)
             labels = rows.poses[some], rows.betas[some], rows.transl[some]
-            given = further if rows.skel is None else further | {"given": rows.skel.take(some)}
+            given: dict[str, Any] = {**turned(plan, rows, some)}
+            if rows.skel is not None:
+                given["given"] = rows.skel.take(some)
             result = fitter.fit((smpl_gender, skel_gender), *labels, **given)
             for name in FIT_COLUMNS:
                 columns[name][some] = result[name]

@@ -77,6 +77,16 @@ class StandIn:
         raise PickleError("refused: the pickle gives a state to something that takes none")
 
 
+class Following(StandIn):
+    """A stand-in whose contents lie in the stream, behind the instruction that gives its state."""
+
+    __slots__ = ()
+
+    def follow(self, stream: IO[bytes], size: int) -> None:
+        """Read them; `stream` stands at their first byte. size: bytes of the stream."""
+        raise NotImplementedError
+
+
 class DType(StandIn):
     """numpy.dtype: numbers, text, bytes or Python objects; no structured types."""
 
@@ -213,6 +223,7 @@ class _Unpickler(pickle._Unpickler):
     ) -> None:
         super().__init__(stream, encoding="latin1", fix_imports=False)
         self._size, self._names, self._persistent = size, names, persistent
+        self._stream = stream
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._names:
@@ -248,6 +259,8 @@ class _Unpickler(pickle._Unpickler):
         if not isinstance(target, StandIn):
             raise PickleError("refused: the pickle gives a state to something that takes none")
         target.__setstate__(state)
+        if isinstance(target, Following):
+            target.follow(self._stream, self._size)
 
     def _append(self) -> None:
         value = self.stack.pop()

@@ -92,20 +92,24 @@ def root_departure(
 def turned_smpl(
     smpl: smplx.SMPL, global_orient: Tensor, betas: Tensor, transl: Tensor, turn: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """SMPL root of the same bodies in a world turned by `turn` (3, 3): vertices become turn @ v.
+    """SMPL root of the same bodies in other axes: vertices become turn @ v.
 
-    global_orient: (B, 3) axis-angle, radians; betas: (B, 10); transl: (B, 3) metres. SMPL turns
-    about its own pelvis, so the translation moves by what the turn does to that. Returns
-    global_orient (B, 3) and transl (B, 3), float64.
+    global_orient: (B, 3) axis-angle, radians; betas: (B, 10); transl: (B, 3) metres; turn: a
+    rotation (3, 3) for all, or (B, 3, 4) a rotation and a shift in metres a row: turn[:, :3] @ v +
+    turn[:, 3]. SMPL turns about its own pelvis, so the translation moves by what the turn does to
+    that. Returns global_orient (B, 3) and transl (B, 3), float64.
     """
     turn = turn.to(transl.device, torch.float64)
+    shift = turn[..., 3] if turn.shape[-1] == 4 else None
+    turn = turn[..., :3]
     regressor = smpl.J_regressor[0].double()
     directions = torch.einsum("v,vck->ck", regressor, smpl.shapedirs.double())
     # a sum per row: a matrix product would choose its order of summation by the batch size
     shaped = (betas.double()[:, None] * directions[:, : betas.shape[1]]).sum(dim=2)
     pelvis = regressor @ smpl.v_template.double() + shaped
     orient = matrix_to_axis_angle(turn @ axis_angle_to_matrix(global_orient.double()))
-    moved = (turn @ (transl.double() + pelvis)[..., None])[..., 0] - pelvis
+    moved = (turn @ (transl.double() + pelvis)[..., None])[..., 0]
+    moved = (moved if shift is None else moved + shift) - pelvis
     return orient, moved
 
 

@@ -53,6 +53,7 @@ def convert(
     up: options.Up = None,
     smpl_gender: options.SmplGender = None,
     skel_gender: options.SkelGender = None,
+    option: options.Option = None,
     device: options.FitDevice = "cpu",
     executor: Annotated[Literal["local", "ray"], typer.Option(help="Who runs shards.")] = "local",
     workers: Annotated[
@@ -95,7 +96,8 @@ def convert(
         shown.begin(f"converting {subset}")
         from pipeline.own_file import Asked
 
-        asked = Asked(subset, data_root, models, up, smpl_gender, skel_gender)
+        given = tuple(option) if option else None
+        asked = Asked(subset, data_root, models, up, smpl_gender, skel_gender, given)
         manifest, root, models = asked.found(shown.tell)
         directory = out or Path("outputs") / manifest.name
         if not (dry_run or no_lock):

@@ -22,6 +22,7 @@ def manifest(
     up: options.Up = None,
     smpl_gender: options.SmplGender = None,
     skel_gender: options.SkelGender = None,
+    option: options.Option = None,
 ) -> None:
     """Write the manifest of a label file: what `convert FILE` would use."""
     from pipeline.configuration import SUFFIXES
@@ -37,7 +38,8 @@ def manifest(
                 f"{' or '.join(SUFFIXES)}"
             )
         Inputs(file).check(out)
-    found = Asked(str(file), data_root, models, up, smpl_gender, skel_gender).own_file()
+    given = tuple(option) if option else None
+    found = Asked(str(file), data_root, models, up, smpl_gender, skel_gender, given).own_file()
     text = manifest_yaml(found)
     if out is None:
         print(text, end="")

@@ -56,6 +56,14 @@ SkelGender = Annotated[
         show_default="its column gender, else male",
     ),
 ]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Option of FILE's reader, e.g. frame=world (docs/inputs.md); may be repeated.",
+        show_default="none",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 FitDevice = Annotated[str, typer.Option(help="Torch device of the fit, e.g. cpu or cuda.")]
 FovCheckpoint = Annotated[

@@ -238,7 +238,9 @@ def test_folder_of_sequences(tmp_path: Path) -> None:
     )
     part = pickle.loads(pickle.dumps(source)).read(2, 8)
     assert all(same(part.fields[name], rows.fields[name][2:8]) for name in rows.fields)
-    with pytest.raises(InputError, match=r"shape\.npz: member 'poses': missing"):
+    assert open_source(tmp_path / "amass").rows == 12  # AMASS's shapes are passed over
+    write_npz(tmp_path / "amass" / "b" / "other.npz", {"betas": np.zeros(16)})
+    with pytest.raises(InputError, match=r"other\.npz: member 'poses': missing"):
         open_source(tmp_path / "amass", format="sequence")
     with pytest.raises(InputError, match="leads out"):
         open_source(tmp_path / "amass", format="sequence", pattern="../**/*")

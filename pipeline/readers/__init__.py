@@ -11,15 +11,19 @@ from pipeline.paths import check_inside
 from pipeline.readers.base import SMPL, AnnotationRows, AnnotationSource, FieldSpec
 from pipeline.readers.bodies import NEAREST
 from pipeline.readers.camerahmr import open_camerahmr
-from pipeline.readers.detect import FORMATS, detect_format
+from pipeline.readers.detect import DESCRIBED, FORMATS, detect_format
+from pipeline.readers.emdb import open_emdb
 from pipeline.readers.hmr_skel import open_hmr_skel
 from pipeline.readers.labels import LabelOptions, LabelSource
 from pipeline.readers.names import find_label_file
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
+from pipeline.readers.smpl_file import open_smpl_file
+from pipeline.readers.threedpw import open_threedpw
 from pipeline.readers.vertices import open_vertices
 from pipeline.readers.webdataset import open_webdataset
+from pipeline.readers.wham import open_wham
 from skel_fit.rejections import MAX_BETA
 
 __all__ = [
@@ -31,14 +35,7 @@ __all__ = [
     "open_source",
 ]
 
-_OPTIONS = {
-    "camerahmr": ("pose_key", "skip"),
-    "hmr-skel": ("skip",),
-    "webdataset": (),
-    "sequence": ("pattern", "skip", "up"),
-    "single-image": ("pattern",),
-    "vertices": ("skip", "up"),
-}
+_OPTIONS = {format.name: format.option_names for format in DESCRIBED}
 _SMPL_GENDERS = ("neutral", "male", "female", "column")
 _SKEL_GENDERS = ("male", "female", "column", NEAREST)
 
@@ -95,7 +92,11 @@ def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]
         "webdataset": lambda **o: open_webdataset(path, labels, **o),
         "sequence": lambda **o: open_sequences(path, labels, **o),
         "single-image": lambda **o: open_single_images(path, labels, **o),
+        "3dpw": lambda **o: open_threedpw(path, labels, **o),
+        "emdb": lambda **o: open_emdb(path, labels, **o),
+        "wham": lambda **o: open_wham(path, labels, **o),
         "vertices": lambda **o: open_vertices(NpzFile(path), labels, **o),
+        "smpl-file": lambda **o: open_smpl_file(path, labels, **o),
     }
     known = _OPTIONS[format]
     for name, value in options.items():

@@ -61,6 +61,8 @@ class AnnotationRows:
     reasons: (n,) str, empty for an accepted row, else why not (`pipeline.row_checks.REASONS`).
     skel: SKEL labels, where they are taken as they are (`given_skel`).
     other: the labels, where they are not SMPL's; poses, betas and transl are NaN then.
+    cameras: (n, 4, 4) float64, world -> camera, metres, where poses and transl are of the world and
+        bodies are wanted in the camera; None: they are where they are wanted.
     """
 
     source_row: np.ndarray
@@ -73,6 +75,7 @@ class AnnotationRows:
     reasons: np.ndarray
     skel: GivenSkel | None = None
     other: BodyRows | None = None
+    cameras: np.ndarray | None = None
 
     @property
     def body(self) -> str:

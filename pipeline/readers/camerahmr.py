@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.readers.formats import SKIP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import missing, rows_first
 from pipeline.readers.npz import NpzFile
@@ -17,6 +18,33 @@ FORMAT = "camerahmr"
 EXTRINSICS = "cam_ext"
 _STEP = 65_536
 REQUIRED = ("imgname", "center", "scale", "shape", "cam_int", "gtkps")
+DESCRIBED = Format(
+    name=FORMAT,
+    title="CameraHMR labels",
+    files="`*-release.npz`",
+    body="SMPL, neutral",
+    members=(
+        Member("imgname", "(n) text", "below the image root"),
+        Member("center", "(n, 2)", "middle of the box, pixels"),
+        Member("scale", "(n) or (n, 2)", "side of the box / 200"),
+        Member("pose_cam", "(n, 72)", "axis-angle, radians; the first 3 in the camera"),
+        Member("shape", "(n, 10 or more)", "the first 10 count"),
+        Member("cam_int", "(n, 3, 3)", "pixels of the whole picture"),
+        Member("gtkps", "(n, 44 or more, 3)", "pixels and confidence"),
+        Member("trans_cam", "(n, 3)", "metres, in the camera; absent: zeros", needed=False),
+        Member("gender", "(n) text", "with `genders: {smpl: column}`", needed=False),
+    ),
+    gives="One row a person: every member",
+    options=(
+        ("pose_key", "name of the pose where it is not `pose_cam`, and in the camera"),
+        SKIP,
+    ),
+    traps=(
+        "`scale` in pixels, or boxes that are fractions of the picture, are refused.",
+        "A `cam_ext` that moves the camera (BEDLAM) is refused here: bodies would lose the shift.",
+    ),
+    example="coco-release.npz",
+)
 
 
 def open_camerahmr(

@@ -1,25 +1,52 @@
-"""Which format a label file is in, told from its content."""
+"""Which format a label file is in, told from its content; what a near miss lacks."""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.paths import check_regular
-from pipeline.readers import camerahmr, hmr_skel, sequences, single_image, vertices, webdataset
+from pipeline.readers import (
+    camerahmr,
+    emdb,
+    hmr_skel,
+    sequences,
+    single_image,
+    smpl_file,
+    threedpw,
+    vertices,
+    webdataset,
+    wham,
+)
+from pipeline.readers.formats import Format
 from pipeline.readers.members import listed
 from pipeline.readers.npz import NpzFile
+from pipeline.readers.reloaded import read_content
 
-FORMATS = (
-    camerahmr.FORMAT,
-    hmr_skel.FORMAT,
-    webdataset.FORMAT,
-    sequences.FORMAT,
-    single_image.FORMAT,
-    vertices.FORMAT,
+DESCRIBED: tuple[Format, ...] = (
+    camerahmr.DESCRIBED,
+    hmr_skel.DESCRIBED,
+    webdataset.DESCRIBED,
+    sequences.DESCRIBED,
+    single_image.DESCRIBED,
+    threedpw.DESCRIBED,
+    emdb.DESCRIBED,
+    wham.DESCRIBED,
+    smpl_file.DESCRIBED,
+    vertices.DESCRIBED,
 )
+"""Every format, in the order of docs/inputs.md."""
+FORMATS = tuple(format.name for format in DESCRIBED)
+_PICKLED: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
+    (threedpw.FORMAT, threedpw.fits),
+    (emdb.FORMAT, emdb.fits),
+    (wham.FORMAT, wham.fits),
+)
+_OF_PICTURES = {"imgname", "center", "scale", "cam_int", "gtkps"}
+"""Sequences have no picture; labels of pictures have at least one of these."""
 
 
 def detect_format(path: Path) -> str:
@@ -36,9 +63,10 @@ def detect_format(path: Path) -> str:
     if path.suffix == ".tar" or tarfile.is_tarfile(path):
         return webdataset.FORMAT
     if path.suffix in sequences.SUFFIXES:
-        return sequences.FORMAT
+        return _of_pickle(path)
     raise InputError(
-        f"{path}: not a label file; expected .npz, .tar (4D-Humans, HSMR), .pkl or a folder"
+        f"{path}: not a label file; expected .npz, .smpl, .pkl, .tar (4D-Humans, HSMR) or a folder "
+        "of them (docs/inputs.md)"
     )
 
 
@@ -47,7 +75,17 @@ def _of_folder(path: Path) -> str:
         return webdataset.FORMAT
     for file in sequences.label_files(path):
         return detect_format(file)
-    raise InputError(f"{path}: no label file (.tar, .npz, .pkl) in this folder")
+    raise InputError(f"{path}: no label file (.tar, .npz, .smpl, .pkl) in this folder")
+
+
+def _of_pickle(path: Path) -> str:
+    content = read_content(path)
+    for format, fits in _PICKLED:
+        if fits(content):
+            return format
+    if _is_sequence(content):
+        return sequences.FORMAT
+    raise _unknown(path, content)
 
 
 def _of_npz(file: NpzFile) -> str:
@@ -56,30 +94,33 @@ def _of_npz(file: NpzFile) -> str:
         return single_image.FORMAT
     if names >= vertices.REQUIRED:
         return vertices.FORMAT
+    if "smplVersion" in names:
+        return smpl_file.FORMAT
     if any(name in names for name in hmr_skel.POSES) and "imgname" in names:
         return hmr_skel.FORMAT
-    # Sequences have no picture; labels of pictures have at least one of these.
-    if names & {"imgname", "center", "scale", "cam_int", "gtkps"}:
+    if names & _OF_PICTURES:
         return camerahmr.FORMAT
-    if any(all(name in names for name in pose) for pose in sequences.POSES):
+    if _is_sequence(names):
         return sequences.FORMAT
-    raise InputError(
-        f"{file.path}: members {listed(names)} are of no known format; {_nearest(names)}"
-    )
+    raise _unknown(file.path, names)
+
+
+def _is_sequence(names: Collection[str]) -> bool:
+    return any(all(name in names for name in pose) for pose in sequences.POSES)
+
+
+def _unknown(path: Path, names: Collection[str]) -> InputError:
+    return InputError(f"{path}: members {listed(names)} are of no known format; {_nearest(names)}")
 
 
 def _nearest(names: Collection[str]) -> str:
     """Which member is missing to the format that has most of its members here."""
-    wanted = {
-        camerahmr.FORMAT: (*camerahmr.REQUIRED, "pose_cam"),
-        hmr_skel.FORMAT: ("imgname", "center", "scale", "skel_poses", "skel_betas"),
-        **{f"{sequences.FORMAT} ({' + '.join(p)})": (*p, "betas") for p in sequences.POSES},
-        single_image.FORMAT: tuple(single_image.MEMBERS),
-        vertices.FORMAT: tuple(vertices.REQUIRED),
-    }
-    missing = {name: [one for one in all if one not in names] for name, all in wanted.items()}
-    share = {name: len(missing[name]) / len(wanted[name]) for name in wanted}
-    best = min(share, key=lambda name: share[name])
-    if share[best] == 1.0:
-        return f"known: {', '.join(FORMATS)} (docs/interop.md)"
-    return f"for format {best} it lacks {', '.join(sorted(missing[best]))} (docs/interop.md)"
+    best, lacking, share = None, [], 1.0
+    for format in DESCRIBED:
+        missing = format.missing(names)
+        needed = len(format.missing(()))
+        if needed and len(missing) / needed < share:
+            best, lacking, share = format, missing, len(missing) / needed
+    if best is None:
+        return f"known: {', '.join(FORMATS)} (docs/inputs.md)"
+    return f"for format {best.name} it lacks {', '.join(lacking)} (docs/inputs.md)"

@@ -8,12 +8,39 @@ with `no_smpl_pose`, and can be read and audited but not converted.
 
 from __future__ import annotations
 
+from pipeline.readers.formats import SKIP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import first_of, missing, missing_one, rows_first
 from pipeline.readers.npz import NpzFile
 
 FORMAT = "hmr-skel"
 POSES, BETAS = ("skel_poses", "orig_poses"), ("skel_betas", "orig_betas")
+DESCRIBED = Format(
+    name=FORMAT,
+    title="HMR-SKEL labels",
+    files="`*-release_skel.npz` and its other spellings",
+    body="SMPL, and SKEL",
+    members=(
+        Member("imgname", "(n) text", "below the image root"),
+        Member("center", "(n, 2)", "middle of the box, pixels"),
+        Member("scale", "(n) or (n, 2)", "side of the box / 200"),
+        Member(" | ".join(POSES), "(n, 46)", "SKEL's angles, radians"),
+        Member(" | ".join(BETAS), "(n, 10)", "SKEL's shape"),
+        Member("skel_trans", "(n, 3)", "metres", needed=False),
+        Member("pose_cam | poses", "(n, 72)", "SMPL axis-angle; absent: rows rejected", False),
+        Member("shape | betas", "(n, 10 or more)", "SMPL's shape", needed=False),
+        Member("trans_cam | trans", "(n, 3)", "metres; absent: zeros", needed=False),
+        Member("cam_int", "(n, 3, 3)", "pixels", needed=False),
+        Member("gtkps | keypoints_2d", "(n, 44 or more, 3)", "pixels and confidence", False),
+    ),
+    gives="One row a person: every member",
+    options=(SKIP,),
+    traps=(
+        "SKEL labels are carried, not started from; `--no-fit` takes them as they are.",
+        "Published files were fitted to the male SMPL mesh of neutral labels (docs/interop.md).",
+    ),
+    example="coco-release_skel.npz",
+)
 
 
 def open_hmr_skel(file: NpzFile, options: LabelOptions, *, skip: str = "") -> LabelSource:

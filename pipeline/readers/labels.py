@@ -33,8 +33,10 @@ class Layout:
 
     poses: one column or several to be joined, together (n, 72) axis-angle; (n, 63 + 3), SMPL+H
     (n, 156) and rotation matrices are converted. Empty: no SMPL pose (every row is rejected).
-    has_pose, has_betas: flags, 0 means that the label is not valid. skel_poses, skel_betas,
-    skel_trans: SKEL labels that the file already has; carried, never converted from.
+    cam_ext: world -> camera (4, 4): poses and transl are of the world, bodies are wanted in the
+    camera. has_pose, has_betas, has_camera: flags, 0 means that the label is not valid.
+    skel_poses, skel_betas, skel_trans: SKEL labels that the file already has; carried, never
+    converted from.
     """
 
     poses: tuple[str, ...]
@@ -47,6 +49,8 @@ class Layout:
     keypoints: str | None = None
     has_pose: str | None = None
     has_betas: str | None = None
+    cam_ext: str | None = None
+    has_camera: str | None = None
     skel_poses: str | None = None
     skel_betas: str | None = None
     skel_trans: str | None = None
@@ -54,7 +58,8 @@ class Layout:
     def columns(self) -> tuple[str, ...]:
         """Every column that labels and checks need."""
         rest = (self.betas, self.transl, self.names, self.center, self.scale, self.cam_int,
-                self.keypoints, self.has_pose, self.has_betas)  # fmt: skip
+                self.keypoints, self.has_pose, self.has_betas, self.cam_ext,
+                self.has_camera)  # fmt: skip
         return (*self.poses, *(name for name in rest if name))
 
 
@@ -96,9 +101,15 @@ class LabelSource(AnnotationSource):
         body = self._body(fields, verdicts, stop - start)
         genders = self._genders(fields, verdicts, stop - start)
         row_checks.check_body(verdicts, *body, self._options.max_beta)
+        cameras = self._cameras(fields, verdicts)
         self._check_picture(fields, verdicts)
         return AnnotationRows(
-            np.arange(start, stop), *body, *genders, fields=fields, reasons=verdicts.reasons
+            np.arange(start, stop),
+            *body,
+            *genders,
+            fields=fields,
+            reasons=verdicts.reasons,
+            cameras=cameras,
         )
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -119,7 +130,11 @@ class LabelSource(AnnotationSource):
         self, fields: Mapping[str, np.ndarray], verdicts: Verdicts, n: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         layout = self._layout
-        flags = ((layout.has_pose, "no_smpl_pose"), (layout.has_betas, "no_smpl_betas"))
+        flags = (
+            (layout.has_pose, "no_smpl_pose"),
+            (layout.has_betas, "no_smpl_betas"),
+            (layout.has_camera, "no_camera_pose"),
+        )
         for flag, reason in flags:
             if flag:
                 verdicts.reject(~(np.asarray(fields[flag], np.float64).reshape(n) > 0), reason)
@@ -146,6 +161,13 @@ class LabelSource(AnnotationSource):
         verdicts.reject(smpl_column == "", "unknown_gender")
         verdicts.reject((skel_column != "male") & (skel_column != "female"), "unknown_gender")
         return smpl_column, skel_column
+
+    def _cameras(self, fields: Mapping[str, np.ndarray], verdicts: Verdicts) -> np.ndarray | None:
+        if not self._layout.cam_ext:
+            return None
+        cameras = as_float64(fields[self._layout.cam_ext])
+        row_checks.check_extrinsics(verdicts, cameras)
+        return cameras
 
     # ---- picture ----
 
@@ -213,10 +235,13 @@ class LabelSource(AnnotationSource):
             (layout.skel_trans, lambda s: s == (3,), "(rows, 3)"),
             (layout.has_pose, lambda s: int(np.prod(s)) == 1, "(rows)"),
             (layout.has_betas, lambda s: int(np.prod(s)) == 1, "(rows)"),
+            (layout.cam_ext, lambda s: s == (4, 4), "(rows, 4, 4)"),
+            (layout.has_camera, lambda s: int(np.prod(s)) == 1, "(rows)"),
         )  # fmt: skip
         for column, fits, expected in rules:
             if column:
-                self._numeric(column, flag=column in (layout.has_pose, layout.has_betas))
+                flags = (layout.has_pose, layout.has_betas, layout.has_camera)
+                self._numeric(column, flag=column in flags)
                 if not fits(self.fields[column].shape):
                     raise self._wrong(column, f"shape {expected}")
         if layout.names and (
@@ -315,7 +340,7 @@ def _pose_part(shape: tuple[int, ...]) -> int | None:
 
 def _axis_angle(values: np.ndarray, verdicts: Verdicts) -> np.ndarray:
     n = len(values)
-    if values.shape[-2:] != (3, 3):
+    if values.shape[1:][-2:] != (3, 3):  # three rows of one vector are no matrix
         return flat(values)
     matrices = values.reshape(n, int(np.prod(values.shape[1:-2])), 3, 3)
     broken = Verdicts.empty(n)

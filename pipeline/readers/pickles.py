@@ -35,9 +35,16 @@ def load_pickle(data: bytes) -> Any:
 
     Tensors become arrays; a 0-d object array becomes what it holds. Raises PickleError.
     """
+    return plain_values(load(io.BytesIO(data), len(data), LABEL_NAMES), len(data))
+
+
+def plain_values(content: Any, size: int) -> Any:
+    """What was loaded with `LABEL_NAMES` from `size` bytes, with arrays for its stand-ins.
+
+    Raises PickleError.
+    """
     try:
-        content = load(io.BytesIO(data), len(data), _NAMES)
-        return _Converter(len(data)).convert(content)
+        return _Converter(size).convert(content)
     except PickleError:
         raise
     except DAMAGE as error:
@@ -86,6 +93,16 @@ def _uniform(values: np.ndarray) -> np.ndarray | None:
     if len(arrays) == len(values) and len(same) == 1 and not arrays[0].dtype.hasobject:
         return np.stack(arrays)
     return None
+
+
+class Mapped(StandIn):
+    """An array whose bytes stay in the file; it costs memory only where it is looked at."""
+
+    __slots__ = ()
+
+    def numpy(self) -> np.ndarray:
+        """Read-only. PickleError: no such array."""
+        raise NotImplementedError
 
 
 # ---- stand-ins for torch ------------------------------------------------------------------------
@@ -149,7 +166,7 @@ def _storage_from_bytes(data: Any) -> _Storage:
         raise PickleError("tensor storage with an unknown state")
     stream = io.BytesIO(data)
     magic, version, _, storage, keys = (
-        load(stream, len(data), _NAMES, _persistent_storage) for _ in range(5)
+        load(stream, len(data), LABEL_NAMES, _persistent_storage) for _ in range(5)
     )
     if magic != _TORCH_MAGIC or version != _TORCH_VERSION or not isinstance(keys, list):
         raise PickleError("tensor storage of an unknown format")
@@ -204,7 +221,8 @@ def _label_names() -> dict[tuple[str, str], Any]:
     return names
 
 
-_NAMES = _label_names()
+LABEL_NAMES = _label_names()
+"""(module, name) of what pickled labels may ask for -> stand-in."""
 
 
 # ---- plain values -------------------------------------------------------------------------------
@@ -233,6 +251,8 @@ class _Converter:
             return type(value)(self.convert(item, depth + 1) for item in value)
         if isinstance(value, _Tensor):
             self._charge(math.prod(value.size) * value.storage.dtype.itemsize)
+            return value.numpy()
+        if isinstance(value, Mapped):
             return value.numpy()
         if isinstance(value, Array):
             return self._array(value, depth)

@@ -10,8 +10,9 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.paths import check_regular
+from pipeline.readers.joblib_files import load_pickle_file
 from pipeline.readers.npz import MAX_HELD_BYTES, NpzFile
-from pipeline.readers.pickles import MAX_OBJECT_BYTES, PickleError, load_object_member, load_pickle
+from pipeline.readers.pickles import PickleError, load_object_member
 from pipeline.readers.tables import MemoryTable, Table
 
 MAX_CONSTANT = 4096  # bytes; what holds for every row is repeated in every row
@@ -48,11 +49,8 @@ def read_content(path: Path) -> dict[str, Any]:
             name: load_object_member(file, name) if member.dtype.hasobject else file.whole(name)
             for name, member in file.members.items()
         }
-    size = path.stat().st_size
-    if size > MAX_OBJECT_BYTES:
-        raise InputError(f"{path}: a pickle of {size} bytes, at most {MAX_OBJECT_BYTES} are read")
     try:
-        content = load_pickle(path.read_bytes())
+        content = load_pickle_file(path)
     except PickleError as error:
         raise InputError(f"{path}: {error}") from error
     if not isinstance(content, dict):

@@ -1,4 +1,5 @@
-"""Pose sequences: AMASS SMPL+H npz, pickled or npz dictionaries; one file or a folder of them.
+"""Pose sequences: AMASS npz, plain npz or pickled dictionaries of poses, betas and translations
+under any of the usual names; one file or a folder of them.
 
 Source: docs/reference/label-formats.md#sequences. Added columns: `sequence` (name of the file
 without suffix, below the folder) and `frame`. Fields that a file has once (gender, betas of
@@ -15,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.paths import stays_inside
+from pipeline.readers.formats import PATTERN, SKIP, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import NO_ROWS, first_of, listed, split_names
 from pipeline.readers.reloaded import ReloadedTable, as_array, read_content, rows_and_constants
@@ -22,15 +24,59 @@ from pipeline.readers.tables import JoinedTable, MemoryTable, Table
 from pipeline.up_axis import UPS
 
 FORMAT = "sequence"
-SUFFIXES = (".npz", ".pkl", ".pickle")
+SUFFIXES = (".npz", ".pkl", ".pickle", ".smpl")
 POSES = (
     ("poses",),
     ("global_orient_axis_angle", "body_pose_axis_angle"),
     ("pose_cam",),
     ("global_orient", "body_pose"),
+    ("root_orient", "pose_body"),
+    ("root_orient", "body_pose"),
+    ("root_pose", "body_pose"),
+    ("poses_root", "poses_body"),
+    ("smpl_poses",),
+    ("smpl_pose",),
+    ("full_pose",),
+    ("fullpose",),
+    ("pose",),
 )
 _AMASS_RATES = {"mocap_framerate", "mocap_frame_rate"}
-_BETAS, _TRANSL = ("betas", "shape"), ("trans", "transl", "trans_cam")
+_BETAS = ("betas", "shape", "beta", "smpl_betas", "smpl_shape", "shapes")
+_TRANSL = ("trans", "transl", "trans_cam", "translation", "smpl_trans", "root_trans")
+_NO_MOTION = ("shape.npz", "stagei.npz")
+"""How files of AMASS end that hold no motion."""
+DESCRIBED = Format(
+    name=FORMAT,
+    title="AMASS (SMPL+H) and plain files of poses",
+    files="`.npz` or pickled dictionary of any name, or a folder of them",
+    body="SMPL; SMPL+H's body taken for SMPL's",
+    members=(
+        Member(
+            " | ".join(" + ".join(names) for names in POSES),
+            "(F, 72), (F, 24, 3), (F, 156) or matrices (F, 24, 3, 3)",
+            "axis-angle, radians, the root first",
+        ),
+        Member(" | ".join(_BETAS), "(10 or more) or (F, 10 or more)", "the first 10 count"),
+        Member(" | ".join(_TRANSL), "(F, 3) or (3)", "metres; absent: zeros", needed=False),
+        Member("gender", "text, once or a frame", "`male`, `female`, `neutral`", needed=False),
+        Member(
+            "mocap_framerate | mocap_frame_rate | frame_rate | framerate | fps",
+            "0-d",
+            "frames a second; makes the rows a motion",
+            needed=False,
+        ),
+    ),
+    gives="One row a frame: every member, `sequence`, `frame`; what a file has once is repeated",
+    options=(PATTERN, SKIP, UP),
+    traps=(
+        "With `mocap_framerate` or `mocap_frame_rate` a file is AMASS's: z is up. Others do not "
+        "say which way is up: say it with `--up`.",
+        "156 values are SMPL+H: 66 of the body are taken, the fingers left out.",
+        "Betas of SMPL+H and SMPL-X are not SMPL's: taking the first 10 is said when it is done.",
+        "In a folder, `*shape.npz` and `*stagei.npz` of AMASS are passed over.",
+    ),
+    example="walk_poses.npz",
+)
 
 
 def open_sequences(
@@ -42,8 +88,7 @@ def open_sequences(
     separated by commas. up: which way is up, `z`, `y` or `y-down`; AMASS files (with a frame rate
     of the motion capture) are z unless it says otherwise.
     """
-    if up and up not in UPS:
-        raise InputError(f"{path}: option up {up!r}, expected {', '.join(UPS)}")
+    known = stated_up(path, up, in_camera=False)
     table = folder_table(path, pattern, partial(_load, skip=skip))
     layout = Layout(
         poses=next(names for names in POSES if all(name in table.specs for name in names)),
@@ -51,8 +96,21 @@ def open_sequences(
         transl=first_of(table.specs, _TRANSL),
     )
     source = LabelSource(FORMAT, table, layout, options)
-    source.up = up or ("z" if _AMASS_RATES & table.specs.keys() else None)
+    source.up = known or ("z" if _AMASS_RATES & table.specs.keys() else None)
     return source
+
+
+def stated_up(path: Path, up: str, *, in_camera: bool) -> str | None:
+    """Which way is up, as the option says; None: not stated. Raises InputError: no such value, or
+    bodies are in a camera, where y is down."""
+    if up and up not in UPS:
+        raise InputError(f"{path}: option up {up!r}, expected {', '.join(UPS)}")
+    if in_camera and up not in ("", "y-down"):
+        raise InputError(
+            f"{path}: option up {up!r}, but bodies are wanted in the camera, where y is down; give "
+            "the option frame: world too"
+        )
+    return "y-down" if in_camera else up or None
 
 
 def folder_table(path: Path, pattern: str, load: Any) -> Table:
@@ -72,7 +130,11 @@ def label_files(folder: Path, pattern: str = "**/*") -> list[Path]:
     """Files of a folder that may hold sequences, sorted by name."""
     if not stays_inside(pattern):
         raise InputError(f"{folder}: pattern '{pattern}' leads out of the folder")
-    found = [file for file in folder.glob(pattern) if file.suffix in SUFFIXES and file.is_file()]
+    found = [
+        file
+        for file in folder.glob(pattern)
+        if file.suffix in SUFFIXES and not file.name.endswith(_NO_MOTION) and file.is_file()
+    ]
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
 
 
@@ -107,6 +169,11 @@ def _load(path: Path, *, root: Path, skip: str) -> MemoryTable:
             f"{listed(content)}"
         )
     first = as_array(f"{path}", names[0], content[names[0]])
+    if first.ndim == 1 and len(names) == 1:
+        raise InputError(
+            f"{path}: member '{names[0]}': shape {first.shape}, expected a row a frame, (frames, "
+            "72); one pose is (1, 72)"
+        )
     rows = first.shape[0] if first.ndim else 0
     if rows == 0:
         raise InputError(f"{path}: member '{names[0]}': {NO_ROWS}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.readers.formats import PATTERN, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import listed
 from pipeline.readers.reloaded import as_array, read_content
@@ -20,6 +21,21 @@ from pipeline.readers.tables import MemoryTable
 
 FORMAT = "single-image"
 MEMBERS = frozenset(("pred_smpl_parms", "verts", "pred_cam_t"))
+DESCRIBED = Format(
+    name=FORMAT,
+    title="Single-image fits",
+    files="`.npz` of exactly these members, or a folder of them",
+    body="SMPL",
+    members=(
+        Member("pred_smpl_parms", "0-d dictionary", "`global_orient`, `body_pose`, `betas`"),
+        Member("verts", "(6890, 3)", "metres"),
+        Member("pred_cam_t", "(3)", "metres, in the camera"),
+    ),
+    gives="One row a file: entries of the dictionary, `verts`, `pred_cam_t`, `sequence`, `frame`",
+    options=(PATTERN,),
+    traps=("Axis-angle entries are taken where they exist, else the matrices.",),
+    example="person_0.npz",
+)
 _POSES = (("global_orient_axis_angle", "body_pose_axis_angle"), ("global_orient", "body_pose"))
 
 

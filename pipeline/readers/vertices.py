@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.readers.bodies import VERTICES, BodyLayout, BodySource
+from pipeline.readers.formats import SKIP, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, Layout
 from pipeline.readers.members import rows_first
 from pipeline.readers.npz import NpzFile
@@ -28,6 +29,31 @@ _PICTURE = {
     "keypoints": "gtkps",
 }  # fmt: skip
 _LONGEST_NAME = 40
+DESCRIBED = Format(
+    name=FORMAT,
+    title="Meshes of any mapped body",
+    files="`.npz`",
+    body="any that there is a map for",
+    members=(
+        Member("vertices", "(n, V, 3)", "metres"),
+        Member("body", "text", "name of the body, such as `smplx` or `mhr`"),
+        Member("identity", "(n) numbers or names", "whose shape; absent: one a row", False),
+        Member("gender", "(n) text, or one", "`male`, `female`, `neutral`", needed=False),
+        Member("faces", "(F, 3)", "triangles; must be those of the map", needed=False),
+        Member("imgname", "(n) text", "below the image root", needed=False),
+        Member("center", "(n, 2)", "middle of the box, pixels", needed=False),
+        Member("scale", "(n) or (n, 2)", "side of the box / 200", needed=False),
+        Member("cam_int", "(n, 3, 3)", "pixels", needed=False),
+        Member("gtkps", "(n, 44 or more, 3)", "pixels and confidence", needed=False),
+    ),
+    gives="One row a mesh: every member but `vertices` and `faces`",
+    options=(SKIP, UP),
+    traps=(
+        "Rows of one person share a shape: give `identity`, it is faster and steadier.",
+        "Meshes in centimetres or millimetres are refused.",
+    ),
+    example="meshes.npz",
+)
 
 
 def open_vertices(

@@ -28,6 +28,7 @@ from pipeline.errors import InputError, OutputError
 from pipeline.output_files import canonical_json, make_directory, write_bytes
 from pipeline.paths import check_regular
 from pipeline.readers.base import FieldSpec
+from pipeline.readers.formats import Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import first_of
 from pipeline.readers.pickles import PickleError, load_pickle
@@ -37,6 +38,26 @@ from pipeline.readers.tables import JoinedTable, Table
 FORMAT = "webdataset"
 LABELS = "data.pyd"
 IMAGES = ("jpg", "jpeg", "png")
+DESCRIBED = Format(
+    name=FORMAT,
+    title="4D-Humans and HSMR tars",
+    files="`.tar` with `KEY.data.pyd` beside the pictures, or a folder of them",
+    body="SMPL, neutral; HSMR's: SKEL too",
+    members=(
+        Member("body_pose", "(72)", "axis-angle, radians; absent: the row is rejected", False),
+        Member("betas", "(10)", "SMPL's shape", needed=False),
+        Member("center", "(2)", "middle of the box, pixels", needed=False),
+        Member("scale", "(2)", "width and height of the box / 200", needed=False),
+        Member("keypoints_2d", "(44, 3)", "pixels and confidence", needed=False),
+        Member("has_body_pose", "0-d", "0: rejected as `no_smpl_pose`", needed=False),
+        Member("has_betas", "0-d", "0: rejected as `no_smpl_betas`", needed=False),
+        Member("orig_poses", "(46)", "SKEL's angles (HSMR)", needed=False),
+        Member("orig_betas", "(10)", "SKEL's shape (HSMR)", needed=False),
+    ),
+    gives="One row a person: every entry of its dictionary, `tar`, `imgname`, `person`",
+    traps=("There is no translation: bodies stand in the origin.",),
+    example="000000.tar",
+)
 _INDEX_VERSION = 1
 _MAX_LIST = 256 << 20  # bytes of one image's labels
 log = logging.getLogger(__name__)

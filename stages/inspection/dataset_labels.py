@@ -49,6 +49,12 @@ class DatasetLabels:
             )
         source = find_source(RunDirectory(dataset.directory), dataset.plan, data_root)
         assert isinstance(source, LabelSource | GivenSkelSource)
+        if source.layout.cam_ext:
+            raise InputError(
+                f"{dataset.directory}: its labels are of a world and were moved into cameras; "
+                "audit judges labels as they are (hmr-skel verify computes the errors of these "
+                "rows again)"
+            )
         self._source, self._dataset = source, dataset
         self.format, self.path, self.rows = source.format, dataset.directory, len(dataset)
         columns = {name: f"result {name}" for name in SKEL_COLUMNS}  # no name of a label file's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError, UsageError
+from pipeline.readers.base import AnnotationRows
 from pipeline.rundir import RunDirectory
 from pipeline.task import conversion_models, open_plan_source
-from pipeline.up_axis import turn_of, y_is_up
+from pipeline.up_axis import turned, y_is_up
 from skel_fit.errors import ModelFileError
 from stages.drawing import pictures
 from stages.drawing.pictures import Person, Poser
@@ -120,10 +122,17 @@ def targets(
 ) -> tuple[NDArray, NDArray, NDArray] | None:
     """SMPL poses (n, 72), betas (n, 10) and translations (n, 3) of rows start to stop, in the axes
     of the SKEL columns, or None."""
-    found = _stored_targets(dataset, start, stop) or _source_targets(dataset, start, stop)
-    turn = turn_of(dataset.plan)
-    if found is None or turn is None:
+    stored = _stored_targets(dataset, start, stop)
+    if stored is not None:
+        return stored
+    source = _source_rows(dataset, start, stop)
+    if source is None:
+        return None
+    axes = turned(dataset.plan, source, slice(None))
+    found = source.poses, source.betas, source.transl
+    if not axes:
         return found
+    turn = axes["turn"]
     import torch
 
     from skel_fit.root import turned_smpl
@@ -135,7 +144,8 @@ def targets(
         rows = np.flatnonzero(fitted & (genders == gender))
         smpl = poser.model("smpl", gender)
         orient, shape, place = (torch.as_tensor(v[rows]) for v in (poses[:, :3], betas, transl))
-        orient, moved = turned_smpl(smpl, orient, shape, place, torch.as_tensor(turn))
+        own = torch.as_tensor(turn if turn.ndim == 2 else turn[rows])
+        orient, moved = turned_smpl(smpl, orient, shape, place, own)
         poses[rows, :3], transl[rows] = orient.numpy(), moved.numpy()
     return poses, betas, transl
 
@@ -160,10 +170,8 @@ def _stored_targets(
     )
 
 
-def _source_targets(
-    dataset: Dataset, start: int, stop: int
-) -> tuple[NDArray, NDArray, NDArray] | None:
-    """SMPL parameters from the label file, if it is still where it was converted."""
+def _source_rows(dataset: Dataset, start: int, stop: int) -> AnnotationRows | None:
+    """Rows of the label file, if it is still where it was converted."""
     places = RunDirectory(dataset.directory).places(dataset.plan)
     path = places.get("source")
     if not path or not Path(path).exists():
@@ -172,7 +180,14 @@ def _source_targets(
     source = open_plan_source(dataset.plan, Path(path), Path(places.get("data_root") or "."))
     rows = source.read(int(numbers[0]), int(numbers[-1]) + 1)
     wanted = numbers - numbers[0]
-    return rows.poses[wanted], rows.betas[wanted], rows.transl[wanted]
+    cameras = None if rows.cameras is None else rows.cameras[wanted]
+    return replace(
+        rows,
+        poses=rows.poses[wanted],
+        betas=rows.betas[wanted],
+        transl=rows.transl[wanted],
+        cameras=cameras,
+    )
 
 
 def original(dataset: Dataset, source_name: str, start: int, stop: int) -> NDArray | None:
