@@ -286,7 +286,7 @@ def test_axis_angle_wins_over_matrices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"betas": np.zeros(10)}, "'poses': missing"),
+        ({"betas": np.zeros(10)}, "it lacks poses"),
         ({"poses": np.zeros((3, 72))}, "'betas': missing"),
         ({"poses": np.zeros((0, 72)), "betas": np.zeros(10)}, "0 rows"),
         ({"poses": np.zeros((3, 165)), "betas": np.zeros(10)}, "72 pose values"),
