@@ -22,12 +22,10 @@ from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
+from skel_fit.solver.joint_shape import solve_with_shapes
 from skel_fit.solver.plans import checked_weights
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.status import Status, costly_rows, limited_rows
-
-SHAPE_ROUNDS = 3
-"""Alternations of pose and shape for betas='fit'."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +270,11 @@ def _search(
     identity: Tensor | None = None,
 ) -> _Found:
     """Solve; where limits may cost much, solve again without them to know how much."""
-    solution = solver.solve(goal, betas)
     if config.betas == "fit":
-        for _ in range(SHAPE_ROUNDS):
-            betas = solver.refit_shape(goal, betas, solution, identity)
-            solution = solver.solve(goal, betas)
+        shaped = solve_with_shapes(solver, goal, betas, identity)
+        solution, betas = shaped.solution, shaped.betas
+    else:
+        solution = solver.solve(goal, betas)
     active = solver.active_limits(solution.poses)
     error, on_limit = solution.error_mean.float(), active.any(dim=1)
     unlimited = torch.full_like(error, torch.nan)

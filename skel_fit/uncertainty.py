@@ -126,7 +126,7 @@ def _residual_fields(
     """Wrenches (n,24,6), pulls (n,207) and mean squared distances (n,) of what the fit left."""
     goal, vertices = solver.smpl_goal(poses, betas), solver.plans[-1].vertices
     turns = axis_angle_to_matrix(poses[:, :3])
-    kernels = _torch_kernels(solver)
+    kernels = solver.float_kernels()
     parts = []
     for index, at, shape, count in _blocks(solver, fit):
         joints = solver.kernels.pose_smpl(poses[index], betas[index])[0]
@@ -149,7 +149,7 @@ def _residual_fields(
 def _principal_fields(solver: Solver, flat: Tensor, fit: FitResult) -> Tensor:
     """(K,351) fields whose products stand for the second moment of all fields (n,351), those first
     that move angles most (Nystrom, in units of each angle's standard deviation)."""
-    kernels = _torch_kernels(solver)
+    kernels = solver.float_kernels()
     free = torch.as_tensor(solver.plans[-1].tables.free).to(solver.device)
     eye = torch.eye(flat.shape[1], dtype=torch.float64, device=solver.device)
     single = Fields(eye[:, :144].view(-1, 24, 6), eye[:, 144:])
@@ -183,7 +183,7 @@ def _sandwiches(solver: Solver, fit: FitResult, calibration: Calibration | None)
     noise = calibration.noise if calibration else 0.0
     by_lane = [part.flatten(1).T.contiguous() for part in fields]
     compiled = not isinstance(solver.kernels, TorchKernels)
-    tables, kernels = solver.plans[-1].tables, _torch_kernels(solver)
+    tables, kernels = solver.plans[-1].tables, solver.float_kernels()
 
     def judged(rows: _Rows) -> Sandwich:
         if compiled:
@@ -249,10 +249,3 @@ def _curvature(
         plan.tables, shape, solver.pair_moments(plan, shape), at.new_zeros(n, 24, 3), nothing, at
     )
     return hessian, bones
-
-
-def _torch_kernels(solver: Solver) -> TorchKernels:
-    """The torch kernels of a solver that may have others."""
-    if isinstance(solver.kernels, TorchKernels):
-        return solver.kernels
-    return TorchKernels(solver.skeleton, None, solver.dtype, solver.device)

@@ -70,46 +70,6 @@ _FURTHER_STARTS: dict[int, dict[str, float]] = {
 }
 """What a further start changes in the best pose so far: angles that are set, and `_TURNED`."""
 _WORSE = 1e-5
-_SHAPE_STEP = 0.25  # vertices are almost linear in betas: a large step loses no accuracy
-_SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the mesh does not show
-
-
-@dataclass(frozen=True)
-class SharedEquations:
-    """Normal equations of shapes, summed over the rows of each identity in the order of rows."""
-
-    place: Tensor  # (n,) number of each row's identity, 0..k-1
-    normal: Tensor  # (k,10,10)
-    right: Tensor  # (k,10,1)
-    rows: list[int]  # identity of each row, on the host
-
-    @staticmethod
-    def of(identity: Tensor, betas: Tensor) -> SharedEquations:
-        """Empty equations. Raises ValueError where betas (n,10) differ within an identity."""
-        names, place = torch.unique(identity, return_inverse=True)
-        first = torch.full_like(names, identity.numel()).scatter_reduce(
-            0, place, torch.arange(identity.numel(), device=identity.device), "amin"
-        )
-        if not torch.equal(betas, betas[first[place]]):
-            raise ValueError("rows of one identity start from different betas")
-        size = betas.shape[1]
-        zeros = betas.new_zeros(names.numel(), size, size)
-        return SharedEquations(place, zeros, zeros[:, :, :1].clone(), place.tolist())
-
-    def add(self, part: Tensor, normal: Tensor, right: Tensor) -> None:
-        """The equations of the rows `part`, one after the other: sums do not depend on blocks."""
-        for k, row in enumerate(part.tolist()):
-            self.normal[self.rows[row]] += normal[k]
-            self.right[self.rows[row]] += right[k]
-
-    def step(self, prior: float) -> Tensor:
-        """(n,10) the step of each row's identity, drawn to 0 by `prior` (m^2) a row."""
-        count = torch.bincount(self.place, minlength=self.normal.shape[0]).to(self.normal.dtype)
-        eye = torch.eye(self.normal.shape[1], device=self.normal.device)
-        drawn = self.normal + prior * count[:, None, None] * eye
-        # one system at a time: a batched solver may treat batches of other sizes otherwise
-        steps = [torch.linalg.solve(a, b)[:, 0] for a, b in zip(drawn, self.right, strict=True)]
-        return torch.stack(steps)[self.place]
 
 
 @dataclass(frozen=True)
@@ -205,12 +165,20 @@ class Solver:
         return self.plans[-1].tables.upper
 
     @cached_property
-    def _bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[Tensor, Tensor]:
         """`lower` and `upper` on the device, uploaded once."""
         low, high = (
             torch.as_tensor(limit, device=self.device) for limit in (self.lower, self.upper)
         )
         return low, high
+
+    def float_kernels(self) -> TorchKernels:
+        """Kernels in plain torch, also where others fit: they say more than these compute."""
+        from skel_fit.solver.kernels_torch import TorchKernels
+
+        if isinstance(self.kernels, TorchKernels):
+            return self.kernels
+        return TorchKernels(self.skeleton, None, self.dtype, self.device)
 
     # --- public ----------------------------------------------------------------------------
 
@@ -295,53 +263,6 @@ class Solver:
         active[:, :3] = False  # what bounds a root is no joint
         return active
 
-    def refit_shape(
-        self, goal: GoalOf, betas: Tensor, solution: Solution, identity: Tensor | None = None
-    ) -> Tensor:
-        """Gauss-Newton step of the shape (n,10) at fixed SKEL poses, drawn to the given betas.
-
-        identity: (n,) int64; rows of one number get one shape, from the sum of their equations.
-        Their betas must be equal before. None: a shape for each row.
-        """
-        out = betas.clone()
-        shared = None if identity is None else SharedEquations.of(identity, betas)
-        everything = torch.arange(betas.shape[0], device=self.device)
-        for part in everything.split(self.block):
-            index = padded(part, self.width)
-            targets = goal(index).targets
-            start, pose = betas[index], solution.poses[index]
-            base = self.skin_of(pose, start)
-            columns = []
-            for k in range(start.shape[1]):
-                moved = start.clone()
-                moved[:, k] += _SHAPE_STEP
-                columns.append((self.skin_of(pose, moved) - base) / _SHAPE_STEP)
-            jacobian = torch.stack(columns).flatten(1, 2).permute(2, 0, 1).double()
-            residual = (targets - base).flatten(0, 1).T[:, :, None].double()
-            seen = jacobian if self.weights is None else jacobian * self.shape_masses
-            normal = seen @ jacobian.transpose(1, 2) / base.shape[0]
-            right = seen @ residual / base.shape[0]
-            if shared is not None:
-                shared.add(part, normal[: part.numel()], right[: part.numel()])
-                continue
-            normal += _SHAPE_PRIOR * torch.eye(start.shape[1], device=self.device)
-            step = torch.linalg.solve(normal, right)
-            out[part] = (start + step[:, :, 0])[: part.numel()]
-        return out if shared is None else out + shared.step(_SHAPE_PRIOR)
-
-    @cached_property
-    def shape_masses(self) -> Tensor:
-        """(3V,) weights of the coordinates of all vertices, mean 1."""
-        masses = torch.as_tensor(self.weights, dtype=torch.float64, device=self.device)
-        return (masses / masses.mean()).repeat_interleave(3)
-
-    def skin_of(self, poses: Tensor, betas: Tensor) -> Tensor:
-        """Skin (V,3,n) of poses (n,49) and betas (n,10), root frame, m; n as wide as a block."""
-        transforms, points = self.evaluate(
-            self.plans[-1].vertices, poses, self.kernels.identity(betas)
-        )
-        return self.kernels.skin(self.skinning, transforms, points)
-
     def surface(self, goal: GoalOf, n: int) -> Tensor:
         """Surfaces (n,V,3) of the goals of n rows, root frame, m."""
         parts = []
@@ -421,7 +342,7 @@ class Solver:
 
     def _start(self, start: int, block: Block, before: Tensor) -> Tensor:
         """Poses (n,49) to start from; before (n,49): the best found so far, for further starts."""
-        low, high = self._bounds
+        low, high = self.bounds
         branch = torch.zeros(24, dtype=torch.int64, device=self.device)
         mapped = self.kernels.start(block.rotations, block.shape, low, high, branch)
         if start == 0:

@@ -1,38 +1,40 @@
-"""Shapes of identities, solved together with the poses of their meshes: variable projection.
+"""Pose and shape at once: Gauss-Newton steps of the betas that every pose answers (docs/solver.md).
 
-Alternating shape at fixed poses with poses at fixed shape creeps: long bones can be long, or bent
-joints straight. Here each Gauss-Newton step of a shape counts on the poses to follow it: their
-angles are eliminated from the normal equations, those on a limit held.
+The poses of a row are eliminated from its equations, so that what is left are ten equations of the
+shape, which rows of one identity add up. Between two steps each row is refined at its new shape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.crew import each
 from skel_fit.solver.engine import Solver
-from skel_fit.solver.tables import LANES, PARAMETERS
+from skel_fit.solver.kernels_torch import TorchKernels
+from skel_fit.solver.sandwich import RIDGE
+from skel_fit.solver.search_torch import Search
 
 ROUNDS = 12
-"""At most so many steps of a shape."""
-_SETTLED = 2e-2
-"""A shape whose largest coefficient moves by less has settled: some 0.1 mm of the skin."""
-_SHAPE_STEP, _POSE_STEP = 0.25, 1e-3
-_SHAPE_PRIOR = 1e-8  # m^2 per squared coefficient: keeps directions that the mesh does not show
-_POSE_DAMPING = 1e-7  # m^2/rad^2: angles that the mesh does not show
-_LONGEST = 4.0
-"""A step of a coefficient is shortened to this."""
-_GAIN = 1e-4
-"""Share by which the objective must fall for a further round."""
+"""At most so many steps between two searches of the poses."""
+SETTLED = 5e-5
+"""m: a shape is settled when a step would move its skin by less (root mean square)."""
+_ENDED = 5e-4  # m: a step below it that lowers nothing was the last one
+_PERTURBED = 0.25  # vertices are almost linear in betas: a large step loses no accuracy
+_PRIOR = 1e-8  # m^2 per squared coefficient and row: holds directions that no mesh shows
+_LARGEST = 2.0  # of a coefficient in one step
+_HARDER, _EASIER = 10.0, 0.1
 
 
 @dataclass(frozen=True)
 class ShapedSolution:
-    """Poses and shapes of n meshes; rows of an identity have one shape."""
+    """Poses and shapes of n rows; rows of an identity have one shape."""
 
     solution: Solution
     betas: Tensor  # (n,10) float64
@@ -40,144 +42,231 @@ class ShapedSolution:
 
 
 def solve_with_shapes(
-    solver: Solver, goal: GoalOf, betas: Tensor, identity: Tensor
+    solver: Solver, goal: GoalOf, betas: Tensor, identity: Tensor | None = None
 ) -> ShapedSolution:
-    """Fit n meshes and one shape for each identity, from betas (n,10), equal within an identity.
+    """Poses and betas (n,10), float64, that lower the objective together, from given betas.
 
-    identity: (n,) int64. What becomes of an identity depends on its own rows alone, in their order.
+    identity: (n,) int64; rows of one number get one shape. Their betas must be equal before. None:
+    a shape for each row. What becomes of an identity depends on its own rows alone, in their order.
+    Raises ValueError where the betas of an identity differ.
     """
-    # a few rows at a time, always as many: an identity may stand alone or among thousands
-    solver = solver.narrow()
+    if solver.device.type == "cpu":
+        solver = (
+            solver.narrow()
+        )  # an identity may stand alone; ten fields of a wide block are large
+    people = People.of(identity, betas)
     solution = solver.solve(goal, betas)
-    names, place = torch.unique(identity, return_inverse=True)
-    rounds = torch.zeros_like(identity)
-    energy = _sum_by(place, names.numel(), solution.energy)
-    going = torch.ones(names.numel(), dtype=torch.bool, device=betas.device)
-    again = torch.zeros_like(going)
-    for _ in range(ROUNDS):
-        rows = torch.nonzero(going[place])[:, 0]
-        if rows.numel() == 0:
-            break
-        steps, turns = _step(solver, goal, betas, solution, rows, place)
-        moved = betas[rows] + steps
-        poses = _within(solver, solution.poses[rows] + turns)
-        tried = solver.refine(_listed(goal, rows), moved, poses)
-        after = _sum_by(place[rows], names.numel(), tried.energy)
-        better = after < energy
-        large = torch.zeros_like(energy).scatter_reduce(
-            0, place[rows], steps.abs().amax(dim=1), "amax"
+    rounds = np.zeros(people.count, np.int64)
+    for _ in range(2):  # the first shape may have led poses astray: they are searched for again
+        betas = descend(solver, goal, betas, solution, people, rounds)
+        everything = torch.arange(betas.shape[0], device=solver.device)
+        solution.improve(everything, solver.solve(goal, betas))
+    accepted = torch.as_tensor(rounds[people.place], device=solver.device)
+    return ShapedSolution(solution, betas, accepted)
+
+
+@dataclass(frozen=True)
+class People:
+    """Which rows share a shape. Sums over them are taken row after row, on the host: they do not
+    depend on blocks."""
+
+    place: np.ndarray  # (n,) number of each row's identity, 0..k-1
+    count: int
+
+    @staticmethod
+    def of(identity: Tensor | None, betas: Tensor) -> People:
+        """identity (n,) or None. Raises ValueError where betas (n,10) differ within an identity."""
+        if identity is None:
+            return People(np.arange(betas.shape[0]), betas.shape[0])
+        names, first, place = np.unique(
+            identity.cpu().numpy(), return_index=True, return_inverse=True
         )
-        slow = after > energy * (1.0 - _GAIN)
-        taken = better[place[rows]]
-        solution.take(rows, tried, taken)
-        betas = betas.index_copy(0, rows, torch.where(taken[:, None], moved, betas[rows]))
-        rounds[rows] += taken.long()
-        energy = torch.where(going & better, after, energy)
-        ended = going & (~better | (large < _SETTLED) | slow)
-        # once: the usual starts, from the shape that was found; another basin may be better now
-        fresh = torch.nonzero((ended & ~again)[place])[:, 0]
-        again |= ended
-        going &= ~ended
-        if fresh.numel():
-            tried = solver.solve(_listed(goal, fresh), betas[fresh])
-            lower = tried.energy < solution.energy[fresh]
-            solution.take(fresh, tried, lower)
-            found = _sum_by(place, names.numel(), solution.energy)
-            going |= ended & (found < energy * (1.0 - 100 * _GAIN))
-            energy = found
-    return ShapedSolution(solution, betas, rounds)
+        given = betas.cpu().numpy()
+        if not np.array_equal(given, given[first[place]]):
+            raise ValueError("rows of one identity start from different betas")
+        return People(place, names.size)
+
+    def sums(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sums (k, ...) of the values (m, ...) of these rows."""
+        out = np.zeros((self.count, *values.shape[1:]))
+        np.add.at(out, self.place[rows], values)
+        return out
 
 
-def _listed(goal: GoalOf, rows: Tensor) -> GoalOf:
-    """The goals of some rows, numbered anew."""
-    return lambda index: goal(rows[index])
+class Equations(NamedTuple):
+    """Of the shape of each row, float64; sums of squares are mass-weighted means, m^2."""
+
+    normal: Tensor  # (n,10,10) with the angles eliminated
+    right: Tensor  # (n,10)
+    plain: Tensor  # (n,10,10) with the angles held: how far a step moves the skin
+    answer: Tensor  # (n,49,10) what the angles do for a unit step of each coefficient
+    own: Tensor  # (n,49) and what they do besides
 
 
-def _sum_by(place: Tensor, count: int, values: Tensor) -> Tensor:
-    """Sums (count,) in the order of rows."""
-    sums = [0.0] * count
-    for index, value in zip(place.tolist(), values.tolist(), strict=True):
-        sums[index] += value
-    return torch.tensor(sums, dtype=torch.float64, device=values.device)
+def descend(
+    solver: Solver,
+    goal: GoalOf,
+    betas: Tensor,
+    solution: Solution,
+    people: People,
+    rounds: np.ndarray,
+) -> Tensor:
+    """Steps until the shape of each identity is settled; betas (n,10). `solution` and the accepted
+    steps `rounds` (k,) in place."""
+    device, betas = solver.device, betas.clone()
+    damping = np.zeros(people.count)
+    running = np.ones(people.count, bool)
+    for _ in range(ROUNDS):
+        rows = np.flatnonzero(running[people.place])
+        if not rows.size:
+            break
+        index = torch.as_tensor(rows, device=device)
+        found = equations(solver, goal, index, betas[index], solution.poses[index])
+        step, moved = _steps(people, rows, found, damping)
+        shift = torch.as_tensor(step[people.place[rows]], device=device)
+        # a sum per row: a matrix product would choose its order by the number of rows
+        turned = found.own + (found.answer * shift[:, None]).sum(dim=2)
+        low, high = solver.bounds
+        trial_betas = betas[index] + shift
+        trial_poses = torch.minimum(torch.maximum(solution.poses[index] + turned, low), high)
+        trial = solver.refine(_some(goal, index), trial_betas, trial_poses)
+        before, after = (
+            people.sums(rows, energy.cpu().numpy())
+            for energy in (solution.energy[index], trial.energy)
+        )
+        better = after < before
+        damping = np.where(better, _EASIER * damping, np.maximum(_HARDER * damping, 1e-3))
+        accepted = torch.as_tensor(better[people.place[rows]], device=device)
+        betas[index[accepted]] = trial_betas[accepted]
+        solution.take(index, trial, accepted)
+        rounds += running & better
+        running &= ~((moved < SETTLED) | (~better & (moved < _ENDED)))
+    return betas
 
 
-def _within(solver: Solver, poses: Tensor) -> Tensor:
-    low = torch.as_tensor(solver.lower, device=poses.device)
-    high = torch.as_tensor(solver.upper, device=poses.device)
-    return torch.minimum(torch.maximum(poses, low), high)
+def _some(goal: GoalOf, rows: Tensor) -> GoalOf:
+    """The goals of these rows, numbered from 0."""
+    return lambda part: goal(rows[part])
 
 
-def _step(
-    solver: Solver, goal: GoalOf, betas: Tensor, solution: Solution, rows: Tensor, place: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Steps of the shapes (r,10), one for each identity, and what the poses (r,49) make of them."""
-    size = betas.shape[1]
-    count = int(place.max()) + 1
-    normal = betas.new_zeros(count, size, size)
-    right = betas.new_zeros(count, size)
-    counted = [0] * count
-    follow: list[tuple[Tensor, Tensor]] = []
-    parts = rows.split(LANES)
+def equations(
+    solver: Solver, goal: GoalOf, rows: Tensor, betas: Tensor, poses: Tensor
+) -> Equations:
+    """Of m rows, whose goals are numbered `rows`, at betas (m,10) and poses (m,49)."""
+    kernels = solver.float_kernels()
 
-    def equations(part: Tensor) -> tuple[Tensor, Tensor]:
-        return _equations(solver, goal, betas, solution, padded(part, LANES))
+    def made(part: Tensor) -> Equations:
+        index = padded(part, solver.width)
+        found = _block(solver, kernels, goal, rows[index], betas[index], poses[index])
+        return Equations(*(values[: part.numel()] for values in found))
 
-    for part, (whole, slope) in zip(parts, each(equations, parts, solver.device), strict=True):
-        for k, row in enumerate(part.tolist()):
-            inner, mixed = whole[k, :PARAMETERS, :PARAMETERS], whole[k, :PARAMETERS, PARAMETERS:]
-            # one system at a time: a batched solver may treat batches of other sizes otherwise
-            gains = torch.linalg.solve(inner, torch.cat([mixed, slope[k, :PARAMETERS, None]], 1))
-            identity = int(place[row])
-            normal[identity] += whole[k, PARAMETERS:, PARAMETERS:] - mixed.T @ gains[:, :size]
-            right[identity] += slope[k, PARAMETERS:] - mixed.T @ gains[:, size]
-            counted[identity] += 1
-            follow.append((gains[:, :size], gains[:, size]))
-    eye = torch.eye(size, dtype=betas.dtype, device=betas.device)
-    steps = torch.zeros_like(right)
-    for k in range(count):
-        if counted[k]:
-            found = torch.linalg.solve(normal[k] + counted[k] * _SHAPE_PRIOR * eye, right[k])
-            steps[k] = found / max(1.0, float(found.abs().max()) / _LONGEST)
-    mine = steps[place[rows]]
-    turns = torch.stack([own - gain @ step for (gain, own), step in zip(follow, mine, strict=True)])
-    return mine, turns
+    parts = torch.arange(rows.numel(), device=solver.device).split(solver.block)
+    return Equations(*map(torch.cat, zip(*each(made, parts, solver.device), strict=True)))
 
 
-def _equations(
-    solver: Solver, goal: GoalOf, betas: Tensor, solution: Solution, index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Normal equations (k,59,59) and their right sides (k,59): 49 of the pose, then the shape."""
-    pose, start = solution.poses[index], betas[index]
-    base = solver.skin_of(pose, start)
-    columns = []
-    held = _held(solver, pose)
-    for k in range(PARAMETERS):
-        moved = pose.clone()
-        moved[:, k] += _POSE_STEP
-        change = (solver.skin_of(moved, start) - base) / _POSE_STEP
-        columns.append(change * (~held[:, k]).to(change))
-    for k in range(start.shape[1]):
-        moved = start.clone()
-        moved[:, k] += _SHAPE_STEP
-        columns.append((solver.skin_of(pose, moved) - base) / _SHAPE_STEP)
-    jacobian = torch.stack(columns).flatten(1, 2).permute(2, 0, 1)  # (k,59,3V)
-    residual = (goal(index).targets - base).flatten(0, 1).T[:, :, None]
-    seen = jacobian if solver.weights is None else jacobian * solver.shape_masses.to(jacobian)
-    vertices = base.shape[0]
-    whole = (seen @ jacobian.transpose(1, 2)).double() / vertices
-    slope = (seen @ residual)[:, :, 0].double() / vertices
-    damping = whole.new_zeros(whole.shape[1])
-    damping[:PARAMETERS] = _POSE_DAMPING
-    whole = whole + torch.diag(damping)
-    # a held angle has no column: its own equation says that it stays
-    stays = torch.zeros_like(damping).expand(index.numel(), -1).clone()
-    stays[:, :PARAMETERS] = held.to(stays)
-    return whole + torch.diag_embed(stays), slope
+def _block(
+    solver: Solver,
+    kernels: TorchKernels,
+    goal: GoalOf,
+    rows: Tensor,
+    betas: Tensor,
+    poses: Tensor,
+) -> Equations:
+    """The equations of a block: one exact pass for the residual and one for each coefficient."""
+    plan, targets = solver.plans[-1], goal(rows).targets
+    vertices, shape = plan.vertices, solver.kernels.identity(betas)
+    transforms, points = solver.evaluate(vertices, poses, shape)
+    skin = solver.kernels.skin(solver.skinning, transforms, points)
+    joints, joint_targets = kernels.bones(poses, shape).positions, solver.joint_targets(targets)
+
+    def evidence(wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments (n,24,12) and pull on the correctives (n,207) of what is missing to `wanted`."""
+        _, moments, pull = solver.kernels.residual_moments(vertices, transforms, points, wanted)
+        corrective = vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        return moments.permute(2, 0, 1).double(), corrective.T.double()
+
+    search = kernels.search(
+        plan.tables,
+        shape,
+        solver.pair_moments(plan, shape),
+        joint_targets,
+        evidence(targets),
+        poses,
+    )
+    bones, at = search.bones, search.start_transforms
+    still = torch.zeros_like(at)
+    own = search.gradient(bones, at, still, poses)
+    count, size = betas.shape
+    # derivatives of the skin by each coefficient, and the residual, row by row
+    fields = skin.new_empty(count, size + 1, skin.shape[0] * 3)
+    fields[:, size] = (skin - targets).flatten(0, 1).T
+    slopes, mixed = [], []
+    for k in range(size):
+        moved = betas.clone()
+        moved[:, k] += _PERTURBED
+        other = solver.kernels.identity(moved)
+        column = solver.kernels.skin(solver.skinning, *solver.evaluate(vertices, poses, other))
+        column -= skin
+        slope = kernels.bones(poses, other).positions - joints
+        moments, corrective = evidence(skin - column)
+        seen = replace(
+            search,
+            moments=moments.view(-1, 24, 3, 4),
+            corrective=corrective,
+            joint_targets=joints - slope,
+        )
+        mixed.append(seen.gradient(bones, at, still, torch.zeros_like(poses)) / _PERTURBED)
+        fields[:, k] = (column / _PERTURBED).flatten(0, 1).T
+        slopes.append(slope / _PERTURBED)
+    masses = torch.as_tensor(vertices.masses, dtype=skin.dtype, device=poses.device)
+    masses = masses.repeat_interleave(3)
+    products = _row_by_row(lambda own: (own * masses) @ own.T, fields).double()
+    lever = torch.stack([*slopes, joints - joint_targets], dim=1).flatten(2)  # (n,11,72)
+    held = lever * search.stage.joint_masses.repeat_interleave(3)
+    products = products + _row_by_row(lambda a, b: a @ b.T, held, lever)
+    plain, slope_of_shape = products[:, :size, :size], products[:, :size, size]
+    return _reduced(search, own, torch.stack(mixed, dim=2), plain, slope_of_shape)
 
 
-def _held(solver: Solver, poses: Tensor) -> Tensor:
-    """(n,49) bool: parameters that no stage moves, and angles on a limit."""
-    active = torch.zeros_like(poses, dtype=torch.bool)
-    active[:, :46] = solver.active_limits(poses)
-    fixed = ~torch.as_tensor(solver.plans[-1].tables.free, device=poses.device)
-    return active | fixed
+def _reduced(search: Search, own: Tensor, mixed: Tensor, plain: Tensor, slope: Tensor) -> Equations:
+    """The angles that are free to answer eliminated; own (n,49) and slope (n,10) are half gradients
+    by angles and shape, mixed (n,49,10) and plain (n,10,10) half Gauss-Newton matrices."""
+    stage, at = search.stage, search.start
+    outward = ((at <= stage.lower) & (own > 0)) | ((at >= stage.upper) & (own < 0))
+    keep = (stage.free & ~outward).to(at.dtype)
+    matrix = search.curvature(search.bones, search.start_transforms)
+    matrix = matrix * keep[:, :, None] * keep[:, None, :]
+    matrix = matrix + torch.diag_embed(1.0 - keep + RIDGE)
+    right = torch.cat([mixed, own[:, :, None]], dim=2) * keep[:, :, None]
+    solved = _row_by_row(
+        lambda a, b: torch.cholesky_solve(b, torch.linalg.cholesky(a)), matrix, right
+    )
+    across = _row_by_row(lambda a, b: a.T @ b, mixed, solved)
+    answer, alone = -solved[:, :, :-1], -solved[:, :, -1]
+    return Equations(plain - across[:, :, :-1], across[:, :, -1] - slope, plain, answer, alone)
+
+
+def _row_by_row(product: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """The product of each row's matrices, in memory of their own: of matrices in a row the library
+    chooses the order of its sums by where they lie."""
+    return torch.stack([product(*map(torch.clone, row)) for row in zip(*given, strict=True)])
+
+
+def _steps(
+    people: People, rows: np.ndarray, found: Equations, damping: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Step (k,10) of each identity and how far it moves the skin (k,), m, angles held."""
+    normal, right, plain = (
+        people.sums(rows, part.cpu().numpy()) for part in (found.normal, found.right, found.plain)
+    )
+    count = people.sums(rows, np.ones(rows.size))
+    step, moved = np.zeros_like(right), np.zeros(people.count)
+    for k in np.flatnonzero(count):
+        # the matrix leaves the correctives out, so an eigenvalue may be a little below 0
+        values, vectors = np.linalg.eigh(normal[k])
+        size = plain[k].diagonal().mean()
+        values = np.maximum(values, 0.0) + damping[k] * size + _PRIOR * count[k]
+        step[k] = vectors @ ((vectors.T @ right[k]) / values)
+        step[k] *= min(1.0, _LARGEST / max(np.abs(step[k]).max(), 1e-12))
+        moved[k] = np.sqrt(step[k] @ plain[k] @ step[k] / count[k])
+    return step, moved

@@ -279,8 +279,7 @@ class TorchKernels:
         evaluated: moments (n,24,12) and corrective (n,207) there, float64. 0 where the stage holds
         a parameter.
         """
-        moments, corrective = evaluated
-        search = self._search(stage, shape, pair_moments, joint_targets, moments, corrective, poses)
+        search = self.search(stage, shape, pair_moments, joint_targets, evaluated, poses)
         transforms = search.start_transforms
         gradient = search.gradient(search.bones, transforms, torch.zeros_like(transforms), poses)
         return gradient, search.curvature(search.bones, transforms), search.bones
@@ -295,21 +294,21 @@ class TorchKernels:
         poses: Tensor,
     ) -> Tensor:
         """The half gradient of `linearise` alone."""
-        moments, corrective = evaluated
-        search = self._search(stage, shape, pair_moments, joint_targets, moments, corrective, poses)
+        search = self.search(stage, shape, pair_moments, joint_targets, evaluated, poses)
         start = search.start_transforms
         return search.gradient(search.bones, start, torch.zeros_like(start), poses)
 
-    def _search(
+    def search(
         self,
         stage: StageTables[np.ndarray],
         shape: Identity[Tensor],
         pair_moments: Tensor,
         joint_targets: Tensor,
-        moments: Tensor,
-        corrective: Tensor,
+        evaluated: tuple[Tensor, Tensor],
         start: Tensor,
     ) -> Search:
+        """The model of `linearise` around poses `start` (n,49)."""
+        moments, corrective = evaluated
         kept = self._stage(stage)
         return Search(
             bones_of=self.bones,
@@ -355,15 +354,8 @@ class TorchKernels:
         _keep(state.best_corrective, better, corrective.T.to(torch.float64))
         state.failures.add_(worse.to(torch.int64))
         _keep(state.damping, worse, (30.0 * state.damping).clamp(min=1e-3))
-        search = self._search(
-            stage,
-            shape,
-            pair_moments,
-            joint_targets,
-            state.best_moments,
-            state.best_corrective,
-            state.best_poses,
-        )
+        best = (state.best_moments, state.best_corrective)
+        search = self.search(stage, shape, pair_moments, joint_targets, best, state.best_poses)
         damping, steps, poses = search.run(max_steps, tolerance, state.damping, active)
         _keep(state.damping, active, damping)
         _keep(state.poses, active, poses)
