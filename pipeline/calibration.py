@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from pipeline.demo import GENDER_PAIRS, demo_motion, mirror_poses
 from pipeline.errors import InputError
@@ -42,6 +41,8 @@ class Sample:
 def free_motion(rows: int = ROWS) -> Sample:
     """Frames of the committed motion, a third each as they are, mirrored, and with every joint
     moved at random; each with a shape of its own."""
+    from scipy.spatial.transform import Rotation  # late: most commands do without
+
     draw = np.random.default_rng(_SEED)
     motion = demo_motion()
     frames = motion[np.linspace(0, len(motion) - 1, rows).astype(int)]

@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from pipeline.errors import InputError
 from pipeline.output_files import write_bytes
@@ -370,6 +369,8 @@ def _perturb(base: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def _turn_ball(start: np.ndarray, noise: np.ndarray, rule: _Ball) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
     turned = (Rotation.from_rotvec(start) * Rotation.from_rotvec(noise * rule.spread)).as_rotvec()
     # A real pose beyond a limit is still a real pose: it widens its own range.
     return np.clip(turned, np.minimum(rule.low, start), np.maximum(rule.high, start))
@@ -399,6 +400,8 @@ def _distances(body: SmplKeypoints, poses: np.ndarray) -> np.ndarray:
 
 def _to_camera(world: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """(n, 72) poses in a camera that stands around the person and looks up or down a little."""
+    from scipy.spatial.transform import Rotation
+
     n = len(world)
     yaw = random.uniform(-np.pi, np.pi, n)
     pitch = np.radians(random.normal(8, 10, n).clip(-15, 40))  # more cameras above than below

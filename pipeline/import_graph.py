@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOMS = ("skel_fit", "pipeline", "stages", "manifests")
@@ -42,37 +43,58 @@ def closure(
 
     follow: False leaves a module out, and what only it imports.
     """
+    read = cache(_statements)  # for this call alone: a file may be edited before the next
     found: dict[str, Path] = {}
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
+        if module in found or not follow(module):
+            continue
         path = source_file(root, module)
-        if path is None or module in found or not follow(module):
+        if path is None:
             continue
         found[module] = path
-        waiting += _imported(root, path)
+        waiting += _imported(root, path, read)
         if "." in module:
             waiting.append(module.rpartition(".")[0])
     return found
 
 
-def _imported(root: Path, path: Path) -> Iterator[str]:
-    for statement in _imports(ast.parse(path.read_text(encoding="utf-8")), types=False):
+_Statement = ast.Import | ast.ImportFrom
+_Read = Callable[[Path], "list[tuple[_Statement, bool]]"]
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")
+"""Where statements hold statements. No expression holds one: to look there takes longer than all
+the rest, and every conversion waits for this search."""
+
+
+def _statements(path: Path) -> list[tuple[_Statement, bool]]:
+    """Import statements of a file, and whether only type checkers read them."""
+    return list(_imports(ast.parse(path.read_text(encoding="utf-8")), types=False))
+
+
+def _imported(root: Path, path: Path, read: _Read) -> Iterator[str]:
+    for statement, types in read(path):
+        if types:
+            continue
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
         else:
             package = _package(root, path, statement)
             yield package
-            yield from (_home(root, package, alias.name) for alias in statement.names)
+            yield from (_home(root, package, alias.name, read) for alias in statement.names)
 
 
-def _imports(tree: ast.AST, types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements; with `types` also those that only type checkers read."""
-    for node in ast.iter_child_nodes(tree):
+def _imports(tree: ast.AST, types: bool) -> Iterator[tuple[_Statement, bool]]:
+    for node in (node for block in _BLOCKS for node in getattr(tree, block, ())):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif types or not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-            yield from _imports(node, types)
+            yield node, types
+        else:
+            yield from _imports(node, types or (isinstance(node, ast.If) and _for_types(node.test)))
+
+
+def _for_types(test: ast.expr) -> bool:
+    names = (getattr(part, "id", getattr(part, "attr", None)) for part in ast.walk(test))
+    return "TYPE_CHECKING" in names
 
 
 def _package(root: Path, path: Path, statement: ast.ImportFrom) -> str:
@@ -82,14 +104,14 @@ def _package(root: Path, path: Path, statement: ast.ImportFrom) -> str:
     return ".".join((*above, *([statement.module] if statement.module else ())))
 
 
-def _home(root: Path, package: str, name: str) -> str:
+def _home(root: Path, package: str, name: str, read: _Read) -> str:
     """The module that `from package import name` loads."""
     if source_file(root, f"{package}.{name}"):
         return f"{package}.{name}"
     path = source_file(root, package)
     if path is None or path.name != "__init__.py":
         return package
-    for statement in _imports(ast.parse(path.read_text(encoding="utf-8")), types=True):
+    for statement, _ in read(path):
         if isinstance(statement, ast.ImportFrom) and name in {a.name for a in statement.names}:
             return _package(root, path, statement)
     return package

@@ -1,10 +1,16 @@
 """Fixtures shared by the test suite. No licensed data: model files are made from seeds."""
 
 import importlib.util
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+# Before numpy and torch are loaded. The suite is spread over processes, one a core: threads of
+# theirs would wait for each other, awake, which takes most of the time. What threads do is asked by
+# tests that set their number (test_crew.py, test_real_fit.py, test_demo.py).
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

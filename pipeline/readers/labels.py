@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from pipeline import row_checks
 from pipeline.errors import InputError
@@ -350,6 +349,8 @@ def _axis_angle(values: np.ndarray, verdicts: Verdicts) -> np.ndarray:
     vectors = np.full((n, matrices.shape[1], 3), np.nan)
     good = broken.reasons == ""
     if good.any():
+        from scipy.spatial.transform import Rotation  # late: few label files need it
+
         turned = Rotation.from_matrix(matrices[good].reshape(-1, 3, 3)).as_rotvec()
         vectors[good] = turned.reshape(-1, matrices.shape[1], 3)
     return flat(vectors)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_matrix, csc_matrix
 
 from ..anatomy import JOINT_NAMES, PARENTS, POSE_NAMES, SKEL_MIRROR, SMPL_MIRROR, SMPL_PARENTS
 
@@ -100,6 +99,8 @@ def _correctives(asset: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _smpl(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
+    from scipy.sparse import csc_matrix  # late: a digest needs none
+
     vertices, directions = _template(asset, gender)
     regressor = _regressor(asset, f"{gender}_regressor")
     tree = np.stack([SMPL_PARENTS, np.arange(24)]).astype(np.int64)
@@ -145,6 +146,8 @@ def relative_frames(per_joint_rot: np.ndarray, joints: np.ndarray) -> np.ndarray
 
 
 def _skel(asset: dict[str, np.ndarray], gender: str) -> dict[str, Any]:
+    from scipy.sparse import coo_matrix
+
     vertices, directions = _template(asset, gender)
     # Rounded first: rest joints and frames must belong to the float32 template that is stored.
     vertices = vertices.astype(np.float32)
