@@ -163,7 +163,7 @@ def _predictors(
         SkelLabels,
         StoredPredictions,
     )
-    from stages.regressor.network.hrnet import load_human_fov
+    from stages.regressor.network.official import load_human_fov
 
     found: list[Predictor] = []
     if request.checkpoint is not None:

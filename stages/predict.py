@@ -47,7 +47,7 @@ def predict(request: Request) -> None:
     from stages.regressor.data.images import decode
     from stages.regressor.evaluation import prediction
     from stages.regressor.evaluation.trained import TrainedNetwork
-    from stages.regressor.network.hrnet import load_human_fov
+    from stages.regressor.network.official import load_human_fov
 
     read = (request.checkpoint, request.boxes, request.fov_checkpoint, request.models)
     written = [request.out / name for name in prediction.NUMBERS]

@@ -62,7 +62,8 @@ def train(request: Request) -> None:
     places = [
         Place(directory, images[k] if images else None) for k, directory in enumerate(directories)
     ]
-    inputs = Inputs(*images, request.models, chosen.model.backbone.weights)
+    inputs = Inputs(*images, request.models, chosen.model.backbone.weights,
+                    chosen.model.weights)  # fmt: skip
     for directory in directories:
         inputs = inputs.and_dataset(directory)
     inputs.check(*(request.out / name for name in (LAST, BEST, SUMMARY, ".lock")))

@@ -14,12 +14,14 @@ from stages.regressor.config import (
     ModelConfig,
     load_recipe,
 )
-from stages.regressor.network.checkpoints import load_checkpoint, load_tensors, save_checkpoint
+from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
+from stages.regressor.network.foreign_files import read_foreign
 from stages.regressor.network.heads import CoarseToFineHead, PooledHead, SingleTokenHead
-from stages.regressor.network.hrnet import HRNet, HumanFOV, load_human_fov
+from stages.regressor.network.hrnet import HRNet, HumanFOV
 from stages.regressor.network.mean_parameters import mean_parameters
 from stages.regressor.network.model import Regressor
-from stages.regressor.network.vit import DropPath, ViT, load_vitpose, token_grid
+from stages.regressor.network.official import load_human_fov, load_vitpose
+from stages.regressor.network.vit import DropPath, ViT, token_grid
 
 SMALL = BackboneConfig(
     width=32, depth=2, heads=4, mlp_width=64, drop_path=0.0, stem="patch", weights=None
@@ -344,8 +346,8 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        for load in (load_checkpoint, load_tensors):
-            if load is load_tensors and place >= len(whole) - 48:
+        for load in (load_checkpoint, read_foreign):
+            if load is read_foreign and place >= len(whole) - 48:
                 continue  # a file without our digest is one of others: its members are intact
             with pytest.raises(InputError, match=r"last\.pt"):
                 load(path)
@@ -362,6 +364,6 @@ def test_checkpoints_of_version_1_and_of_others_are_checked_by_their_members(
     data = path.read_bytes()
     at = data.index(weights.numpy().tobytes()) + 10
     path.write_bytes(data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :])
-    for load in (load_checkpoint, load_tensors):
+    for load in (load_checkpoint, read_foreign):
         with pytest.raises(InputError, match="does not have its checksum"):
             load(path)

@@ -38,7 +38,8 @@ class BackboneConfig(Strict):
     drop_path: stochastic depth of the last block; the first has none.
     stem: `patch`, ViTPose's embedding of 16 x 16 pixels, or `convolutions` for a start without
         pretrained weights.
-    weights: ViTPose file, or a checkpoint of ours, to start from; absent for random weights.
+    weights: file of ViTPose, SKEL-CF or HSMR, or a checkpoint of ours, to start the backbone from;
+        absent for random weights.
     """
 
     width: Count
@@ -95,6 +96,7 @@ class ModelConfig(Strict):
         (regressor.md#d25).
     heatmaps: while training, also predict from the image tokens where each keypoint is, as ViTPose
         does; what a backbone without its pretrained weights learns to see with.
+    weights: checkpoint of ours, trained or imported, to start the whole network from.
     """
 
     crop_size: Annotated[int, Field(ge=64, multiple_of=64)]
@@ -105,6 +107,7 @@ class ModelConfig(Strict):
     camera: Literal["full_image", "crop"]
     scale_floor: NotNegative
     heatmaps: bool
+    weights: Path | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:

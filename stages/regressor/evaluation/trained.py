@@ -191,7 +191,11 @@ def fov_input(picture: np.ndarray) -> np.ndarray:
     rounded down, centred on white, ImageNet units (regressor.md#human-fov).
     """
     height, width = picture.shape[:2]
-    size = tuple(max(side * _FOV_SIDE // max(height, width), 1) for side in (width, height))
+    # In floating point, as published: 2048 x 1872 gives 233 rows, not 234.
+    if width > height:
+        size = _FOV_SIDE, max(int(_FOV_SIDE / (width / height)), 1)
+    else:
+        size = max(int(_FOV_SIDE * (width / height)), 1), _FOV_SIDE
     small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA)
     canvas = np.full((_FOV_SIDE, _FOV_SIDE, 3), 255, np.uint8)
     top, left = (_FOV_SIDE - size[1]) // 2, (_FOV_SIDE - size[0]) // 2
@@ -200,6 +204,10 @@ def fov_input(picture: np.ndarray) -> np.ndarray:
 
 
 def _recipe(content: Mapping[str, Any], path: Path) -> Recipe:
+    kind = content.get("kind", "regressor")
+    if kind != "regressor":
+        use = {"human-fov": "--fov-checkpoint", "backbone": "model.backbone.weights of a recipe"}
+        raise InputError(f"{path}: holds {kind} weights alone; its place is {use.get(kind, kind)}")
     try:
         return Recipe.model_validate(content["recipe"])
     except (KeyError, ValidationError) as error:

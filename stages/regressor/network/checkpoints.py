@@ -1,7 +1,7 @@
 """Checkpoint files: tensors and plain types only, read with `weights_only=True`, atomic writes.
 
-A checkpoint of ours is a mapping with the keys of `FORMAT`; foreign files (ViTPose, HumanFOV) give
-their tensors through `load_tensors`. torch compares no checksum when it reads: behind a file of
+A checkpoint of ours is a mapping with the keys of `FORMAT`; foreign files (SKEL-CF, HSMR, ViTPose,
+HumanFOV) are read by `official.py`. torch compares no checksum when it reads: behind a file of
 ours (a zip, whose readers ignore what follows) stands the SHA-256 of all before it, and of other
 zips the CRC-32 of every member is compared.
 """
@@ -30,7 +30,6 @@ _UNSEALED = 1
 """Version without the digest: still read, by the CRC-32 of its members."""
 _MAGIC = b"hmr-skel-sha256:"
 _BLOCK = 1 << 20
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "network")
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -40,15 +39,29 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         OutputError: the folder cannot be written or the disk is full.
     """
     with published(path) as stream:
-        try:
-            hashed = _Hashed(stream)
-            torch.save({**content, "format": FORMAT, "version": VERSION}, cast("IO[bytes]", hashed))
-            stream.write(_MAGIC + hashed.digest.digest())
-        except RuntimeError as error:
-            # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
+        hashed = _Hashed(stream)
+        _save({**content, "format": FORMAT, "version": VERSION}, cast("IO[bytes]", hashed))
+        stream.write(_MAGIC + hashed.digest.digest())
+
+
+def save_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as other programs expect it: no format, no digest; whole or absent.
+
+    Raises:
+        OutputError: as `save_checkpoint`.
+    """
+    with published(path) as stream:
+        _save(content, stream)
+
+
+def _save(content: Mapping[str, Any], stream: IO[bytes]) -> None:
+    try:
+        torch.save(content, stream)
+    except RuntimeError as error:
+        # torch reports a failed write (disk full) as a RuntimeError of its zip writer.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -57,12 +70,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, damaged, not tensors and plain types, another format or version.
     """
-    sealed = _check(path)
+    sealed = check_bytes(path)
     content = _load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: not a checkpoint of hmr-skel train; expected the file last.pt or best.pt "
-            "of a training folder"
+            "of a training folder, or what hmr-skel import-checkpoint makes of an official file"
         )
     version = content.get("version")
     if version not in (VERSION, _UNSEALED):
@@ -73,26 +86,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if version == VERSION and not sealed:
         raise InputError(f"{path}: damaged: its digest is missing; restore it or train again")
     return content
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: bare, under `state_dict` or `model`, or of ours (`network`).
-
-    Raises:
-        InputError: no such file, damaged, refused (holds more than tensors), no tensors.
-    """
-    _check(path)
-    content: Any = _load(path)
-    for name in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping of tensors, found {type(content).__name__}")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise InputError(f"{path}: holds no tensors; expected a state dict")
-    return tensors
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,11 @@ class KeyDifferences:
 
 def compared(network: nn.Module, tensors: Mapping[str, Tensor]) -> KeyDifferences:
     """What a strict load of `tensors` into `network` would stumble over."""
-    wanted = network.state_dict()
+    return differing(network.state_dict(), tensors)
+
+
+def differing(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> KeyDifferences:
+    """How `tensors` differ from those that are wanted, in names and shapes."""
     return KeyDifferences(
         missing=tuple(sorted(wanted.keys() - tensors.keys())),
         unexpected=tuple(sorted(tensors.keys() - wanted.keys())),
@@ -152,7 +149,7 @@ class _Hashed:
         self._stream.flush()
 
 
-def _check(path: Path) -> bool:
+def check_bytes(path: Path) -> bool:
     """Compare every byte with the digest behind the file; False where there is none.
 
     Without one (foreign files, version 1) the checksums of a zip are compared.
@@ -206,6 +203,6 @@ def _load(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())[:140]
         raise InputError(
-            f"{path}: damaged, or holds more than tensors and plain types (which is refused): "
-            f"{reason}"
+            f"{path}: damaged, or holds more than tensors and plain types (which is refused; "
+            f"hmr-skel import-checkpoint reads official files): {reason}"
         ) from error

@@ -4,22 +4,18 @@ Source: docs/reference/regressor.md#human-fov; the HRNet is that of "Deep High-R
 Representation Learning for Visual Recognition" (Wang et al., 2020) with all branches brought to the
 coarsest one.
 
-UNTESTED on the real file: the key names inside `cam_model_cleaned.ckpt` are not known to us. Sizes
-agree with it to the unit (67,677,178); `load_human_fov` says which keys do not.
+Names and sizes are those of the published file, which `official.load_human_fov` reads
+(docs/reference/checkpoints.md#human-fov-file).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from pipeline.errors import InputError
-from stages.regressor.network.checkpoints import compared, load_tensors
 
 STAGE_WIDTHS: tuple[tuple[int, ...], ...] = ((48, 96), (48, 96, 192), (48, 96, 192, 384))
 STAGE_MODULES = (1, 4, 3)
@@ -136,7 +132,8 @@ class HRNet(nn.Module):
         self.final_layer = nn.Conv2d(previous[0], HEATMAPS, 1)
         coarsest = len(previous) - 1
         for k, width in enumerate(previous[:-1]):
-            steps = (_step(width, width, 2) for _ in range(coarsest - k))
+            # One flat sequence: the names of the published file.
+            steps = (layer for _ in range(coarsest - k) for layer in _step(width, width, 2))
             self.add_module(f"downsample_stage_{k + 1}", nn.Sequential(*steps))
 
     @staticmethod
@@ -171,9 +168,10 @@ class HumanFOV(nn.Module):
     used. `fc2` and its dropout are in the checkpoint and not used.
     """
 
-    def __init__(self, features: int = 720, hidden: int = 1024) -> None:
+    def __init__(self, hidden: int = 1024) -> None:
         super().__init__()
         self.backbone = HRNet()
+        features = sum(STAGE_WIDTHS[-1])
         self.fc1, self.drop1 = nn.Linear(features, hidden), nn.Dropout()
         self.fc2, self.drop2 = nn.Linear(hidden, hidden), nn.Dropout()
         self.fc3 = nn.Linear(hidden, 2)
@@ -181,22 +179,3 @@ class HumanFOV(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         pooled = self.backbone(image).mean((2, 3))
         return self.fc3(self.drop1(self.fc1(pooled)))
-
-
-def load_human_fov(path: Path) -> HumanFOV:
-    """HumanFOV from its checkpoint, frozen and in evaluation mode.
-
-    Raises:
-        InputError: the file's keys or shapes are not those of `HumanFOV`; the line counts and
-            names missing and unexpected keys, so that a renaming can be written.
-    """
-    with torch.device("meta"):
-        network = HumanFOV()
-    tensors = load_tensors(path)
-    if differences := compared(network, tensors):
-        raise InputError(
-            f"{path}: keys differ from our HumanFOV: {differences}; use --focal or label "
-            "intrinsics instead"
-        )
-    network.load_state_dict(tensors, assign=True)
-    return network.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The plain vision transformer of ViTPose, and a strict loader for its checkpoints.
+"""The plain vision transformer of ViTPose.
 
 A stem of convolutions can take the place of the patch embedding: for weights that start random on
 few pictures (Xiao et al. 2021, "Early convolutions help transformers see better").
@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import InputError
 from stages.regressor.config import BackboneConfig
-from stages.regressor.network.checkpoints import compared, load_tensors
 
 PATCH = 16
 PATCH_PADDING = 2
 _POSITION_STD = 0.02
-_PREFIXES = ("module.", "model.", "backbone.")
 _NORM_GROUPS = 8
-_DROPPED = ("keypoint_head.", "cls_token", "backbone.cls_token")
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
@@ -170,43 +164,3 @@ class ViT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.last_norm(tokens)
-
-
-def load_vitpose(vit: ViT, path: Path) -> None:
-    """Load the backbone of a ViTPose checkpoint, or of one of ours, strictly.
-
-    Accepted: `{'state_dict': ...}`, `{'model': ...}` or a bare mapping; backbone keys bare or with
-    the prefixes `backbone.`, `model.`, `module.`; `keypoint_head.*` and `cls_token` are dropped.
-
-    Raises:
-        InputError: not a tensor file, a missing or unknown key, a wrong shape (another ViT size).
-    """
-    found = backbone_tensors(load_tensors(path), path)
-    differences = compared(vit, found)
-    if differences:
-        raise InputError(
-            f"{path}: not this ViT ({len(vit.blocks)} blocks, width {vit.size.width}): "
-            f"{differences}; choose the backbone and input size that the file was made for"
-        )
-    vit.load_state_dict(found)
-
-
-def backbone_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The backbone entries of a ViTPose state dict, prefixes stripped."""
-    if any("backbone." in name for name in tensors):
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if "backbone." in name or name.endswith("cls_token")
-        }
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        short = name
-        while short.startswith(_PREFIXES):
-            short = short.split(".", 1)[1]
-        if short.startswith(_DROPPED):
-            continue
-        if short in result:
-            raise InputError(f"{path}: two entries for {short}; expected one ViT in the file")
-        result[short] = tensor
-    return result

@@ -27,7 +27,7 @@ from stages.regressor.data.loader import Batch, CropDataset, Order, batches, col
 from stages.regressor.data.rows import Collection, Split
 from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
-from stages.regressor.network.vit import load_vitpose
+from stages.regressor.network.official import load_start, load_vitpose
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
@@ -65,7 +65,9 @@ class Trainer:
         self.models, self.out, self.process, self.reporter = models, out, process, reporter
         torch.manual_seed(recipe.train.seed)
         self.network = Regressor(recipe.model)
-        if recipe.model.backbone.weights is not None:
+        if recipe.model.weights is not None:
+            load_start(self.network, recipe.model.weights)
+        elif recipe.model.backbone.weights is not None:
             load_vitpose(self.network.backbone, recipe.model.backbone.weights)
         self.network.to(process.device)
         self.ema = Ema(self.network, recipe.optimiser.ema)
