@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.errors import UsageError
+from pipeline.errors import Incomplete, UsageError
 from stages import options
-from stages.terminal import say
+from stages.terminal import Progress, say
+from stages.wording import rate
+
+_NAMED = 3  # skipped pictures in the closing line
 
 
 @dataclass(frozen=True)
 class Request:
     """Which pictures, by which network, and what to write where."""
 
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")]
-    checkpoint: Annotated[Path, typer.Option(help="best.pt of a training folder.")]
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, patterns in quotes."),
+    ]
+    checkpoint: Annotated[
+        Path, typer.Option(help="best.pt of a training folder, or an imported file.")
+    ]
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions")
     boxes: Annotated[
         Path | None,
@@ -29,7 +38,16 @@ class Request:
     fov_checkpoint: options.FovCheckpoint = None
     models: options.Models = None
     device: options.Device = "cpu"
-    meshes: Annotated[bool, typer.Option(help="Also write a GLB per person.")] = True
+    save: Annotated[
+        str, typer.Option(help="What to write: npz, json, csv, overlay, views, glb; with commas.")
+    ] = "npz,json,overlay,glb"
+    views: Annotated[
+        str, typer.Option(help="Of the picture of views: front, side, top; with commas.")
+    ] = "front,side"
+    stored_pixels: Annotated[
+        bool, typer.Option("--stored-pixels", help="Leave pictures as stored: no EXIF turn.")
+    ] = False
+    quiet: options.Quiet = False
 
 
 @options.command_line(Request)
@@ -43,33 +61,53 @@ def predict(request: Request) -> None:
     from pipeline.output_files import make_directory
     from skel_fit.keypoint_body import KeypointBody
     from skel_fit.keypoints import keypoint_matrix
-    from stages.regressor.data.boxes import find_boxes, read_file
-    from stages.regressor.data.images import decode
     from stages.regressor.evaluation import prediction
     from stages.regressor.evaluation.trained import TrainedNetwork
     from stages.regressor.network.official import load_human_fov
 
+    wish = prediction.Wish(
+        out=request.out,
+        save=frozenset(_listed("--save", request.save, prediction.KINDS)),
+        views=_listed("--views", request.views, tuple(prediction.VIEWS)),
+        focal=focal,
+        boxes=request.boxes,
+        turned=not request.stored_pixels,
+    )
+    images = prediction.find_pictures(request.images)
     read = (request.checkpoint, request.boxes, request.fov_checkpoint, request.models)
     written = [request.out / name for name in prediction.NUMBERS]
     written += [path for kind in prediction.PICTURES for path in sorted(request.out.glob(kind))]
-    Inputs(*request.images, *read).check(*written)
+    Inputs(*images, *read).check(*written)
     fov = load_human_fov(request.fov_checkpoint) if request.fov_checkpoint else None
     trained = TrainedNetwork(request.checkpoint, device=request.device, focal=fov)
-    images = list(dict.fromkeys(request.images))
     folder, skel = prediction.load_body(trained, request.models)
     body = KeypointBody(skel, keypoint_matrix(folder))
-    pictures = {image: read_file(image) for image in images}
-    sizes = {image: decode(data, str(image)).shape[:2] for image, data in pictures.items()}
-    boxes = find_boxes(images, sizes, request.boxes)
-    results = prediction.predict_people(trained, body, pictures, boxes, focal)
-    make_directory(request.out)
-    prediction.write_numbers(request.out, results, trained, focal)
-    prediction.write_pictures(request.out, skel, pictures, results, meshes=request.meshes)
-    for image in images:
-        if not any(box.image == image for box in boxes):
-            say(f"{image}: 0 people, the boxes name none")
+    began = time.monotonic()
+    with Progress("predict", len(images), "pictures", quiet=request.quiet) as progress:
+        outcome = prediction.predict_pictures(
+            trained, skel, body, images, wish, lambda: make_directory(request.out), progress.update
+        )
+    pace = len(images) / max(time.monotonic() - began, 1e-9)
+    prediction.write_numbers(outcome, trained, wish)
+    for image in outcome.empty:
+        say(f"{image}: 0 people, the boxes name none")
     source = prediction.focal_source(trained, focal)
-    say(f"{len(boxes)} people in {len(images)} pictures -> {request.out} (focal length: {source})")
+    say(f"{outcome.people} people in {len(images) - len(outcome.skipped)} pictures -> "
+        f"{request.out} (focal length: {source}; {rate(pace, 'pictures')})")  # fmt: skip
     if trained.standin:
         say("the network was trained on the licence-free stand-in body: a demonstration, "
               "not for photographs of people", file=sys.stderr)  # fmt: skip
+    if outcome.skipped:
+        named = "; ".join(list(outcome.skipped.values())[:_NAMED])
+        raise Incomplete(
+            f"{len(outcome.skipped)} of {len(images)} pictures skipped, all in "
+            f"{request.out / prediction.NUMBERS[3]}: {named}"
+        )
+
+
+def _listed(option: str, given: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in given.split(",") if word.strip()))
+    unknown = [word for word in words if word not in allowed]
+    if unknown or not words:
+        raise UsageError(f"{option} {given}: expected some of {', '.join(allowed)}")
+    return words

@@ -184,7 +184,7 @@ def test_a_network_of_ours_comes_back_and_sees_the_same_everywhere(
     for path, fov_file in ((best, fov), (own, official)):
         out = tmp_path / f"predicted-{path.stem}"
         words = ["predict", str(picture), "--checkpoint", str(path), "--out", str(out),
-                 "--no-meshes", "--fov-checkpoint", str(fov_file)]  # fmt: skip
+                 "--save", "npz,json", "--fov-checkpoint", str(fov_file)]  # fmt: skip
         assert command_line(words) == 0
         words = ["evaluate", "demo", "--shards", str(files.shards), "--worst", "0", "--quiet",
                  "--limit", "2", "--checkpoint", str(path), "--focal", "predicted",

@@ -1,5 +1,6 @@
 """`hmr-skel predict` and the trained network behind it, on real pictures."""
 
+import csv
 import json
 import struct
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
+from skel_fit import anatomy
 from skel_fit.keypoint_body import KeypointBody
 from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
@@ -18,8 +20,9 @@ from stages.cli import run as command_line
 from stages.drawing.meshes import Part, glb_bytes
 from stages.regressor.config import load_recipe
 from stages.regressor.data.crops import CropRule
-from stages.regressor.data.images import open_images
+from stages.regressor.data.images import decode, open_images
 from stages.regressor.data.rows import Place, load_collection
+from stages.regressor.evaluation import prediction
 from stages.regressor.evaluation.predictors import CheckpointPredictor
 from stages.regressor.evaluation.query import Query
 from stages.regressor.evaluation.trained import Person, TrainedNetwork, crop_rule, fov_input
@@ -193,7 +196,8 @@ def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
     name = files.data / str(labels(files)["imgname"][0])
     data = name.read_bytes()
     height, width = cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2]
-    assumed = TrainedNetwork(checkpoint).intrinsics(data, "x")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), 1)[..., ::-1]
+    assumed = TrainedNetwork(checkpoint).intrinsics(picture, "x")
     assert assumed[0, 0] == pytest.approx(np.hypot(width, height))
     assert assumed[:2, 2].tolist() == [width / 2, height / 2]
 
@@ -205,7 +209,7 @@ def test_intrinsics_without_labels(files: Demo, checkpoint: Path) -> None:
             assert image.shape == (1, 3, 256, 256)
             return torch.tensor([[9.9, 0.7]])  # component 1 counts
 
-    guessed = TrainedNetwork(checkpoint, focal=Constant()).intrinsics(data, "x")
+    guessed = TrainedNetwork(checkpoint, focal=Constant()).intrinsics(picture, "x")
     assert guessed[0, 0] == pytest.approx(height / (2 * np.tan(0.35)))
 
 
@@ -349,7 +353,7 @@ def test_predict_without_boxes_takes_whole_pictures(
 ) -> None:
     name = files.data / str(labels(files)["imgname"][0])
     words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"),
-             "--no-meshes"]  # fmt: skip
+             "--save", "npz,json"]  # fmt: skip
     assert command_line(words) == 0
     with np.load(tmp_path / "o" / "predictions.npz") as file:
         width, height = labels(files)["image_size"][0]
@@ -389,7 +393,7 @@ def test_boxes_from_csv(files: Demo, checkpoint: Path, tmp_path: Path) -> None:
     name = files.data / str(labels(files)["imgname"][0])
     (tmp_path / "b.csv").write_text(f"image,left,top,right,bottom\n{name.name},10,20,200,300\n")
     words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"),
-             "--boxes", str(tmp_path / "b.csv"), "--no-meshes"]  # fmt: skip
+             "--boxes", str(tmp_path / "b.csv"), "--save", "npz,json"]  # fmt: skip
     assert command_line(words) == 0
     with np.load(tmp_path / "o" / "predictions.npz") as file:
         assert file["box"].tolist() == [[10, 20, 200, 300]]
@@ -420,7 +424,7 @@ def test_boxes_of_pictures_of_one_name(
         name.parent.mkdir()
         name.write_bytes(picture)
     boxes = tmp_path / "boxes.json"
-    words = ["predict", *map(str, names), "--checkpoint", str(checkpoint), "--no-meshes",
+    words = ["predict", *map(str, names), "--checkpoint", str(checkpoint), "--save", "npz,json",
              "--out", str(tmp_path / "out"), "--boxes", str(boxes)]  # fmt: skip
     boxes.write_text('{"1.jpg": [[0, 0, 90, 90]]}')
     assert command_line(words) == 5
@@ -436,6 +440,96 @@ def test_boxes_of_pictures_of_one_name(
     with np.load(tmp_path / "out" / "predictions.npz") as file:
         assert file["image"].tolist() == [str(names[k]) for k in (0, 1, 1)]
         assert file["box"][:, 2].tolist() == [70, 90, 80]
+
+
+def test_predict_for_many(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Folders and patterns; a damaged picture costs itself alone, and the exit code says so."""
+    monkeypatch.setattr(prediction, "_TOGETHER", 2)  # several rounds
+    columns = labels(files)
+    sources = [files.data / str(name) for name in columns["imgname"][:3]]
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for k, source in enumerate(sources):
+        (folder / f"{k}.jpg").write_bytes(source.read_bytes())
+    (folder / "deeper" / "3.png").write_bytes(cv2.imencode(".png", cv2.imread(str(sources[0])))[1])
+    (folder / "2b.jpg").write_bytes(sources[0].read_bytes()[:200])
+    (folder / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    words = ["predict", str(folder), str(folder / "**" / "*.png"), "--checkpoint", str(checkpoint),
+             "--save", "npz,csv,views", "--views", "front,side,top", "--out", str(out)]  # fmt: skip
+    assert command_line(words) == 3
+    said = capsys.readouterr()
+    assert "4 people in 4 pictures" in said.out and "pictures/s" in said.out
+    assert "1 of 5 pictures skipped" in said.err and "2b.jpg" in said.err
+    assert (out / "skipped.txt").read_text().startswith(f"{folder / '2b.jpg'}\t")
+    views = {f"{k}.views.png" for k in (0, 1, 2, 3)}
+    assert {p.name for p in out.iterdir()} == {
+        "predictions.npz", "predictions.csv", "skipped.txt", *views,
+    }  # fmt: skip
+    assert cv2.imread(str(out / "0.views.png")).shape == (256, 6 * 256, 3)
+    with np.load(out / "predictions.npz") as file:
+        found = {name: file[name] for name in file.files}
+    good = [folder / f"{k}.jpg" for k in (0, 1, 2)] + [folder / "deeper" / "3.png"]
+    assert found["image"].tolist() == list(map(str, good))
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [row["image"] for row in rows] == found["image"].tolist()
+    knee = anatomy.POSE_NAMES.index("knee_angle_r")
+    for k, row in enumerate(rows):
+        assert float(row["knee_angle_r_deg"]) == pytest.approx(
+            np.degrees(found["poses"][k, knee]), rel=1e-4, abs=1e-4
+        )
+        assert float(row["trans_z_m"]) == pytest.approx(found["trans"][k, 2], rel=1e-4)
+    # A picture's result does not depend on its company, up to rounding.
+    words = ["predict", str(good[2]), "--checkpoint", str(checkpoint), "--save", "npz",
+             "--out", str(out)]  # fmt: skip
+    assert command_line(words) == 0
+    assert not (out / "skipped.txt").exists()
+    with np.load(out / "predictions.npz") as file:
+        assert np.abs(file["poses"][0] - found["poses"][2]).max() < 1e-4
+    for bad, code, text in ((str(tmp_path / "*.gif"), 5, "no picture there"),
+                            (str(tmp_path), 5, "no picture there")):  # fmt: skip
+        assert command_line(["predict", bad, "--checkpoint", str(checkpoint)]) == code
+        assert text in capsys.readouterr().err
+    words = ["predict", str(folder), "--checkpoint", str(checkpoint), "--save", "obj"]
+    assert command_line(words) == 2
+    assert "--save obj: expected some of npz, json" in capsys.readouterr().err
+
+
+def exif_jpeg(picture: np.ndarray, orientation: int) -> bytes:
+    """A JPEG with an EXIF orientation tag, written by hand."""
+    data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\0\0" + tiff
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+
+
+def test_upright_or_as_stored(files: Demo, checkpoint: Path, tmp_path: Path) -> None:
+    """docs/reference/checkpoints.md#exif: predict turns pictures, labels' pictures never turn."""
+    small = np.zeros((20, 40, 3), np.uint8)
+    assert decode(exif_jpeg(small, 6), "x", turned=True).shape == (40, 20, 3)
+    assert decode(exif_jpeg(small, 6), "x").shape == (20, 40, 3)
+    assert decode(exif_jpeg(small, 6), "x", 2, turned=True).shape == (20, 10, 3)
+
+    picture = cv2.imread(str(files.data / str(labels(files)["imgname"][0])))
+    height, width = picture.shape[:2]
+    lying = cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    cv2.imwrite(str(tmp_path / "upright.png"), cv2.imdecode(
+        np.frombuffer(exif_jpeg(lying, 6), np.uint8), cv2.IMREAD_COLOR))  # fmt: skip
+    (tmp_path / "tagged.jpg").write_bytes(exif_jpeg(lying, 6))
+    base = ["--checkpoint", str(checkpoint), "--save", "npz,overlay", "--out", str(tmp_path / "o")]
+    both = [str(tmp_path / "tagged.jpg"), str(tmp_path / "upright.png")]
+    assert command_line(["predict", *both, *base]) == 0
+    with np.load(tmp_path / "o" / "predictions.npz") as file:
+        assert file["box"].tolist() == [[0, 0, width, height]] * 2
+        assert file["poses"][0] == pytest.approx(file["poses"][1], abs=1e-3)
+        assert file["cam_int"][0, :2, 2].tolist() == [width / 2, height / 2]
+    assert cv2.imread(str(tmp_path / "o" / "tagged.overlay.png")).shape == picture.shape
+    assert command_line(["predict", both[0], *base, "--stored-pixels"]) == 0
+    with np.load(tmp_path / "o" / "predictions.npz") as file:
+        assert file["box"].tolist() == [[0, 0, height, width]]
 
 
 # ---- the network under an evaluation protocol ---------------------------------------------------

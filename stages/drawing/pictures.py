@@ -200,14 +200,17 @@ def views(
     return drawn
 
 
-def meshes_picture(meshes: Sequence[Mesh], degrees: float, size: int) -> NDArray[np.uint8]:
+def meshes_picture(
+    meshes: Sequence[Mesh], degrees: float, size: int, *, above: bool = False
+) -> NDArray[np.uint8]:
     """Meshes of one colour each in one frame, (size, size, 3): turned about the vertical, before a
-    camera of ours.
+    camera of ours; above: which looks down on them.
     """
     parts = [np.asarray(mesh.vertices) for mesh in meshes]
     points = np.concatenate(parts)
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
-    moved = (points - middle) @ _about_vertical(degrees).T + (0.0, 0.0, _FAR_DISTANCE)
+    turn = (_FROM_ABOVE if above else np.eye(3)) @ _about_vertical(degrees)
+    moved = (points - middle) @ turn.T + (0.0, 0.0, _FAR_DISTANCE)
     firsts = np.cumsum([0, *map(len, parts)])
     joined = Mesh(
         moved,
@@ -248,6 +251,10 @@ def trimmed(drawn: Sequence[NDArray[np.uint8]], margin: int = 8) -> list[NDArray
         return list(drawn)
     window = slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin)
     return [picture[:, window] for picture in drawn]
+
+
+_FROM_ABOVE = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+"""y, down, becomes the direction in which the camera looks."""
 
 
 def _about_vertical(degrees: float) -> NDArray[np.float64]:

@@ -39,19 +39,22 @@ def find_boxes(
 ) -> list[Box]:
     """Checked boxes of all pictures, in the order of the pictures.
 
-    sizes: height and width, pixels. file: JSON `{image: [[left, top, right, bottom], ...]}` or CSV
-    with a header `image,left,top,right,bottom`, an image by its path as given or by its bare name;
-    None: each picture is one person's box.
+    sizes: height and width, pixels, of those that can be read; the others get no boxes. file: JSON
+    `{image: [[left, top, right, bottom], ...]}` or CSV with a header `image,left,top,right,bottom`,
+    an image by its path as given or by its bare name; None: each picture is one person's box.
 
     Raises:
         InputError: not readable, an unknown picture, a box that is empty or outside its picture.
     """
     if file is None:
-        return [Box(image, 0, 0, sizes[image][1], sizes[image][0]) for image in images]
+        return [whole_picture(image, sizes[image]) for image in images if image in sizes]
     given = _read_boxes(file)
     result = []
+    named = _Names(images, file)
     for name, corners in given.items():
-        image = _named(name, images, file)
+        image = named(name)
+        if image not in sizes:
+            continue
         height, width = sizes[image]
         for number, corner in enumerate(corners):
             box = Box(image, *corner)
@@ -66,28 +69,42 @@ def find_boxes(
                     f"picture of {width} x {height} pixels; expected left, top, right, bottom"
                 )
             result.append(box)
-    if not result:
+    if not any(given.values()):
         raise InputError(f"{file}: holds no boxes")
     order = {image: k for k, image in enumerate(images)}
     return sorted(result, key=lambda box: order[box.image])
 
 
-def _named(name: str, images: Sequence[Path], file: Path) -> Path:
+def whole_picture(image: Path, size: tuple[int, int]) -> Box:
+    """The box of a picture of `size`, height and width."""
+    return Box(image, 0, 0, size[1], size[0])
+
+
+class _Names:
     """The picture that a boxes file means: by its path as given, else by its bare name."""
-    if Path(name) in images:
-        return Path(name)
-    found = [image for image in images if image.name == name]
-    if not found:
-        raise InputError(
-            f"{file}: image {name!r} is not among the pictures given; write the paths as they are "
-            "on the command line, or bare file names"
-        )
-    if len(found) > 1:
-        raise InputError(
-            f"{file}: image {name!r} may be {found[0]} or {found[1]}; write the paths as they are "
-            "given on the command line"
-        )
-    return found[0]
+
+    def __init__(self, images: Sequence[Path], file: Path) -> None:
+        self._file = file
+        self._paths = set(images)
+        self._bare: dict[str, list[Path]] = {}
+        for image in images:
+            self._bare.setdefault(image.name, []).append(image)
+
+    def __call__(self, name: str) -> Path:
+        if Path(name) in self._paths:
+            return Path(name)
+        found = self._bare.get(name, [])
+        if not found:
+            raise InputError(
+                f"{self._file}: image {name!r} is not among the pictures given; write the paths as "
+                "they are on the command line, or bare file names"
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"{self._file}: image {name!r} may be {found[0]} or {found[1]}; write the paths as "
+                "they are given on the command line"
+            )
+        return found[0]
 
 
 def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:
@@ -112,10 +129,11 @@ def _read_boxes(file: Path) -> dict[str, list[tuple[float, ...]]]:
     return result
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file, or InputError."""
+def read_file(path: Path, first: int = -1) -> bytes:
+    """The bytes of a file, or its first ones, or InputError."""
     check_regular(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            return stream.read(first)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -87,14 +87,14 @@ def reduction(crop: Crop) -> int:
     return next((r for r in (8, 4, 2) if factor >= r), 1)
 
 
-def cut(data: bytes, name: str, crop: Crop) -> np.ndarray:
+def cut(data: bytes, name: str, crop: Crop, *, turned: bool = False) -> np.ndarray:
     """The part of the crop that the network sees, (size, width, 3) uint8 RGB.
 
-    Outside the picture: black. Large crops are read from a reduced decoding, which averages pixels
-    instead of skipping them.
+    Outside the picture: black. turned: the crop is of the upright picture (`decode`). Large crops
+    are read from a reduced decoding, which averages pixels instead of skipping them.
     """
     reduce = reduction(crop)
-    picture = decode(data, name, reduce)
+    picture = decode(data, name, reduce, turned=turned)
     whole = compose(crop.affine, crop.turn)
     whole[:, :2] *= reduce
     whole[0, 2] -= (crop.size - crop.width) / 2

@@ -194,18 +194,20 @@ def _size_in_head(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def decode(data: bytes, name: str, reduce: int = 1) -> np.ndarray:
+def decode(data: bytes, name: str, reduce: int = 1, *, turned: bool = False) -> np.ndarray:
     """An encoded picture as (H, W, 3) uint8 RGB, `reduce` (1, 2, 4, 8) times smaller.
 
-    Pixel (i, j) of the result covers `reduce` x `reduce` pixels of the picture. EXIF rotation is
-    ignored, as the labels' coordinates are those of the stored pixels.
+    Pixel (i, j) of the result covers `reduce` x `reduce` pixels of the picture. turned: upright, as
+    its EXIF orientation says; labels' coordinates are those of the stored pixels
+    (docs/reference/checkpoints.md#exif).
 
     Raises:
         InputError: not a picture that OpenCV reads.
     """
     flag = _REDUCED[reduce] if data[:2] == _JPEG else cv2.IMREAD_COLOR
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        flag |= 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:
         picture = None
     if picture is None or max(picture.shape) > _MAX_SIDE:

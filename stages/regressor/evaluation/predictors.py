@@ -19,7 +19,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.provenance import file_record
 from pipeline.readers.npz import NpzFile
 from stages.regressor.data.crops import CropRule
-from stages.regressor.data.images import ImageSource, picture_size
+from stages.regressor.data.images import ImageSource, decode, picture_size
 from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.query import Gender, Prediction, Query
 from stages.regressor.evaluation.trained import (
@@ -136,7 +136,7 @@ class CheckpointPredictor:
     def _of_picture(self, images: ImageSource, name: str, data: bytes) -> np.ndarray:
         if isinstance(self._focal, float):
             return np.array(intrinsics(self._focal, *picture_size(images, name)))
-        return self._network.intrinsics(data, name)
+        return self._network.intrinsics(decode(data, name), name)
 
 
 class MeanPose:

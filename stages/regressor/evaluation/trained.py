@@ -23,7 +23,6 @@ from pipeline.provenance import file_record
 from stages.regressor.config import Recipe
 from stages.regressor.data import crops
 from stages.regressor.data.crops import CropRule
-from stages.regressor.data.images import decode
 from stages.regressor.evaluation.query import Prediction
 from stages.regressor.network import camera, representation
 from stages.regressor.network.checkpoints import compared, load_checkpoint
@@ -43,6 +42,7 @@ class Person:
 
     data: the encoded picture; name: for messages; center (2,), box (2,) = width and height: pixels;
     cam_int: (3, 3) intrinsics, pixels; may be NaN where `TrainedNetwork.uses_intrinsics` is false.
+    turned: all that is of the upright picture, as its EXIF orientation says.
     """
 
     data: bytes
@@ -50,6 +50,7 @@ class Person:
     center: np.ndarray
     box: np.ndarray
     cam_int: np.ndarray
+    turned: bool = False
 
 
 class TrainedNetwork:
@@ -113,9 +114,9 @@ class TrainedNetwork:
         return crop_rule(grow=self.recipe.data.enlarge_box)
 
     @torch.no_grad()
-    def intrinsics(self, data: bytes, name: str) -> np.ndarray:
-        """(3, 3) intrinsics guessed from a whole picture: HumanFOV, else the diagonal."""
-        picture = decode(data, name)
+    def intrinsics(self, picture: np.ndarray, name: str) -> np.ndarray:
+        """(3, 3) intrinsics guessed from a whole picture (H, W, 3), uint8 RGB: HumanFOV, else the
+        diagonal."""
         height, width = picture.shape[:2]
         focal = math.hypot(width, height)
         if self._focal is not None:
@@ -142,7 +143,7 @@ class TrainedNetwork:
             if self.recipe.data.blank_images:
                 picture = crops.blank(crop)
             else:
-                picture = crops.cut(person.data, person.name, crop)
+                picture = crops.cut(person.data, person.name, crop, turned=person.turned)
             images.append(crops.normalise(picture))
             centers.append(crop.center)
             sides.append(max(person.box) if rule.conditioning == "annotation" else crop.side)
