@@ -83,7 +83,7 @@ eval: $(STAMP)  ## score RUN/best.pt and the baselines under PROTOCOLS; page in 
 TEST_PROCESSES ?= 2
 
 test: lint  ## lint and run the test suite
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Python versions that nothing here runs: do all wheels exist, and do the types hold?
 VERSIONS ?= 3.12 3.13

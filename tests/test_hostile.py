@@ -353,24 +353,38 @@ def test_label_files_that_are_no_files(tmp_path: Path) -> None:
         open_source(tmp_path, format="webdataset")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"[]", b"null", b"{" * 5000, b'{"failures": 3}', b'{"lost": 1e999}', b"\xff\xfe", None],
-)
-@pytest.mark.parametrize(
-    "name", ["shard-00002.json", "shard-00099.json", "shard-x.json", "shard-99999999999999.json"]
-)
-def test_damaged_and_stray_attempts_stop_nothing(
-    bench: Bench, name: str, content: bytes | None
-) -> None:
-    """None: a pipe. A damaged record costs attempts at most; a stray one is reported."""
-    bench.convert(limit=8)
-    path = bench.out / "attempts" / name
+CONTENTS = (
+    b"", b"[]", b"null", b"{" * 5000, b'{"failures": 3}', b'{"lost": 1e999}', b"\xff\xfe", None,
+)  # fmt: skip
+"""Of a record of attempts; None: a pipe."""
+
+
+def put(path: Path, content: bytes | None) -> None:
     if content is None:
         os.mkfifo(path)
     else:
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_damaged_record_costs_attempts_at_most(bench: Bench, content: bytes | None) -> None:
+    bench.convert(limit=8)
+    put(bench.out / "attempts" / "shard-00002.json", content)
     assert verb("status", bench.out)[0] == 0
     code, error = convert(bench)
     assert code == 0, error
-    assert path.name == "shard-00002.json" or path.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-0009{}.json", "shard-x{}.json", "shard-9999999999999{}.json"]
+)
+def test_stray_attempts_stop_nothing(bench: Bench, name: str) -> None:
+    """Records of no shard, with every content at once: they are left alone."""
+    bench.convert(limit=8)
+    strays = [bench.out / "attempts" / name.format(k) for k in range(len(CONTENTS))]
+    for path, content in zip(strays, CONTENTS, strict=True):
+        put(path, content)
+    assert verb("status", bench.out)[0] == 0
+    code, error = convert(bench)
+    assert code == 0, error
+    assert all(path.exists() for path in strays)
