@@ -207,3 +207,126 @@ class _Joblib(pickle._Pickler):
         self.write(pickle.STACK_GLOBAL)
 
     dispatch: ClassVar[dict] = {**pickle._Pickler.dispatch, type: save_global}
+
+
+def smplx_pose(frames: int = FRAMES, seed: int = 0, width: int = 165) -> np.ndarray:
+    """(frames, 156 | 165): the body of `bodies`, small angles in face and hands."""
+    random = np.random.default_rng(seed + 7)
+    pose = random.normal(0, 0.05, (frames, width))
+    pose[:, :66] = bodies(frames, seed)["poses"][:, :66]
+    return pose
+
+
+def amass(frames: int = FRAMES, body: str = "smplx") -> dict[str, Any]:
+    """The members of a motion of AMASS, with the objects that its files have."""
+    width, rate = (165, "mocap_frame_rate") if body == "smplx" else (156, "mocap_framerate")
+    labels = np.empty((), object)
+    labels[()] = {"ARIEL": [1, 2]}
+    return {
+        "poses": smplx_pose(frames, width=width),
+        "trans": bodies(frames)["trans"],
+        "betas": np.pad(bodies(frames)["betas"], (0, 6)),
+        "gender": np.array("female"),
+        rate: np.array(60.0),
+        "markers_latent_vids": labels,
+        "markers_latent": np.zeros((53, 3)),
+    }
+
+
+def moyo(frames: int = FRAMES) -> dict[str, Any]:
+    """The dictionary of a file of MOYO, as far as it is plain."""
+    return {
+        "fullpose": smplx_pose(frames),
+        "trans": bodies(frames)["trans"],
+        "betas": np.pad(bodies(frames)["betas"], (0, 290)),
+        "v_template_fname": "/somewhere/template.ply",
+    }
+
+
+def bedlam(rows: int = 8, width: int = 165, betas: int = 10) -> dict[str, Any]:
+    """The members of a scene of BEDLAM with two people; row 3 has no pose."""
+    people = [bodies(rows // 2, seed) for seed in range(2)]
+    poses = np.concatenate([smplx_pose(rows // 2, seed, 165) for seed in range(2)])[:, :width]
+    poses[:, :3] = [np.pi - 0.2, 0.1, 0.0]
+    poses[3, 5] = np.nan
+    cam_ext = np.tile(np.eye(4), (rows, 1, 1))
+    cam_ext[:, :3, 3] = [0.3, -0.2, 4.0]
+    info = np.empty(rows, object)
+    info[:] = [{"clip": i} for i in range(rows)]
+    shape = np.concatenate([np.tile(one["betas"], (rows // 2, 1)) for one in people])
+    return {
+        "imgname": np.array([f"seq_0/{i:04d}.png" for i in range(rows)]),
+        "center": np.full((rows, 2), 500.0),
+        "scale": np.full(rows, 2.0),
+        "pose_cam": poses,
+        "pose_world": poses,
+        "shape": np.pad(shape, ((0, 0), (0, betas - 10))),
+        "trans_cam": np.concatenate([one["trans"] for one in people]),
+        "trans_world": np.concatenate([one["trans"] for one in people]),
+        "gtkps": np.ones((rows, 127, 2)),
+        "cam_int": np.tile(CAM_INT, (rows, 1, 1)),
+        "cam_ext": cam_ext,
+        "gender": np.array(["female", "male"]).repeat(rows // 2),
+        "sub": np.array(["rp_a", "rp_b"]).repeat(rows // 2),
+        "motion_info": info,
+    }
+
+
+def gvhmr(frames: int = FRAMES) -> dict[str, Any]:
+    """The dictionary of a result of GVHMR, of torch tensors."""
+    import torch
+
+    def parameters(seed: int) -> dict[str, Any]:
+        pose = smplx_pose(frames, seed)
+        values = {
+            "body_pose": pose[:, 3:66],
+            "betas": np.tile(bodies(frames, seed)["betas"], (frames, 1)),
+            "global_orient": pose[:, :3],
+            "transl": bodies(frames, seed)["trans"] + [0, 0, 4],
+        }
+        return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+
+    return {
+        "smpl_params_global": parameters(1),
+        "smpl_params_incam": parameters(0),
+        "K_fullimg": torch.tensor(np.tile(CAM_INT, (frames, 1, 1)), dtype=torch.float32),
+        "net_outputs": {"static_conf_logits": torch.zeros(1, frames, 6)},
+    }
+
+
+def prompthmr(frames: int = FRAMES, tensors: bool = True) -> dict[str, Any]:
+    """The dictionary of a result of PromptHMR with two people."""
+    import torch
+
+    def person(seed: int) -> dict[str, Any]:
+        pose, body = smplx_pose(frames, seed), bodies(frames, seed)
+        matrices = Rotation.from_rotvec(pose.reshape(-1, 3)).as_matrix()
+        camera = {
+            "pose": pose[:, :75],
+            "rotmat": matrices.reshape(frames, 55, 3, 3),
+            "shape": np.tile(body["betas"], (frames, 1)),
+            "trans": body["trans"] + [0, 0, 4],
+        }
+        camera = {name: value.astype(np.float32) for name, value in camera.items()}
+        if tensors:
+            camera = {name: torch.tensor(value) for name, value in camera.items()}
+        world = {"pose": pose, "shape": np.tile(body["betas"], (frames, 1)), "trans": body["trans"]}
+        return {"frames": np.arange(frames) + 5, "smplx_cam": camera, "smplx_world": world}
+
+    return {
+        "people": {1: person(0), 4: person(1)},
+        "camera": {"img_focal": 1000.0, "img_center": np.array([540.0, 960.0])},
+        "has_slam": False,
+    }
+
+
+def smplx_file(frames: int = FRAMES) -> dict[str, Any]:
+    """The members of a `.smpl` file of SMPL-X."""
+    pose = smplx_pose(frames).astype(np.float32).reshape(frames, 55, 3)
+    return smpl_file(frames) | {
+        "smplVersion": np.array(2, np.int32),
+        "bodyPose": pose[:, :22],
+        "headPose": pose[:, 22:25],
+        "leftHandPose": pose[:, 25:40],
+        "rightHandPose": pose[:, 40:],
+    }

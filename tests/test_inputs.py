@@ -33,6 +33,16 @@ def pickled(path: Path, content: Any) -> Path:
     return path
 
 
+def npz(path: Path, members: dict) -> Path:
+    np.savez(path, **members)
+    return path
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
 def write(folder: Path, format: str, content: Any = None) -> Path:
     """A file of a format under the name of its example."""
     name = next(one.example for one in DESCRIBED if one.name == format)
@@ -41,6 +51,11 @@ def write(folder: Path, format: str, content: Any = None) -> Path:
         "emdb": (foreign.emdb, pickled),
         "wham": (foreign.wham, foreign.write_joblib),
         "smpl-file": (foreign.smpl_file, foreign.write_smpl),
+        "amass": (foreign.amass, npz),
+        "moyo": (foreign.moyo, pickled),
+        "bedlam": (foreign.bedlam, npz),
+        "gvhmr": (foreign.gvhmr, saved),
+        "prompthmr": (foreign.prompthmr, foreign.write_joblib),
     }[format]
     return writer(folder / name, make() if content is None else content)
 
@@ -54,24 +69,28 @@ def test_the_page_is_what_the_readers_say() -> None:
     assert {one.name for one in DESCRIBED} == set(FORMATS)
 
 
-@pytest.mark.parametrize("format", ["3dpw", "emdb", "wham", "smpl-file"])
+@pytest.mark.parametrize(
+    "format",
+    ["3dpw", "emdb", "wham", "smpl-file", "amass", "moyo", "bedlam", "gvhmr", "prompthmr"],
+)
 def test_members_of_the_page_are_those_that_are_needed(tmp_path: Path, format: str) -> None:
     """Without a needed member the file is refused by its name, without another it is read."""
     described = next(one for one in DESCRIBED if one.name == format)
     for member in described.members:
         content = getattr(foreign, format.replace("3dpw", "threedpw").replace("-", "_"))()
-        place, last = content, member.name
-        if "." in last:
-            top, last = last.split(".")
-            place = content[{"ID": 3}.get(top, top)] if top in content or top == "ID" else {}
+        *places, last = member.name.replace("mocap_framerate | ", "").split(".")
+        place = content
+        for part in places:
+            place = place[{"ID": 3 if format == "wham" else 4}.get(part, part)]
         place.pop(last, None)
         path = write(tmp_path, format, content)
+        options = {"template": "model"} if format == "moyo" else {}
         if not member.needed:
-            source = open_source(path, format=format)
+            source = open_source(path, format=format, **options)
             assert (source.read(0, source.rows).reasons == "").any(), member.name
             continue
         with pytest.raises(InputError, match=rf"{last}(\.0)?'") as error:
-            open_source(path, format=format)
+            open_source(path, format=format, **options)
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
@@ -191,6 +210,151 @@ def test_smpl_file(tmp_path: Path) -> None:
     only = {name: members[name] for name in ("smplVersion", "shapeParameters")}
     bare = open_source(foreign.write_smpl(tmp_path / "a.smpl", only)).read(0, 1)
     assert not bare.poses.any() and set(bare.smpl_gender) == {"neutral"}
+
+
+@pytest.mark.parametrize("body", ["smplh", "smplx"])
+def test_amass(tmp_path: Path, body: str) -> None:
+    content = foreign.amass(body=body)
+    source = open_source(npz(tmp_path / "anything.npz", content), smpl_gender="column")
+    rows = source.read(0, 4)
+    assert source.format == "amass" and rows.body == body and source.up == "z"
+    assert rows.other is not None and set(rows.smpl_gender) == {"female"}
+    parameters = rows.other.parameters
+    pose, start = content["poses"], 66 if body == "smplh" else 75
+    assert np.array_equal(parameters["body_pose"], pose[:, 3:66])
+    assert np.array_equal(parameters["left_hand_pose"], pose[:, start : start + 45])
+    assert np.array_equal(parameters["right_hand_pose"], pose[:, start + 45 :])
+    assert parameters["betas"].shape == (4, 16) and parameters["flat_hand_mean"].all()
+    assert source.identities().tolist() == [0] * 4
+    as_smpl = open_source(source.path, body="smpl")
+    rows = as_smpl.read(0, 4)
+    assert rows.body == "smpl" and np.array_equal(rows.poses[:, :66], pose[:, :66])
+    assert not rows.poses[:, 66:].any()
+    own = Asked(str(source.path), models=STAND_IN, option=("body=smpl",)).own_file()
+    assert "the first 10 of 16 betas taken for SMPL's" in own.described
+
+
+def test_moyo_has_a_template_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "moyo")
+    with pytest.raises(InputError, match=r"'v_template_fname': .*template=model"):
+        open_source(path)
+    rows = open_source(path, template="model").read(0, 4)
+    assert rows.other is not None and rows.other.parameters["betas"].shape == (4, 16)
+
+
+def test_bedlam_stands_at_its_shift(tmp_path: Path, smpl) -> None:
+    """Joints of the parameters that are read, projected, are where gtkps are; without the shift of
+    cam_ext they are not."""
+    content = foreign.bedlam()
+    poses = content["pose_cam"].copy()
+    poses[3] = 0
+    body = np.pad(poses[:, 3:66], ((0, 0), (0, 6)))
+    wanted = joints(smpl, poses[:, :3], body, content["shape"], content["trans_cam"])
+    wanted += content["cam_ext"][:, None, :3, 3]
+    content["gtkps"][:, :22] = projected(wanted[:, :22])
+    source = open_source(write(tmp_path, "bedlam", content), smpl_gender="column")
+    rows = source.read(0, 8)
+    assert source.format == "bedlam" and rows.other is not None and rows.body == "smplx"
+    assert rows.reasons.tolist() == [""] * 3 + ["non_finite_pose"] + [""] * 4
+    assert source.identities().tolist() == [0] * 4 + [1] * 4
+    good, found = rows.reasons == "", rows.other.parameters
+    body = np.pad(found["body_pose"], ((0, 0), (0, 6)))
+    for shift, bar in ((0.0, True), (content["cam_ext"][0, :3, 3], False)):
+        posed = joints(smpl, found["global_orient"], body, found["betas"], found["transl"] - shift)
+        off = projected(posed[good, :22]) - content["gtkps"][good, :22]
+        assert (np.abs(off).max() <= 1.0) == bar
+
+
+def joints(smpl, orient, body, betas, transl) -> np.ndarray:
+    names = ("global_orient", "body_pose", "betas", "transl")
+    values = (torch.as_tensor(v, dtype=torch.float64) for v in (orient, body, betas, transl))
+    with torch.no_grad():
+        return smpl(**dict(zip(names, values, strict=True))).joints[:, :24].numpy()
+
+
+def projected(points: np.ndarray) -> np.ndarray:
+    pixels = points @ foreign.CAM_INT.T
+    return pixels[..., :2] / pixels[..., 2:]
+
+
+def test_bedlam_of_smpl(tmp_path: Path) -> None:
+    content = foreign.bedlam(width=72)
+    source = open_source(npz(tmp_path / "a.npz", content))
+    rows = source.read(0, 8)
+    assert rows.body == "smpl" and source.format == "bedlam"
+    assert np.array_equal(rows.transl, content["trans_cam"] + content["cam_ext"][:, :3, 3])
+
+
+def test_eleven_numbers_have_two_meanings(tmp_path: Path) -> None:
+    content = foreign.bedlam(betas=11)
+    path = npz(tmp_path / "a.npz", content)
+    assert open_source(path).read(0, 1).other.parameters["betas"].shape == (1, 10)  # all zero
+    content["shape"][2, 10] = 0.5
+    npz(path, content)
+    with pytest.raises(InputError, match=r"'shape': 11 numbers, of two meanings.*eleventh=kid"):
+        open_source(path)
+    rows = open_source(path, eleventh="component").read(0, 8)
+    assert rows.other.parameters["betas"].shape == (8, 11) and rows.reasons[2] == ""
+    rows = open_source(path, eleventh="kid").read(0, 8)
+    assert rows.other.parameters["betas"].shape == (8, 10)
+    assert rows.reasons.tolist()[:4] == ["", "", "kid_shape", "non_finite_pose"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("shape", np.zeros((8, 12)), r"'shape': shape \(8, 12\), expected .*\(rows, 16\)"),
+        ("cam_ext", foreign.bedlam()["cam_ext"].transpose(0, 2, 1), "'cam_ext': transposed"),
+        ("pose_cam", np.array([np.zeros(165)] * 7 + [None], object), "'pose_cam': Python objects"),
+        ("trans_cam", np.zeros((8, 2)), "'trans_cam'"),
+        ("pose_cam", np.zeros((8, 159)), "'pose_cam': 159 values a row, expected 165"),
+    ],
+)
+def test_bedlam_that_is_wrong_is_one_line(
+    tmp_path: Path, name: str, value: np.ndarray, said: str
+) -> None:
+    path = npz(tmp_path / "a.npz", foreign.bedlam() | {name: value})
+    with pytest.raises(InputError, match=said) as error:
+        Asked(str(path), models=STAND_IN).own_file()
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_gvhmr(tmp_path: Path) -> None:
+    content = foreign.gvhmr()
+    source = open_source(write(tmp_path, "gvhmr"))
+    rows = source.read(0, 4)
+    assert source.format == "gvhmr" and source.up == "y-down" and rows.body == "smplx"
+    found, wanted = rows.other.parameters, content["smpl_params_incam"]
+    for name in ("body_pose", "betas", "global_orient", "transl"):
+        assert np.array_equal(found[name], wanted[name].double().numpy()), name
+    assert not found["flat_hand_mean"].any()
+    assert np.array_equal(rows.fields["cam_int"][0], foreign.CAM_INT)
+    world = open_source(source.path, frame="world")
+    assert world.up == "y"
+    expected = content["smpl_params_global"]["transl"].double().numpy()
+    assert np.array_equal(world.read(0, 4).other.parameters["transl"], expected)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_prompthmr(tmp_path: Path, tensors: bool) -> None:
+    source = open_source(write(tmp_path, "prompthmr", foreign.prompthmr(tensors=tensors)))
+    rows = source.read(0, 8)
+    assert source.format == "prompthmr" and rows.body == "smplx" and (rows.reasons == "").all()
+    pose = np.concatenate([foreign.smplx_pose(seed=seed) for seed in (0, 1)])
+    assert np.abs(rows.other.parameters["body_pose"] - pose[:, 3:66]).max() < 1e-6
+    assert rows.fields["frame"].tolist() == [5, 6, 7, 8] * 2
+    assert source.identities().tolist() == [0] * 4 + [1] * 4
+    world = open_source(source.path, frame="world").read(0, 8)
+    assert np.array_equal(world.other.parameters["body_pose"], pose[:, 3:66])
+
+
+def test_smpl_file_of_smplx(tmp_path: Path) -> None:
+    rows = open_source(foreign.write_smpl(tmp_path / "a.smpl", foreign.smplx_file())).read(0, 4)
+    pose = foreign.smplx_pose().astype(np.float32)
+    assert rows.body == "smplx" and np.array_equal(
+        rows.other.parameters["jaw_pose"], pose[:, 66:69]
+    )
+    assert np.array_equal(rows.other.parameters["right_hand_pose"], pose[:, 120:])
 
 
 @pytest.mark.parametrize(
@@ -331,3 +495,60 @@ def test_options_of_a_reader_are_checked(tmp_path: Path) -> None:
         open_source(path, frame="wrold")
     with pytest.raises(InputError, match="option up 'z', but bodies are wanted in the camera"):
         open_source(path, up="z")
+
+
+def test_files_of_torch_that_are_wrong(tmp_path: Path) -> None:
+    import zipfile
+
+    path = write(tmp_path, "gvhmr")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    pickle_name = next(name for name in parts if name.endswith("data.pkl"))
+    key = next(name for name in parts if name.endswith("data/0"))
+
+    def spoilt(**changes: bytes | None) -> Path:
+        wanted = {**parts, **{pickle_name if k == "pickle" else key: v for k, v in changes.items()}}
+        with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+            for name, data in wanted.items():
+                if data is not None:
+                    archive.writestr(name, data)
+        return tmp_path / "b.pt"
+
+    assert open_source(spoilt()).rows == 4
+    for changes, said in (
+        ({"key": None}, "a tensor without its numbers"),
+        ({"key": parts[key][:-4]}, "missing numbers"),
+        ({"pickle": b"cos\nsystem\n(S'true'\ntR."}, r"refused: the pickle asks for os\.system"),
+        ({"pickle": parts[pickle_name][:40]}, "not a readable pickle"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            open_source(spoilt(**changes))
+        assert "\n" not in str(error.value)
+
+
+def test_a_table_of_pandas_is_refused_with_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "agora.pkl"
+    path.write_bytes(b"cpandas.core.frame\nDataFrame\n)\x81.")
+    with pytest.raises(InputError, match=r"asks for pandas\..*numpy\.savez where pandas is.*agora"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"poses": np.zeros((4, 77, 3)), "joint_names": np.array(["a"]),
+             "identity_coeffs": np.zeros((1, 5))},
+            "parameters of SOMA.*an npz of vertices",
+        ),
+        ({"smpl_params_incam": np.zeros(3), "betas": np.zeros(10)}, "it lacks"),
+        ({"vertices": np.zeros((4, 10475, 3))}, "for format vertices it lacks body"),
+        ({"pose_cam": np.zeros((4, 165)), "imgname": np.array(["a"] * 4)}, "'shape': missing"),
+        ({"poses": np.zeros(72), "betas": np.zeros(10)}, r"one pose is \(1, 72\)"),
+    ],
+)  # fmt: skip
+def test_near_misses_of_npz_files(tmp_path: Path, members: dict, said: str) -> None:
+    path = npz(tmp_path / "a.npz", members)
+    with pytest.raises(InputError, match=said) as error:
+        Asked(str(path), models=STAND_IN).own_file()
+    assert "\n" not in str(error.value) and str(path) in str(error.value)

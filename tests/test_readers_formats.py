@@ -289,7 +289,7 @@ def test_axis_angle_wins_over_matrices(tmp_path: Path) -> None:
         ({"betas": np.zeros(10)}, "it lacks poses"),
         ({"poses": np.zeros((3, 72))}, "'betas': missing"),
         ({"poses": np.zeros((0, 72)), "betas": np.zeros(10)}, "0 rows"),
-        ({"poses": np.zeros((3, 165)), "betas": np.zeros(10)}, "72 pose values"),
+        ({"poses": np.zeros((3, 99)), "betas": np.zeros(10)}, "72 pose values"),
         ({"poses": np.zeros((3, 72)), "betas": np.zeros(9)}, "'betas'.*10 or more"),
         ({"poses": np.zeros((3, 72)), "betas": np.zeros(10), "trans": np.zeros((2, 3))}, "'trans'"),
         ({"poses": np.zeros((3, 72)), "betas": np.zeros(10), "x": None}, "'x'"),

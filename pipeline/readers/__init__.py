@@ -8,15 +8,20 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.paths import check_inside
+from pipeline.readers.amass import open_amass
 from pipeline.readers.base import SMPL, AnnotationRows, AnnotationSource, FieldSpec
+from pipeline.readers.bedlam import open_bedlam
 from pipeline.readers.bodies import NEAREST
 from pipeline.readers.camerahmr import open_camerahmr
 from pipeline.readers.detect import DESCRIBED, FORMATS, detect_format
 from pipeline.readers.emdb import open_emdb
+from pipeline.readers.gvhmr import open_gvhmr
 from pipeline.readers.hmr_skel import open_hmr_skel
 from pipeline.readers.labels import LabelOptions, LabelSource
+from pipeline.readers.moyo import open_moyo
 from pipeline.readers.names import find_label_file
 from pipeline.readers.npz import NpzFile
+from pipeline.readers.prompthmr import open_prompthmr
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
 from pipeline.readers.smpl_file import open_smpl_file
@@ -95,6 +100,11 @@ def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]
         "3dpw": lambda **o: open_threedpw(path, labels, **o),
         "emdb": lambda **o: open_emdb(path, labels, **o),
         "wham": lambda **o: open_wham(path, labels, **o),
+        "amass": lambda **o: open_amass(path, labels, **o),
+        "moyo": lambda **o: open_moyo(path, labels, **o),
+        "bedlam": lambda **o: open_bedlam(NpzFile(path), labels, **o),
+        "gvhmr": lambda **o: open_gvhmr(path, labels, **o),
+        "prompthmr": lambda **o: open_prompthmr(path, labels, **o),
         "vertices": lambda **o: open_vertices(NpzFile(path), labels, **o),
         "smpl-file": lambda **o: open_smpl_file(path, labels, **o),
     }

@@ -7,12 +7,19 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import InputError
 from pipeline.paths import check_regular
 from pipeline.readers import (
+    amass,
+    bedlam,
     camerahmr,
     emdb,
+    gvhmr,
     hmr_skel,
+    moyo,
+    prompthmr,
     sequences,
     single_image,
     smpl_file,
@@ -25,6 +32,7 @@ from pipeline.readers.formats import Format
 from pipeline.readers.members import listed
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.reloaded import read_content
+from pipeline.readers.torch_files import is_torch_file
 
 DESCRIBED: tuple[Format, ...] = (
     camerahmr.DESCRIBED,
@@ -35,6 +43,11 @@ DESCRIBED: tuple[Format, ...] = (
     threedpw.DESCRIBED,
     emdb.DESCRIBED,
     wham.DESCRIBED,
+    amass.DESCRIBED,
+    moyo.DESCRIBED,
+    bedlam.DESCRIBED,
+    gvhmr.DESCRIBED,
+    prompthmr.DESCRIBED,
     smpl_file.DESCRIBED,
     vertices.DESCRIBED,
 )
@@ -43,8 +56,12 @@ FORMATS = tuple(format.name for format in DESCRIBED)
 _PICKLED: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     (threedpw.FORMAT, threedpw.fits),
     (emdb.FORMAT, emdb.fits),
+    (prompthmr.FORMAT, prompthmr.fits),
+    (gvhmr.FORMAT, gvhmr.fits),
+    (moyo.FORMAT, moyo.fits),
     (wham.FORMAT, wham.fits),
 )
+_SOMA = {"poses", "joint_names", "identity_coeffs"}
 _OF_PICTURES = {"imgname", "center", "scale", "cam_int", "gtkps"}
 """Sequences have no picture; labels of pictures have at least one of these."""
 
@@ -58,6 +75,8 @@ def detect_format(path: Path) -> str:
         start = stream.read(512)
     if not start:
         raise InputError(f"{path}: the file is empty; download or copy it again")
+    if start.startswith(b"PK") and is_torch_file(path):
+        return _of_pickle(path)
     if start.startswith(b"PK") or path.suffix == ".npz":
         return _of_npz(NpzFile(path))
     if path.suffix == ".tar" or tarfile.is_tarfile(path):
@@ -65,8 +84,8 @@ def detect_format(path: Path) -> str:
     if path.suffix in sequences.SUFFIXES:
         return _of_pickle(path)
     raise InputError(
-        f"{path}: not a label file; expected .npz, .smpl, .pkl, .tar (4D-Humans, HSMR) or a folder "
-        "of them (docs/inputs.md)"
+        f"{path}: not a label file; expected .npz, .smpl, .pkl, .pt, .tar (4D-Humans, HSMR) or a "
+        "folder of them (docs/inputs.md)"
     )
 
 
@@ -84,7 +103,8 @@ def _of_pickle(path: Path) -> str:
         if fits(content):
             return format
     if _is_sequence(content):
-        return sequences.FORMAT
+        wide = amass.width_of(np.shape(content.get("poses", ())))
+        return amass.FORMAT if wide else sequences.FORMAT
     raise _unknown(path, content)
 
 
@@ -98,10 +118,18 @@ def _of_npz(file: NpzFile) -> str:
         return smpl_file.FORMAT
     if any(name in names for name in hmr_skel.POSES) and "imgname" in names:
         return hmr_skel.FORMAT
+    if bedlam.fits(file):
+        return bedlam.FORMAT
     if names & _OF_PICTURES:
         return camerahmr.FORMAT
+    if names >= _SOMA:
+        raise InputError(
+            f"{file.path}: parameters of SOMA, which need its own layer; evaluate them there and "
+            "save an npz of vertices, body='soma', identity (docs/inputs.md#vertices)"
+        )
     if _is_sequence(names):
-        return sequences.FORMAT
+        wide = "poses" in names and amass.width_of(file.members["poses"].shape)
+        return amass.FORMAT if wide else sequences.FORMAT
     raise _unknown(file.path, names)
 
 

@@ -31,11 +31,13 @@ class Layout:
     """Which column holds what. None: the format has no such column.
 
     poses: one column or several to be joined, together (n, 72) axis-angle; (n, 63 + 3), SMPL+H
-    (n, 156) and rotation matrices are converted. Empty: no SMPL pose (every row is rejected).
+    (n, 156), SMPL-X (n, 165) and rotation matrices are converted. Empty: no SMPL pose (every row
+    is rejected).
     cam_ext: world -> camera (4, 4): poses and transl are of the world, bodies are wanted in the
     camera. has_pose, has_betas, has_camera: flags, 0 means that the label is not valid.
-    skel_poses, skel_betas, skel_trans: SKEL labels that the file already has; carried, never
-    converted from.
+    shift: (4, 4) whose last column is added to transl (BEDLAM). kid: shape whose 11th number, where
+    it is not 0, makes a child of the body. skel_poses, skel_betas, skel_trans: SKEL labels that the
+    file already has; carried, never converted from.
     """
 
     poses: tuple[str, ...]
@@ -50,6 +52,8 @@ class Layout:
     has_betas: str | None = None
     cam_ext: str | None = None
     has_camera: str | None = None
+    shift: str | None = None
+    kid: str | None = None
     skel_poses: str | None = None
     skel_betas: str | None = None
     skel_trans: str | None = None
@@ -58,7 +62,7 @@ class Layout:
         """Every column that labels and checks need."""
         rest = (self.betas, self.transl, self.names, self.center, self.scale, self.cam_int,
                 self.keypoints, self.has_pose, self.has_betas, self.cam_ext,
-                self.has_camera)  # fmt: skip
+                self.has_camera, self.shift, self.kid)  # fmt: skip
         return (*self.poses, *(name for name in rest if name))
 
 
@@ -149,6 +153,8 @@ class LabelSource(AnnotationSource):
         transl = np.zeros((n, 3))
         if layout.transl:
             transl = as_float64(fields[layout.transl]).reshape(n, 3)
+        if layout.shift:
+            transl = transl + as_float64(fields[layout.shift])[:, :3, 3]
         return poses, betas, transl
 
     def _genders(
@@ -172,6 +178,8 @@ class LabelSource(AnnotationSource):
 
     def _check_picture(self, fields: Mapping[str, np.ndarray], verdicts: Verdicts) -> None:
         layout = self._layout
+        if layout.kid:
+            verdicts.reject(as_float64(fields[layout.kid])[:, 10] != 0, "kid_shape")
         cam_int = as_float64(fields[layout.cam_int]) if layout.cam_int else None
         if cam_int is not None:
             row_checks.check_camera(verdicts, cam_int)
@@ -236,6 +244,8 @@ class LabelSource(AnnotationSource):
             (layout.has_betas, lambda s: int(np.prod(s)) == 1, "(rows)"),
             (layout.cam_ext, lambda s: s == (4, 4), "(rows, 4, 4)"),
             (layout.has_camera, lambda s: int(np.prod(s)) == 1, "(rows)"),
+            (layout.shift, lambda s: s == (4, 4), "(rows, 4, 4)"),
+            (layout.kid, lambda s: s == (11,), "(rows, 11)"),
         )  # fmt: skip
         for column, fits, expected in rules:
             if column:
@@ -273,7 +283,7 @@ class LabelSource(AnnotationSource):
         if bad is not None:
             raise self._wrong(self._layout.poses[bad], "axis-angle or rotation matrices")
         width = sum(part for part in parts if part)
-        if width not in (66, NUM_POSES, 156) or (len(specs) == 1 and width == 66):
+        if width not in (66, NUM_POSES, 156, 165) or (len(specs) == 1 and width == 66):
             raise self._wrong(self._layout.poses[-1], "72 pose values a row (24 joints), "
                               f"{width} found together")  # fmt: skip
 
@@ -288,8 +298,9 @@ class LabelSource(AnnotationSource):
 def smpl_poses(parts: list[np.ndarray], verdicts: Verdicts) -> np.ndarray:
     """(n, 72) float64 SMPL axis-angle from the pose columns of a format, joined in order.
 
-    Rotation matrices (n, ..., 3, 3) become rotation vectors. SMPL+H (n, 156): the first 66 values
-    stay and the two hand joints are zero (label-formats.md#sequences); a 63-wide body likewise.
+    Rotation matrices (n, ..., 3, 3) become rotation vectors. Of wider ones (SMPL+H 156, SMPL-X 165)
+    the first 66 values stay and the two hand joints are zero (label-formats.md#sequences); a
+    63-wide body likewise.
     """
     joined = np.concatenate([_axis_angle(as_float64(part), verdicts) for part in parts], axis=1)
     body = joined if joined.shape[1] == NUM_POSES else joined[:, :66]
@@ -346,8 +357,19 @@ def _axis_angle(values: np.ndarray, verdicts: Verdicts) -> np.ndarray:
     row_checks.check_rotations(broken, matrices)
     for reason in ("non_finite_pose", "pose_not_rotation"):
         verdicts.reject(broken.reasons == reason, reason)
-    vectors = np.full((n, matrices.shape[1], 3), np.nan)
-    good = broken.reasons == ""
+    return _vectors(matrices, broken.reasons == "")
+
+
+def rotation_vectors(matrices: np.ndarray) -> np.ndarray:
+    """(n, J, 3, 3) rotations -> (n, 3 J) axis-angle float64; NaN in rows with one that is none."""
+    matrices = as_float64(matrices)
+    broken = Verdicts.empty(len(matrices))
+    row_checks.check_rotations(broken, matrices)
+    return _vectors(matrices, broken.reasons == "")
+
+
+def _vectors(matrices: np.ndarray, good: np.ndarray) -> np.ndarray:
+    vectors = np.full((len(matrices), matrices.shape[1], 3), np.nan)
     if good.any():
         from scipy.spatial.transform import Rotation  # late: few label files need it
 

@@ -165,18 +165,24 @@ def _storage_from_bytes(data: Any) -> _Storage:
     if not isinstance(data, bytes):
         raise PickleError("tensor storage with an unknown state")
     stream = io.BytesIO(data)
-    magic, version, _, storage, keys = (
-        load(stream, len(data), LABEL_NAMES, _persistent_storage) for _ in range(5)
+    magic, version, _, reference, keys = (
+        load(stream, len(data), LABEL_NAMES, storage_reference) for _ in range(5)
     )
     if magic != _TORCH_MAGIC or version != _TORCH_VERSION or not isinstance(keys, list):
         raise PickleError("tensor storage of an unknown format")
-    if not isinstance(storage, _PersistentStorage) or keys != [storage.key]:
+    if not isinstance(reference, _PersistentStorage) or keys != [reference.key]:
         raise PickleError("tensor storage with an unknown state")
     count = int.from_bytes(stream.read(8), "little", signed=True)
-    raw = stream.read()
-    if count != storage.numel or len(raw) != count * storage.kind.dtype.itemsize:
+    if count != reference.numel:
         raise PickleError("tensor storage with missing numbers")
-    return _Storage(storage.kind.dtype, raw)
+    return storage(reference, stream.read())
+
+
+def storage(reference: _PersistentStorage, raw: bytes) -> _Storage:
+    """The numbers of a reference. Raises PickleError: not as many as it says."""
+    if len(raw) != reference.numel * reference.kind.dtype.itemsize:
+        raise PickleError("tensor storage with missing numbers")
+    return _Storage(reference.kind.dtype, raw)
 
 
 class _PersistentStorage(StandIn):
@@ -186,13 +192,15 @@ class _PersistentStorage(StandIn):
         self.kind, self.key, self.numel = kind, key, numel
 
 
-def _persistent_storage(pid: Any) -> _PersistentStorage:
+def storage_reference(pid: Any) -> _PersistentStorage:
+    """What a persistent id of torch says: `key`, `kind`, `numel`. Raises PickleError."""
     if (
         not isinstance(pid, tuple)
         or len(pid) not in (5, 6)
         or pid[0] != "storage"
         or not isinstance(pid[1], _StorageType)
         or (len(pid) == 6 and pid[5] is not None)
+        or not isinstance(pid[4], int)
     ):
         raise PickleError("refused: the pickle refers to something outside itself")
     return _PersistentStorage(pid[1], pid[2], pid[4])

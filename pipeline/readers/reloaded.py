@@ -14,6 +14,7 @@ from pipeline.readers.joblib_files import load_pickle_file
 from pipeline.readers.npz import MAX_HELD_BYTES, NpzFile
 from pipeline.readers.pickles import PickleError, load_object_member
 from pipeline.readers.tables import MemoryTable, Table
+from pipeline.readers.torch_files import is_torch_file, load_torch_file
 
 MAX_CONSTANT = 4096  # bytes; what holds for every row is repeated in every row
 
@@ -40,6 +41,8 @@ def read_content(path: Path) -> dict[str, Any]:
     """
     with _opened(path) as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
+    if is_zip and is_torch_file(path):
+        return _mapping(path, load_torch_file)
     if is_zip or path.suffix == ".npz":
         file = NpzFile(path)
         size = sum(member.size for member in file.members.values())
@@ -49,13 +52,29 @@ def read_content(path: Path) -> dict[str, Any]:
             name: load_object_member(file, name) if member.dtype.hasobject else file.whole(name)
             for name, member in file.members.items()
         }
+    return _mapping(path, load_pickle_file)
+
+
+def _mapping(path: Path, load: Callable[[Path], Any]) -> dict[str, Any]:
     try:
-        content = load_pickle_file(path)
+        content = load(path)
     except PickleError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}{_remedy(str(error))}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a pickled {type(content).__name__}, expected a dictionary")
     return {str(name): value for name, value in content.items()}
+
+
+def _remedy(refusal: str) -> str:
+    """What to do about a class that is not read, as far as it is known whose it is."""
+    if "asks for pandas." in refusal:
+        return (
+            "; a table of pandas, such as AGORA's, cannot be read as data: save its columns with "
+            "numpy.savez where pandas is, or take BEDLAM's agora*.npz (docs/inputs.md#bedlam)"
+        )
+    if "asks for " in refusal and "numpy.savez" not in refusal:
+        return "; save its arrays with numpy.savez where they were made (docs/inputs.md)"
+    return ""
 
 
 def as_array(where: str, name: str, value: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ from pipeline.readers.tables import JoinedTable, MemoryTable, Table
 from pipeline.up_axis import UPS
 
 FORMAT = "sequence"
-SUFFIXES = (".npz", ".pkl", ".pickle", ".smpl")
+SUFFIXES = (".npz", ".pkl", ".pickle", ".smpl", ".pt")
 POSES = (
     ("poses",),
     ("global_orient_axis_angle", "body_pose_axis_angle"),

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.readers.bodies import BodyLayout, BodySource
+from pipeline.readers.family import WIDTHS, FamilyColumns
 from pipeline.readers.formats import PATTERN, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.reloaded import read_content
@@ -24,18 +26,32 @@ VERSIONS = ("SMPL", "SMPL-H", "SMPL-X", "SUPR", "SMPL++", "SKEL", "SMIL", "SMPL-
 """What `smplVersion` counts."""
 GENDERS = ("neutral", "male", "female")
 """What `gender` counts."""
+_HANDS = (("leftHandPose", 15), ("rightHandPose", 15))
+_BODIES = {
+    0: ("SMPL", (("bodyPose", 24),)),
+    1: ("SMPL-H", (("bodyPose", 22), *_HANDS)),
+    2: ("SMPL-X", (("bodyPose", 22), ("headPose", 3), *_HANDS)),
+}
+"""smplVersion -> body, and the members of its pose with their joints, in order."""
 _SKEL = 5
 _MOST_FRAMES = 1_000_001
 DESCRIBED = Format(
     name=FORMAT,
     title=".smpl",
     files="`.smpl`, one person, one pose or a motion",
-    body="SMPL (`smplVersion` 0)",
+    body="SMPL, SMPL-H or SMPL-X",
     members=(
-        Member("smplVersion", "0-d int", "0: SMPL; 5, SKEL, is what `export --format smpl` writes"),
+        Member(
+            "smplVersion", "0-d int", "0 SMPL, 1 SMPL-H, 2 SMPL-X; 5, SKEL, is what `export` writes"
+        ),
         Member("gender", "0-d int", "0 neutral, 1 male, 2 female", needed=False),
         Member("shapeParameters", "(10 or more)", "betas; all of them zero where absent", False),
-        Member("bodyPose", "(F, 24, 3)", "radians, the root first; absent: zeros", False),
+        Member(
+            "bodyPose", "(F, 24, 3), or (F, 22, 3)", "radians, root first; absent: zeros", False
+        ),
+        Member("headPose", "(F, 3, 3)", "SMPL-X: jaw and eyes; absent: zeros", False),
+        Member("leftHandPose", "(F, 15, 3)", "SMPL-H, SMPL-X; absent: zeros", False),
+        Member("rightHandPose", "(F, 15, 3)", "SMPL-H, SMPL-X; absent: zeros", False),
         Member("bodyTranslation", "(F, 3)", "metres; absent: zeros", False),
         Member("frameCount", "0-d int", "absent: as many as the others have", needed=False),
         Member("frameRate", "0-d float", "frames a second", needed=False),
@@ -58,7 +74,14 @@ def open_smpl_file(
 ) -> LabelSource:
     """A `.smpl` file, or a folder of them."""
     table = folder_table(path, pattern, partial(_load))
-    source = LabelSource(FORMAT, table, Layout(("poses",), "betas", "trans"), options)
+    width = table.specs["poses"].shape[0]
+    source: LabelSource
+    if width == 72:
+        source = LabelSource(FORMAT, table, Layout(("poses",), "betas", "trans"), options)
+    else:
+        columns = FamilyColumns(WIDTHS[width], "betas", "trans", full="poses")
+        layout = BodyLayout(columns.body, columns.names, columns, identity="sequence")
+        source = BodySource(FORMAT, table, layout, options)
     source.up = stated_up(path, up, in_camera=False)
     return source
 
@@ -70,9 +93,10 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
         raise InputError(
             f"{path}: member 'smplVersion': 5, a SKEL body already: there is nothing to convert"
         )
-    if version != 0:
+    if version not in _BODIES:
         raise InputError(
-            f"{path}: member 'smplVersion': {version} ({VERSIONS[version]}), expected 0 (SMPL)"
+            f"{path}: member 'smplVersion': {version} ({VERSIONS[version]}), expected 0 (SMPL), 1 "
+            "(SMPL-H) or 2 (SMPL-X)"
         )
     frames = _frames(path, content)
     if np.any(content.get("vertexOffsets", 0)):
@@ -80,9 +104,13 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
             f"{path}: member 'vertexOffsets': not zero, so betas do not give this shape; save the "
             "posed vertices as a vertices npz (docs/inputs.md)"
         )
-    poses, trans = np.zeros((frames, 24, 3)), np.zeros((frames, 3))
-    if "bodyPose" in content:
-        poses = member(path, content, "bodyPose", (24, 3), frames=frames)
+    poses = [
+        member(path, content, name, (joints, 3), frames=frames).reshape(frames, 3 * joints)
+        if name in content
+        else np.zeros((frames, 3 * joints))
+        for name, joints in _BODIES[version][1]
+    ]
+    trans = np.zeros((frames, 3))
     if "bodyTranslation" in content:
         trans = member(path, content, "bodyTranslation", (3,), frames=frames)
     betas = np.zeros(10)
@@ -92,7 +120,7 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
     constants = {"betas": betas, "gender": np.array(GENDERS[gender])}
     if "frameRate" in content:
         constants["fps"] = member(path, content, "frameRate", ())
-    columns = {"poses": poses.reshape(frames, 72), "trans": trans}
+    columns = {"poses": np.concatenate(poses, axis=1), "trans": trans}
     return tracks_table(path, root, [Track("0", columns, constants)])
 
 

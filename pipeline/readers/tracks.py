@@ -85,6 +85,8 @@ def found(path: Path, content: Any, name: str) -> Any:
             value = value[int(part)]
         elif isinstance(value, dict) and part in value:
             value = value[part]
+        elif isinstance(value, dict) and part.isdecimal() and int(part) in value:
+            value = value[int(part)]
         else:
             there = listed(map(str, value)) if isinstance(value, dict) else "nothing of that name"
             where = f"'{seen[:-1]}' has" if seen else "the file has"
