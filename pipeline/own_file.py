@@ -27,6 +27,7 @@ _STEP = 4096
 _GENDERED = {"male", "female"}
 _OF_FILES = ("up", "smpl_gender", "skel_gender", "option")
 _UP_WORDS = {"z": "z is up", "y": "y is up", "y-down": "in the camera's axes, y down"}
+_NOT_STANDIN = ("smplh", "smplx")
 STAND_IN = "default-body"
 """What `--models` says for the licence-free stand-in pair."""
 
@@ -90,6 +91,7 @@ def own_file(
         **given,
     )
     _check_a_row(source)
+    _check_models(source, models)
     timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
     motion = timed and source.layout.cam_ext is None  # a camera moves by itself
     if source.up is not None:
@@ -159,6 +161,21 @@ def _check_a_row(source: LabelSource) -> None:
         check_some_accepted(source.rows, rejected)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from None
+
+
+def _check_models(source: LabelSource, models: str) -> None:
+    """Raises InputError where the stand-in is asked for and has no model of the labels' body."""
+    if models != STAND_IN or source.body not in _NOT_STANDIN or source.vertices is not None:
+        return
+    instead = (
+        ", or --option body=smpl to take its body and first 10 betas for SMPL's"
+        if source.format == "amass"
+        else ""
+    )
+    raise InputError(
+        f"{source.path}: labels of {source.body}, and the stand-in has no model of {source.body}; "
+        f"give --models DIR with its file{instead} (docs/inputs.md#{source.format})"
+    )
 
 
 def _described(source: LabelSource, manifest: Manifest) -> str:

@@ -20,10 +20,11 @@ EVIL_SPLIT = "<img src=x onerror=alert(1)>"
 
 
 def convert_labels(folder: Path, source: str, fitter: str, out: str = "out", **changes) -> Path:
-    """Convert `folder/source` into `folder/out` in this process; `changes` go to the manifest."""
+    """Convert `folder/source` into `folder/out` in this process; `changes` go to the manifest.
+    A folder `amass` is taken for SMPL's."""
     content = {
         "name": "small",
-        "source": {"path": source},
+        "source": {"path": source} | ({"format": "sequence"} if source == "amass" else {}),
         "genders": {"smpl": "column", "skel": "column"},
         "shard_rows": 16,
         **changes,

@@ -11,16 +11,23 @@ import yaml
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import load_manifest
 from pipeline.own_file import Asked, manifest_yaml
+from pipeline.readers import open_source
 from stages import cli
 
 STAND_IN = Path("default-body")
 
 
-def motion(folder: Path, **changes: object) -> Path:
-    """An AMASS file of 6 frames, standing in a world where z is up."""
-    poses = np.zeros((6, 156))
+def standing(width: int) -> np.ndarray:
+    """(6, width): upright where z is up, an elbow that bends."""
+    poses = np.zeros((6, width))
     poses[:, 0] = np.pi / 2
     poses[:, 50] = np.linspace(0, 0.3, 6)
+    return poses
+
+
+def motion(folder: Path, **changes: object) -> Path:
+    """A motion of SMPL of 6 frames, standing in a world where z is up."""
+    poses = standing(72)
     members: dict[str, object] = {
         "poses": poses,
         "trans": np.zeros((6, 3)),
@@ -37,11 +44,15 @@ def motion(folder: Path, **changes: object) -> Path:
 def test_a_file_is_told_and_converted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = motion(tmp_path)
+    path = motion(tmp_path, poses=standing(156))
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["convert", path.name, "--models", "default-body"]) == 0
+    command = ["convert", path.name, "--models", "default-body"]
+    assert cli.run(command) == 5  # AMASS: nobody takes its shape for SMPL's unasked
+    assert "the stand-in has no model of smplh" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+    assert cli.run([*command, "--option", "body=smpl"]) == 0
     found = capsys.readouterr()
-    assert "taken for format 'sequence', 6 rows in 1 file" in found.err
+    assert "taken for format 'amass', 6 rows in 1 file" in found.err
     assert "frames of a motion, z is up" in found.err
     assert "the first 10 of 16 betas taken for SMPL's" in found.err
     assert "SMPL+H: fingers left out" in found.err
@@ -133,11 +144,14 @@ def test_a_camera_that_was_moved_is_not_forgotten(tmp_path: Path, moved: float) 
         gtkps=np.ones((n, 44, 3)),
         cam_ext=cam_ext,
     )
-    if not moved:
-        assert Asked(str(path), models=STAND_IN).own_file().manifest.source.format == "camerahmr"
-        return
-    with pytest.raises(InputError, match=r"'cam_ext': row 1 moves the camera"):
-        Asked(str(path), models=STAND_IN).own_file()
+    own = Asked(str(path), models=STAND_IN).own_file()
+    assert own.manifest.source.format == "bedlam"
+    with np.load(path) as file:
+        wanted = file["trans_cam"] + file["cam_ext"][:, :3, 3]
+    assert np.array_equal(open_source(path).read(0, n).transl, wanted)
+    if moved:  # the format that knows no cam_ext must not be told to read it
+        with pytest.raises(InputError, match=r"'cam_ext': row 1 moves the camera"):
+            open_source(path, format="camerahmr")
 
 
 def test_a_folder_does_not_hide_the_manifest_of_its_name(

@@ -209,6 +209,7 @@ def test_amass(tmp_path: Path) -> None:
     members = amass(16)  # as many frames as betas
     source = open_source(
         write_npz(tmp_path / "CMU" / "01_01_poses.npz", members),
+        format="sequence",  # a choice: found by itself, it is SMPL-H (test_inputs.py)
         smpl_gender="column",
         skel_gender="column",
     )
