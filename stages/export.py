@@ -23,7 +23,7 @@ def export(
         typer.Option(
             help="hmr-skel-npz: what SKEL-CF reads; parquet: all columns; webdataset: pictures "
             "and labels; csv: a table; opensim: models and motions; glb, bvh: one moving person "
-            "as a rig."
+            "as a rig; smpl: one as a .smpl file."
         ),
     ] = "hmr-skel-npz",
     keypoints3d: Annotated[

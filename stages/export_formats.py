@@ -18,6 +18,7 @@ from pipeline.exporters.folders import Copy
 from pipeline.exporters.hmr_skel import HmrSkelNpz
 from pipeline.exporters.opensim import OpenSim
 from pipeline.exporters.parquet import Parquet
+from pipeline.exporters.smpl_file import SmplFile
 from pipeline.exporters.webdataset import Pictures, WebDataset
 from pipeline.guard import Inputs
 from pipeline.task import conversion_models
@@ -36,6 +37,7 @@ def exporters() -> dict[str, Exporter[Any]]:
         Parquet(_card),
         WebDataset(_card, _pictures),
         Csv(),
+        SmplFile(),
     )
     return {exporter.name: exporter for exporter in found}
 

@@ -23,6 +23,7 @@ from stages.regressor.data.rows import Place, load_collection
 from tests.demo_rows import convert_labels
 from tests.faults.fitters import TRIVIAL
 from tests.faults.harness import label_columns
+from tests.foreign_files import smpl_file, write_smpl
 from tests.pictures import tiny_jpeg
 
 ROWS, BAD_ROWS = 60, (3, 17)
@@ -277,3 +278,34 @@ def test_csv_has_named_angles_in_degrees(folder, dataset, tmp_path, kept, capsys
     assert "--extra gtkps: column 'gtkps' has [44, 3] values a row" in capsys.readouterr().err
     assert command([*arguments[:-2], "--columns", "status"]) == 2
     assert "--columns: format csv has no such option" in capsys.readouterr().err
+
+
+# ---- .smpl --------------------------------------------------------------------------------------
+
+
+def test_smpl_file_holds_one_moving_person(tmp_path):
+    for name, gender in (("walk", 2), ("run", 1)):
+        members = smpl_file(5) | {"gender": np.array(gender, np.int32)}
+        members["bodyPose"][1:2, 3, 0] = np.nan if name == "walk" else 0
+        (tmp_path / "takes").mkdir(exist_ok=True)
+        write_smpl(tmp_path / "takes" / f"{name}.smpl", members)
+    folder = convert_labels(tmp_path, "takes", TRIVIAL)
+    out = tmp_path / "a.smpl"
+    with pytest.raises(UsageError, match="2 sequences; one file holds one: --sequence run"):
+        export_dataset(folder, out, format="smpl")
+    assert not out.exists()
+    found = export_dataset(folder, out, format="smpl", sequence="walk")
+    assert found.rows == 4 and "1 frames without a fit are left out" in found.attention
+    dataset = open_dataset(folder)
+    rows = np.flatnonzero((dataset["sequence"] == "walk") & dataset.fitted)
+    with np.load(out, allow_pickle=False) as file:
+        assert (file["smplVersion"], file["gender"], file["frameCount"]) == (5, 2, 4)
+        assert file["frameRate"] == 30 and file["frameRate"].dtype == np.float32
+        assert np.array_equal(file["bodyPose"], dataset["skel_poses"][rows])
+        assert np.array_equal(file["bodyTranslation"], dataset["skel_trans"][rows])
+        assert np.array_equal(file["shapeParameters"], dataset["skel_betas"][rows[0]])
+    data = out.read_bytes()
+    export_dataset(folder, out, format="smpl", sequence="walk")
+    assert out.read_bytes() == data
+    with pytest.raises(UsageError, match="--rejected keep"):
+        export_dataset(folder, out, format="smpl", rejected="keep")
