@@ -18,6 +18,8 @@ def default_body(
     from skel_fit.default_body import write_default_body
     from skel_fit.default_body.files import FILE_NAMES, RECORD
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: no folder; give --out a folder, made if missing")
     others = [out / name for name in FILE_NAMES if (out / name).exists()]
     if others and not (out / RECORD).is_file():
         raise UsageError(f"{others[0]}: a model file that is not ours; choose another folder")

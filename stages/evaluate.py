@@ -28,7 +28,9 @@ class Request:
     ] = field(default_factory=lambda: ["demo"])
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="best.pt of a training folder.", show_default="baselines only"),
+        typer.Option(
+            help="best.pt of a training folder, or an imported file.", show_default="baselines only"
+        ),
     ] = None
     predictions: Annotated[
         Path | None, typer.Option(help="Predictions of another program, npz.")

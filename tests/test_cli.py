@@ -71,6 +71,15 @@ def test_help_is_quick_and_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -
         assert f"'{module}'" not in found.stdout
 
 
+def test_the_stand_in_goes_into_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = run(capsys, "default-body", "--out", tmp_path / "notes.txt")
+    assert code == 2 and one_line(err) and "notes.txt: no folder" in err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--version")
     assert (code, out) == (0, f"hmr-skel {version('hmr-skel')}\n")
