@@ -85,8 +85,10 @@ class Portion:
     block_size: int | None = None
 
 
-LADDER = (8.0, 2.0, 1.0, 1 / 4, 1 / 16)
-"""Steps in blocks, one for each attempt that ran out of memory. Below one block, blocks shrink."""
+LADDER = (64.0, 8.0, 1.0, 1 / 4, 1 / 16)
+"""Steps in blocks, one for each attempt that ran out of memory. Below one block, blocks shrink.
+
+The first is long because every call ends with blocks of few rows, those that start again."""
 
 
 def portion(width: int, memory_failures: int) -> Portion:

@@ -146,9 +146,18 @@ def registered_fitter(name: str) -> FitterFactory:
 
 @dataclass
 class SkelFit:
-    """The default: `skel_fit.fit_skel`."""
+    """The default: `skel_fit.fit_skel`. Holds the models that it described; travels without."""
 
     needs_models: bool = True
+    _held: BodyModels | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": None}
+
+    def _bodies(self, directory: Path) -> BodyModels:
+        if self._held is None or self._held.directory != directory:
+            self._held = BodyModels(directory)
+        return self._held
 
     def models(
         self, directory: Path | None, pairs: Iterable[tuple[str, str]]
@@ -158,7 +167,7 @@ class SkelFit:
         pairs = tuple(pairs)
         wanted: set[tuple[Kind, str]] = {("smpl", smpl) for smpl, _ in pairs}
         wanted |= {("skel", skel) for _, skel in pairs}
-        held, records = BodyModels(directory), []
+        held, records = self._bodies(directory), []
         for kind, gender in sorted(wanted):
             record = file_record(_model_file(directory, kind, gender))
             standin = bool(_load(held, kind, gender, "float32").standin)
@@ -172,7 +181,7 @@ class SkelFit:
             raise UsageError("the SKEL fit needs a models folder")
         path = calibration_file(directory)
         found = _calibrations(path)
-        held, mine, free = BodyModels(directory), [], False
+        held, mine, free = self._bodies(directory), [], False
         for smpl, skel in sorted(pairs):
             bodies = [_load(held, "smpl", smpl, "float32"), _load(held, "skel", skel, "float32")]
             own = found.of(*bodies)

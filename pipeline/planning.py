@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.calibration import why_unknown
 from pipeline.errors import InputError
-from pipeline.fitters import DEFAULT_FITTER, FitterFactory, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.manifest import Manifest, find_source, models_directory
 from pipeline.output_files import make_directory
 from pipeline.plan import Plan
@@ -65,10 +65,10 @@ def planned(
     """
     if manifest.source.generator is None:
         find_source(manifest, data_root)  # before anybody is asked for licensed models
-    factory = registered_fitter(fitter)
-    directory = models_directory(manifest.models, models) if factory.needs_models else None
+    needed = registered_fitter(fitter).needs_models
+    directory = models_directory(manifest.models, models) if needed else None
     with _root_with_source(manifest, data_root, models, dry_run, say) as root:
-        yield _plan(manifest, root, directory, fitter, factory, say)
+        yield _plan(manifest, root, directory, fitter, say)
 
 
 def _plan(
@@ -76,11 +76,11 @@ def _plan(
     root: Path,
     models: Path | None,
     fitter: str,
-    factory: FitterFactory,
     say: Callable[[str], None],
 ) -> Planned:
     from pipeline.readers import open_source
 
+    factory = registered_fitter(fitter)  # its own: it holds models, which end with the planning
     options: dict[str, Any] = dict(manifest.source.options)
     labels = open_source(
         find_source(manifest, root),
@@ -134,13 +134,16 @@ def _plan(
 def gender_pairs(source: AnnotationSource, smpl: str, skel: str, step: int) -> set[tuple[str, str]]:
     """The (smpl, skel) pairs of models that the accepted rows need.
 
-    smpl, skel: genders, or `column`: read from the rows, `step` at a time. Only then is it known
-    that, say, no neutral model is wanted.
+    smpl, skel: genders, or `column`: read from the rows, `step` at a time, until every pair that
+    the source names was met. Only then is it known that, say, no neutral model is wanted.
     """
     if smpl != "column" and skel != "column":
         return {(smpl, skel)}
     pairs: set[tuple[str, str]] = set()
+    named = source.gender_pairs()
     for start in range(0, source.rows, step):
+        if named is not None and pairs >= named:
+            break
         rows = source.read(start, min(start + step, source.rows))
         good = rows.reasons == ""
         pairs |= set(

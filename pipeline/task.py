@@ -5,9 +5,11 @@ It says what it is doing and how far it is, at every step, so that a driver can 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +32,7 @@ from pipeline.row_checks import CRASHED
 from pipeline.sequences import runs, whole_sequences
 from pipeline.shards import build_shard, root_attributes
 from pipeline.up_axis import turned
+from skel_fit.signs import signs_of_life
 from skel_fit.status import Status
 
 if TYPE_CHECKING:
@@ -85,15 +88,20 @@ class Beat:
     """A sign of life. shard: -1 while the worker starts; rows: of the shard, done so far.
 
     step: rows that are being computed now, before the next sign; 0: something else is done.
+    sign: number of the sign within a call of the fitter; two beats that are equal are one.
     """
 
     shard: int
     doing: str
     rows: int = 0
     step: int = 0
+    sign: int = 0
 
 
 Say = Callable[[Beat], None]
+Fitting = Callable[[int, int, int], None]
+"""Told how many rows of the shard are done, how many a call of the fitter has, and the number of
+this sign within the call, 0 before it."""
 
 
 class ShardWorker:
@@ -128,6 +136,13 @@ class ShardWorker:
         self._say(Beat(shard, "reading"))
         check_unchanged(self.job.source)
         start, stop = plan.rows_of(shard)
+        block = order.portion.block_size or plan.request.rows_of_block(self.job.device)
+
+        def fitting(done: int, count: int, sign: int) -> None:
+            reached = done + min(sign * block, count)
+            step = min(block, count) if sign else count
+            self._say(Beat(shard, "fitting", reached, step, sign))
+
         columns = shard_columns(
             plan,
             self._source,
@@ -136,7 +151,7 @@ class ShardWorker:
             step=order.portion.step,
             concessions=order.concessions,
             part=order.part,
-            say=lambda done, step: self._say(Beat(shard, "fitting", done, step)),
+            say=fitting,
         )
         self._code.check()
         if order.part is not None:
@@ -259,13 +274,12 @@ def shard_columns(
     step: int,
     concessions: Concessions = NOTHING,
     part: tuple[int, int] | None = None,
-    say: Callable[[int, int], None] = lambda done, step: None,
+    say: Fitting = lambda done, count, sign: None,
 ) -> dict[str, np.ndarray]:
     """All columns of a shard's rows, from label file and models: what its file holds.
 
     step: rows a call of the fitter; sequences are fitted whole. part: source rows (first, stop);
-    the others are left out. say: told before each call how many rows of the shard are done and how
-    many this call has.
+    the others are left out.
     """
     start, stop = plan.rows_of(shard)
     first, last = rows_to_fit(plan, source, shard)
@@ -276,8 +290,8 @@ def shard_columns(
         inside = (rows.source_row >= part[0]) & (rows.source_row < part[1])
         rows = _left_out(rows, ~inside)
 
-    def scaled(done: int, count: int) -> None:
-        say(done * (stop - start) // (last - first), count)
+    def scaled(done: int, count: int, sign: int) -> None:
+        say(done * (stop - start) // (last - first), count, sign)
 
     columns = _fitted_columns(plan, rows, fitter, step=step, say=scaled)
     return _part(columns, slice(start - first, stop - first))
@@ -289,7 +303,7 @@ def _fitted_columns(
     fitter: Fitter,
     *,
     step: int,
-    say: Callable[[int, int], None],
+    say: Fitting,
 ) -> dict[str, np.ndarray]:
     """All columns of `rows`: originals bit for bit, results, NaN results for rejected rows."""
     columns = _rejected_columns(rows)
@@ -303,13 +317,13 @@ def _fitted_columns(
         steps = np.split(chosen, range(step, len(chosen), step))
         together = steps if sequence is None else runs(plan.name, rows, chosen)
         for some in together:
-            say(done, len(some))
-            done += len(some)
             labels = rows.poses[some], rows.betas[some], rows.transl[some]
             given: dict[str, Any] = {**turned(plan, rows, some)}
             if rows.skel is not None:
                 given["given"] = rows.skel.take(some)
-            result = fitter.fit((smpl_gender, skel_gender), *labels, **given)
+            with _said(say, done, len(some), signs=sequence is None):
+                result = fitter.fit((smpl_gender, skel_gender), *labels, **given)
+            done += len(some)
             for name in FIT_COLUMNS:
                 columns[name][some] = result[name]
     for item in plan.fields:
@@ -321,6 +335,21 @@ def _fitted_columns(
             )
         columns[item.stored] = values
     return columns
+
+
+@contextmanager
+def _said(say: Fitting, done: int, count: int, signs: bool) -> Iterator[None]:
+    """A call of the fitter is announced; signs: and heard while it works, block by block.
+
+    The passes over a sequence differ too much for the time of one to say how long others take.
+    """
+    say(done, count, 0)
+    if not signs:
+        yield
+        return
+    numbers = itertools.count(1)
+    with signs_of_life(lambda: say(done, count, next(numbers))):
+        yield
 
 
 def _part(columns: dict[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from skel_fit.solver.blocks import GoalOf, Solution, padded
 from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.joint_shape import solve_with_shapes
-from skel_fit.solver.plans import checked_weights
+from skel_fit.solver.plans import VertexSets, checked_weights
 from skel_fit.solver.surfaces import place_surfaces
 from skel_fit.status import Status, costly_rows, limited_rows
 
@@ -315,6 +315,8 @@ def _rejections(poses: Tensor, betas: Tensor, transl: Tensor) -> list[str]:
 
 _Key = tuple[int, str, FitConfig, bytes, bytes]
 _SOLVERS: weakref.WeakKeyDictionary[SKEL, dict[_Key, Solver]] = weakref.WeakKeyDictionary()
+_VERTEX_SETS: weakref.WeakKeyDictionary[SKEL, VertexSets] = weakref.WeakKeyDictionary()
+"""Tables that depend on the SKEL side alone: shared by its pairs, gone with the last solver."""
 
 
 def solver_of(
@@ -334,7 +336,8 @@ def solver_of(
     masks = b"" if mask_weights is None else mask_weights.tobytes()
     key = (id(smpl), str(skel.template.device), config, named, masks)
     if key not in made:
-        made[key] = Solver.of(skel, smpl, config, weights, mask_weights)
+        shared = _VERTEX_SETS.setdefault(skel, weakref.WeakValueDictionary())
+        made[key] = Solver.of(skel, smpl, config, weights, mask_weights, shared)
         if smpl is not None:  # ids are reused: forget the solver with its model
             weakref.finalize(smpl, made.pop, key, None)
     return made[key]

@@ -11,6 +11,7 @@ from skel_fit.default_body import default_body_directory
 from skel_fit.fit import fit_skel
 from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.recipe import FitConfig
+from skel_fit.signs import signs_of_life
 from skel_fit.solver.crew import each, rows_over_threads
 
 CPU = torch.device("cpu")
@@ -72,6 +73,23 @@ def test_an_error_ends_it_and_the_setting_comes_back(threads):
         list(each(work, range(1000), CPU))
     assert len(done) < 100
     assert torch.get_num_threads() == 2
+
+
+def test_blocks_are_signs_of_life_in_the_thread_that_waits(threads):
+    threads(2)
+    heard = []
+
+    def listen() -> None:
+        heard.append(threading.current_thread().name)
+        if len(heard) == 4:
+            raise TimeoutError("nobody waits any longer")
+
+    with signs_of_life(listen), rows_over_threads():
+        assert list(each(lambda item: item, range(2), CPU)) == [0, 1]
+        with pytest.raises(TimeoutError):
+            list(each(lambda item: item, range(2), CPU))
+    assert heard == [threading.current_thread().name] * 4
+    assert list(each(lambda item: item, range(2), CPU)) == [0, 1] and len(heard) == 4
 
 
 def test_who_is_inside_twice_or_beside_another_finds_the_setting_again(threads):

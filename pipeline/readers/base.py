@@ -118,6 +118,10 @@ class AnnotationSource(ABC):
         """Rows start <= row < stop. Raises InputError when the file cannot be read, IndexError for
         a range outside 0..rows."""
 
+    def gender_pairs(self) -> set[tuple[str, str]] | None:
+        """(smpl, skel) genders that accepted rows can have, or more; None: only `read` tells."""
+        return None
+
     @abstractmethod
     def check(self) -> None:
         """Read every byte once: checksums, then what only all rows can tell (the unit of `scale`).

@@ -40,6 +40,9 @@ class GivenSkelSource(AnnotationSource):
     def check(self) -> None:
         self._source.check()
 
+    def gender_pairs(self) -> set[tuple[str, str]]:
+        return self._source.gender_pairs()
+
     def read(self, start: int, stop: int) -> AnnotationRows:
         rows = self._source.read(start, stop)
         betas = flat(as_float64(rows.fields[self._betas]))[:, :10]

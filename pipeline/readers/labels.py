@@ -21,6 +21,7 @@ UNIT_200PX = 200.0
 
 _GENDERS = {"m": "male", "male": "male", "f": "female", "female": "female",
             "n": "neutral", "neutral": "neutral"}  # fmt: skip
+_GENDER_COLUMNS = ("skel_gender", "gender")
 _UNIT_SAMPLE = 65_536
 _MIXED_UP_BOX = 8.0
 _UNIT_SHARE = 0.5
@@ -115,6 +116,18 @@ class LabelSource(AnnotationSource):
             cameras=cameras,
         )
 
+    def gender_pairs(self) -> set[tuple[str, str]]:
+        names = [name for name in _GENDER_COLUMNS if name in self.fields]
+        pairs: set[tuple[str, str]] = set()
+        for start in range(0, self.rows, _UNIT_SAMPLE):
+            stop = min(start + _UNIT_SAMPLE, self.rows)
+            fields = self._table.read(start, stop, names) if names else {}
+            verdicts = Verdicts.empty(stop - start)
+            smpl, skel = self._genders(fields, verdicts, stop - start)
+            good = verdicts.reasons == ""
+            pairs |= set(zip(smpl[good].tolist(), skel[good].tolist(), strict=True))
+        return pairs
+
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """One original column, rows start <= row < stop."""
         return self._table.read(start, stop, (name,))[name]
@@ -161,8 +174,8 @@ class LabelSource(AnnotationSource):
         self, fields: Mapping[str, np.ndarray], verdicts: Verdicts, n: int
     ) -> tuple[np.ndarray, np.ndarray]:
         smpl, skel = self._options.smpl_gender, self._options.skel_gender
-        smpl_column = gender_column(fields, ("gender",), smpl, n)
-        skel_column = gender_column(fields, ("skel_gender", "gender"), skel, n)
+        smpl_column = gender_column(fields, _GENDER_COLUMNS[1:], smpl, n)
+        skel_column = gender_column(fields, _GENDER_COLUMNS, skel, n)
         verdicts.reject(smpl_column == "", "unknown_gender")
         verdicts.reject((skel_column != "male") & (skel_column != "female"), "unknown_gender")
         return smpl_column, skel_column

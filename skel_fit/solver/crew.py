@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import torch
 
+from skel_fit.signs import alive
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -51,8 +53,18 @@ def each(
     """The work on every item, results in the order of the items.
 
     On a CPU and inside `rows_over_threads` the items are taken by several threads, the next one by
-    whoever is free; else one after the other by the caller. The first exception ends it.
+    whoever is free; else one after the other by the caller. The first exception ends it. The caller
+    gives a sign of life (`alive`) at the start and with every result.
     """
+    alive()
+    for found in _each(work, items, device):
+        alive()
+        yield found
+
+
+def _each(
+    work: Callable[[Item], Found], items: Sequence[Item], device: torch.device
+) -> Iterator[Found]:
     threads = min(_THREADS.get(), len(items)) if device.type == "cpu" else 1
     if threads <= 1:
         yield from map(work, items)

@@ -33,6 +33,7 @@ from skel_fit.solver.graphs import Graphs
 from skel_fit.solver.plans import (
     SmplSide,
     StagePlan,
+    VertexSets,
     bounds,
     checked_weights,
     stage_plans,
@@ -100,11 +101,13 @@ class Solver:
         config: FitConfig,
         vertex_weights: np.ndarray | None = None,
         mask_weights: np.ndarray | None = None,
+        made: VertexSets | None = None,
     ) -> Solver:
         """Tables and kernels of a model pair (they take a second to make).
 
         vertex_weights: (V,) how much each vertex counts (`plans.checked_weights`). mask_weights:
         (V,24) skinning weights of SMPL's joints for the stages' masks, where there is no `smpl`.
+        made: tables of `skel` that other pairs with it have made already (`plans.stage_plans`).
         """
         weights = checked_weights(vertex_weights, skel.template.shape[0])
         device, dtype = skel.device, getattr(torch, config.dtype)
@@ -125,7 +128,7 @@ class Solver:
             joint_regressor=skel.joint_regressor.to(device, dtype),
             smpl=side,
             kernels=kernels(skeleton, None if side is None else side.tree, dtype, device),
-            plans=stage_plans(skel, smpl, config, weights, mask_weights),
+            plans=stage_plans(skel, smpl, config, weights, mask_weights, made),
             block=block,
             width=-(-block // LANES) * LANES,
             graphs=Graphs() if kernels.records and device.type == "cuda" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,18 +100,24 @@ def checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | None
     return np.maximum(weights / weights.max(), LEAST_WEIGHT)
 
 
+VertexSets = MutableMapping[tuple[str, bytes, bytes], VertexSet]
+"""Tables of one SKEL model that were made: by dtype and device, vertices, masses."""
+
+
 def stage_plans(
     skel: SKEL,
     smpl: SMPL | None,
     config: FitConfig,
     weights: np.ndarray | None = None,
     mask_weights: np.ndarray | None = None,
+    made: VertexSets | None = None,
 ) -> tuple[StagePlan, ...]:
     """The stages of the recipe; stages that look at the same vertices share their tables.
 
     weights: (V,) of `checked_weights`, in every stage. mask_weights: (V,24) of SMPL's joints, for
-    masks without `smpl`.
+    masks without `smpl`. made: tables of `skel` that are there, to which those made here are added.
     """
+    made = {} if made is None else made
     smpl_weights = mask_weights if smpl is None else tables.numpy_of(smpl.lbs_weights)
     lower, upper = bounds(config)
     prior = np.zeros(PARAMETERS)
@@ -121,10 +128,11 @@ def stage_plans(
     plans: list[StagePlan] = []
     for stage in config.resolved_recipe().stages:
         chosen = _chosen_vertices(stage, smpl_weights, skel.template.shape[0])
-        same = [p.vertices for p in plans if np.array_equal(p.vertices.indices, chosen)]
-        vertices = (
-            same[0] if same else tables.vertex_set(skel, chosen, masses[chosen], dtype, skel.device)
-        )
+        key = (f"{dtype} {skel.device}", chosen.tobytes(), masses[chosen].tobytes())
+        vertices = made.get(key)
+        if vertices is None:
+            vertices = tables.vertex_set(skel, chosen, masses[chosen], dtype, skel.device)
+            made[key] = vertices
         joint_masses = np.zeros(24)
         joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
         bound = StageTables(

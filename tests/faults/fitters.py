@@ -20,6 +20,7 @@ from pipeline.columns import REGION_COLUMNS
 from pipeline.fitters import register_fitter
 from pipeline.plan import ModelRecord
 from skel_fit.recipe import FitRequest
+from skel_fit.signs import alive
 
 FAULTS_VARIABLE = "HMR_SKEL_FAULTS"
 TRIVIAL, FAULTY = "trivial", "faulty"
@@ -86,7 +87,7 @@ class FaultyFit(TrivialFit):
 
     An order is a file `KIND-ROW`: when a source row is among the rows to fit, do KIND: `kill`
     (SIGKILL to itself), `raise` (ValueError), `memory` (MemoryError), `slow` (sleep for the seconds
-    in the file), `hang` (never come back), `native` (the same, and keep Python's lock), `stop`
+    in the file), `signs` (the same four times, with a sign of life each), `hang` (never come back), `native` (the same, and keep Python's lock), `stop`
     (SIGSTOP to itself), `greedy` (take as many MB a row of the call as the file says, of 1 GB that
     the process may have). `KIND-all` holds for every call. Test sources hold the row number in
     `betas[:, 1] * 1e6`. Every call appends `pid first-row rows` to the file `calls`.
@@ -134,6 +135,10 @@ class FaultyFitter(TrivialFitter):
                 np.empty((len(rows), int(order.read_text()) << 20), np.uint8)
             elif kind == "slow":
                 time.sleep(float(order.read_text()))
+            elif kind == "signs":
+                for _ in range(4):
+                    time.sleep(float(order.read_text()))
+                    alive()
         return super().fit(genders, poses, betas, transl)
 
 
