@@ -28,6 +28,13 @@ _GENDERED = {"male", "female"}
 _OF_FILES = ("up", "smpl_gender", "skel_gender", "option")
 _UP_WORDS = {"z": "z is up", "y": "y is up", "y-down": "in the camera's axes, y down"}
 _NOT_STANDIN = ("smplh", "smplx")
+_GIANT = 30.0
+"""Metres that no person's box measures at its distance; a person's is 0.5 to 5."""
+_WIDE = {
+    66: "21 joints, as SMPL-X has them too",
+    156: "SMPL+H: fingers left out",
+    165: "SMPL-X: face and fingers left out",
+}
 STAND_IN = "default-body"
 """What `--models` says for the licence-free stand-in pair."""
 
@@ -91,6 +98,7 @@ def own_file(
         **given,
     )
     _check_a_row(source)
+    _check_distance(source)
     _check_models(source, models)
     timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
     motion = timed and source.layout.cam_ext is None  # a camera moves by itself
@@ -163,6 +171,28 @@ def _check_a_row(source: LabelSource) -> None:
         raise InputError(f"{source.path}: {error}") from None
 
 
+def _check_distance(source: LabelSource) -> None:
+    """Raises InputError where bodies would be giants in their boxes: then translations are in
+    another unit. A body's box, at its distance, is about as large as a body."""
+    from pipeline.readers.labels import as_float64, box_sides
+
+    layout, stop = source.layout, min(source.rows, _STEP)
+    if not (layout.scale and layout.cam_int) or layout.cam_ext:
+        return
+    rows = source.read(0, stop)
+    transl = rows.transl if rows.other is None else rows.other.parameters.get("transl")
+    good = rows.reasons == ""
+    if transl is None or not good.any():
+        return
+    focal = as_float64(rows.fields[layout.cam_int])[good, 0, 0]
+    size = float(np.median(box_sides(rows.fields[layout.scale])[good] * transl[good, 2] / focal))
+    if size > _GIANT:
+        raise InputError(
+            f"{source.path}: bodies would be {size:.0f} m large in their boxes: the translations "
+            "look like centimetres or millimetres, expected metres"
+        )
+
+
 def _check_models(source: LabelSource, models: str) -> None:
     """Raises InputError where the stand-in is asked for and has no model of the labels' body."""
     if models != STAND_IN or source.body not in _NOT_STANDIN or source.vertices is not None:
@@ -202,9 +232,8 @@ def _liberties(source: LabelSource) -> Iterator[str]:
     if betas > NUM_BETAS:
         yield f"the first {NUM_BETAS} of {betas} betas taken for SMPL's"
     width = sum(int(np.prod(source.fields[name].shape)) for name in source.layout.poses)
-    if width in (66, 156):
-        body = "SMPL+H: fingers left out" if width == 156 else "21 joints, as SMPL-X has them too"
-        yield f"the body taken for SMPL's ({body})"
+    if width in _WIDE:
+        yield f"the body taken for SMPL's ({_WIDE[width]})"
 
 
 def _word(gender: str) -> str:

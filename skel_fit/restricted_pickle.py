@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import IO, Any, ClassVar
 
@@ -26,8 +27,8 @@ class PickleError(ValueError):
 
 # What damaged bytes can raise inside pickle and numpy; anything else is our own mistake.
 DAMAGE = (
-    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError,
+    pickle.UnpicklingError, struct.error, ValueError, TypeError, KeyError, IndexError,
+    AttributeError, EOFError, OverflowError, MemoryError, RecursionError, NotImplementedError,
 )  # fmt: skip
 
 

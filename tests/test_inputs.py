@@ -552,3 +552,35 @@ def test_near_misses_of_npz_files(tmp_path: Path, members: dict, said: str) -> N
     with pytest.raises(InputError, match=said) as error:
         Asked(str(path), models=STAND_IN).own_file()
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_translations_in_another_unit_make_giants(tmp_path: Path) -> None:
+    content = foreign.bedlam(width=72)
+    path = npz(tmp_path / "a.npz", content)
+    assert Asked(str(path), models=STAND_IN).own_file().manifest.source.format == "bedlam"
+    content["trans_cam"] = content["trans_cam"] * 100
+    content["cam_ext"][:, :3, 3] *= 100
+    npz(path, content)
+    with pytest.raises(InputError, match=r"would be 16. m large.* look like centimetres") as error:
+        Asked(str(path), models=STAND_IN).own_file()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pt"])
+def test_damaged_bytes_are_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x02junk")
+    with pytest.raises(InputError, match="not a readable pickle of data"):
+        open_source(tmp_path / name)
+
+
+def test_lint_knows_other_bodies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = foreign.bedlam()
+    content["pose_cam"][3] = content["pose_cam"][0]
+    content["pose_cam"][3, 8] += 0.01
+    path = npz(tmp_path / "a.npz", content)
+    assert cli.run(["lint", str(path)]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    content["pose_cam"][3] = content["pose_cam"][0]
+    npz(path, content)
+    cli.run(["lint", str(path)])
+    assert "repeated_pose: exactly the pose of an earlier row" in capsys.readouterr().out

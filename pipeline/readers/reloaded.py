@@ -61,7 +61,9 @@ def _mapping(path: Path, load: Callable[[Path], Any]) -> dict[str, Any]:
     except PickleError as error:
         raise InputError(f"{path}: {error}{_remedy(str(error))}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a pickled {type(content).__name__}, expected a dictionary")
+        one = isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+        hint = "; save the people one by one, with numpy.savez(FILE, **person)" if one else ""
+        raise InputError(f"{path}: a pickled {type(content).__name__}, expected a dictionary{hint}")
     return {str(name): value for name, value in content.items()}
 
 

@@ -65,7 +65,8 @@ DESCRIBED = Format(
 
 def fits(content: Mapping[str, Any]) -> bool:
     """Whether a pickled dictionary is of this format."""
-    return {"poses", "cam_poses"} <= content.keys() and isinstance(content["poses"], list)
+    own = content.keys() & {"cam_poses", "genders", "campose_valid", "poses_60Hz"}
+    return bool(own) and isinstance(content.get("poses"), list)
 
 
 def open_threedpw(

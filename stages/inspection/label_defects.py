@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.readers import AnnotationRows, LabelSource, open_source
+from pipeline.readers.base import SMPL
 from pipeline.readers.labels import as_float64, box_sides, flat
 from pipeline.row_checks import REASONS, good_cameras, image_name
 from stages.inspection.projection import keypoint_models, misplaced_keypoints
@@ -154,7 +155,7 @@ _Look = Iterator[tuple[str, np.ndarray]]
 def _look_at_columns(source: LabelSource, found: _Findings) -> None:
     layout = source.layout
     pictures = layout.names is not None and source.format != "webdataset"
-    if pictures and layout.transl is None:
+    if pictures and layout.transl is None and source.body == SMPL:
         found.whole("no_translation")
     if source.format == "hmr-skel" and not {"keypoints3d", "keypoints_3d"} & source.fields.keys():
         found.whole("no_3d_keypoints")
@@ -186,10 +187,13 @@ def _look_at_rows(source: LabelSource, rows: AnnotationRows) -> _Look:
 
 
 def _look_at_bodies(source: LabelSource, rows: AnnotationRows) -> _Look:
-    yield "beta_over_3", (np.abs(rows.betas) > 3).any(1)
+    betas = rows.betas
+    if rows.other is not None:
+        betas = rows.other.parameters.get("betas", np.zeros((len(rows.reasons), 1)))
+    yield "beta_over_3", (np.abs(betas) > 3).any(1)
     # Root alone may be zero: a body that stands along the axes of a motion capture room.
     yield "zero_pose", (rows.poses == 0).all(1)
-    if source.layout.transl and source.layout.cam_int:
+    if source.layout.transl and source.layout.cam_int and rows.cameras is None:
         yield "behind_camera", rows.transl[:, 2] <= 0
 
 
@@ -233,6 +237,20 @@ def _stem(name: str | bytes) -> str:
     return image_name(name).rpartition("/")[2].partition(".")[0]
 
 
+def _numbers(rows: AnnotationRows) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """What the poses of rows are, and all numbers of their labels."""
+    if rows.other is None:
+        return [rows.poses], [rows.poses, rows.betas, rows.transl]
+    parameters = rows.other.parameters
+    own = [parameters[name] for name in sorted(parameters) if parameters[name].dtype.kind == "f"]
+    poses = [
+        parameters[name]
+        for name in sorted(parameters)
+        if name == "vertices" or name.endswith(("_pose", "_orient"))
+    ]
+    return poses or own, own
+
+
 class _Copies:
     """Rows that repeat: all labels with the image, or the pose alone."""
 
@@ -242,15 +260,16 @@ class _Copies:
         self._usable: list[np.ndarray] = []
 
     def add(self, source: LabelSource, rows: AnnotationRows) -> None:
-        columns = [rows.poses, rows.betas, rows.transl]
+        poses, columns = _numbers(rows)
         if source.layout.names:
             columns.append(rows.fields[source.layout.names])
         sequence = "sequence" in rows.fields
         if sequence:  # held poses repeat from frame to frame
             columns.append(rows.fields["frame"])
         self._row.append(row_hashes(columns))
-        self._pose.append(row_hashes([rows.poses]))
-        self._usable.append((rows.reasons == "") & ~(rows.poses == 0).all(1) & (not sequence))
+        self._pose.append(row_hashes(poses))
+        still = np.all([(part.reshape(len(part), -1) == 0).all(1) for part in poses], axis=0)
+        self._usable.append((rows.reasons == "") & ~still & (not sequence))
 
     def repeated(self) -> _Look:
         """(code, rows) of the second and later copies."""
