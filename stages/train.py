@@ -34,6 +34,14 @@ class Request:
         list[Path] | None,
         typer.Option(help="Folder, tar or folder of tars with the pictures; one for each DIR."),
     ] = None
+    image_names: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How labels name pictures: plain, basename, insta, strip:PREFIX, suffix:.jpg; one "
+            "for each DIR.",
+            show_default="as they are, else as known for the data set",
+        ),
+    ] = None
     models: options.Models = None
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun one GPU each.")] = "cpu"
     no_lock: options.NoLock = False
@@ -58,9 +66,15 @@ def train(request: Request) -> None:
         raise UsageError(
             f"--images: {len(images)} given for {len(directories)} datasets; give one for each"
         )
+    naming = request.image_names or ["auto"] * len(directories)
+    if len(naming) != len(directories):
+        raise UsageError(
+            f"--image-names: {len(naming)} given for {len(directories)} datasets; give one for each"
+        )
     chosen = load_recipe(request.recipe, request.changes or ())
     places = [
-        Place(directory, images[k] if images else None) for k, directory in enumerate(directories)
+        Place(directory, images[k] if images else None, naming[k])
+        for k, directory in enumerate(directories)
     ]
     inputs = Inputs(*images, request.models, chosen.model.backbone.weights,
                     chosen.model.weights)  # fmt: skip

@@ -618,7 +618,8 @@ def test_crop_rules_under_a_protocol(files: Demo, checkpoint: Path) -> None:
     rules = {
         "recipe": GROWN, "grown": GROWN,
         "square": crop_rule(grow=False),
-        "protocol": CropRule(grow_to_aspect=False, corners="integer", conditioning="annotation"),
+        "protocol": CropRule(grow_to_aspect=False, corners="integer", conditioning="annotation",
+                             pixels="published"),
     }  # fmt: skip
     trained = TrainedNetwork(checkpoint)
     for name, rule in rules.items():

@@ -40,6 +40,7 @@ class BackboneConfig(Strict):
         pretrained weights.
     weights: file of ViTPose, SKEL-CF or HSMR, or a checkpoint of ours, to start the backbone from;
         absent for random weights.
+    recompute: keep no activations inside blocks, compute them again in the backward pass.
     """
 
     width: Count
@@ -49,6 +50,7 @@ class BackboneConfig(Strict):
     drop_path: Share
     stem: Literal["patch", "convolutions"]
     weights: Path | None = None
+    recompute: bool = False
 
 
 class DecoderConfig(Strict):
@@ -203,6 +205,11 @@ class DataConfig(Strict):
     """Rows and crops.
 
     enlarge_box: grow boxes to 3 : 4 before squaring (regressor.md#d11).
+    pixels: `continuous`, pixel j covers [j, j+1) and large crops are averaged, or `published`, the
+        public code's warp bit for bit (checkpoints.md#pixels).
+    mixture: data set (name of its folder) -> share of the rows that are drawn from it, sum 1;
+        empty: every row once an epoch. mixture_rows: rows of an epoch of a mixture, 0: as many as
+        there are.
     gender: the SKEL that the network predicts; labels of the other gender have their betas
         converted (`transfer`) or their rows left out (`skip`).
     row_weight: `none`, or `residual`: labels count less the worse their fit, w = 1 / (1 + (e/e0)^2)
@@ -222,6 +229,9 @@ class DataConfig(Strict):
     validation: Share
     blank_images: bool
     augment: AugmentConfig
+    pixels: Literal["continuous", "published"] = "continuous"
+    mixture: dict[str, Positive] = {}
+    mixture_rows: Annotated[int, Field(ge=0)] = 0
 
 
 class EmaConfig(Strict):
@@ -237,7 +247,9 @@ class EmaConfig(Strict):
 class OptimiserConfig(Strict):
     """AdamW, linear warm-up (epochs), then constant or cosine down to `final_share` of the rate.
 
-    clip: largest global gradient norm, 0: off. accumulate: batches per step.
+    clip: largest global gradient norm, 0: off. accumulate: batches per step. layer_decay: rate of a
+    block of the backbone as a share of that of the block above; the head has the full rate, the
+    embedding the smallest. decay_all: False: no weight decay on norms, biases, positions.
     """
 
     rate: Positive
@@ -248,6 +260,8 @@ class OptimiserConfig(Strict):
     clip: NotNegative
     accumulate: Count
     ema: EmaConfig
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    decay_all: bool = True
 
 
 class TrainConfig(Strict):

@@ -26,12 +26,14 @@ class CropRule(Strict):
     """How the network sees a person.
 
     grow_to_aspect: enlarge the box to 192:256 before squaring it; corners: sub-pixel affine or
-    whole pixels; conditioning: box side that the network is told, of the crop or of the annotation.
+    whole pixels; conditioning: box side that the network is told, of the crop or of the annotation;
+    pixels: as `DataConfig.pixels`.
     """
 
     grow_to_aspect: bool
     corners: Literal["subpixel", "integer"]
     conditioning: Literal["crop", "annotation"]
+    pixels: Literal["continuous", "published"] = "continuous"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Crop:
     """A square window on a picture that may be flipped, then rolled, about its principal point.
 
     center: (2,) pixels of the turned picture; side: pixels; principal: (2,) pixels; flip; roll:
-    radians, positive turns x towards y (clockwise as seen); size: pixels of the crop.
+    radians, positive turns x towards y (clockwise as seen); size: pixels of the crop; pixels: how
+    the picture is sampled, `integer`: the published cut at whole pixels.
     """
 
     center: np.ndarray
@@ -48,6 +51,7 @@ class Crop:
     size: int
     flip: bool = False
     roll: float = 0.0
+    pixels: Literal["continuous", "published", "integer"] = "continuous"
 
     @property
     def width(self) -> int:
@@ -93,6 +97,9 @@ def cut(data: bytes, name: str, crop: Crop, *, turned: bool = False) -> np.ndarr
     Outside the picture: black. turned: the crop is of the upright picture (`decode`). Large crops
     are read from a reduced decoding, which averages pixels instead of skipping them.
     """
+    if crop.pixels != "continuous":
+        picture = decode(data, name, turned=turned)
+        return (_published if crop.pixels == "published" else _integer)(picture, crop)
     reduce = reduction(crop)
     picture = decode(data, name, reduce, turned=turned)
     whole = compose(crop.affine, crop.turn)
@@ -104,6 +111,44 @@ def cut(data: bytes, name: str, crop: Crop, *, turned: bool = False) -> np.ndarr
         np.ascontiguousarray(picture), whole, (crop.width, crop.size),
         flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0,
     )  # fmt: skip
+
+
+def _published(picture: np.ndarray, crop: Crop) -> np.ndarray:
+    """The public code's warp (docs/reference/checkpoints.md#pixels): indices are pixel centres on
+    both sides, the map comes from three points in float32, columns are cut afterwards.
+    """
+    half, out = np.float32(crop.side / 2), crop.size / 2
+    middle = crop.center.astype(np.float32)
+    if crop.flip or crop.roll:
+        matrix = compose(crop.affine, crop.turn)
+    else:
+        source = middle + np.array([(0, 0), (0, half), (half, 0)], np.float32)
+        target = np.array([(out, out), (out, 2 * out), (2 * out, out)], np.float32)
+        matrix = cv2.getAffineTransform(source, target)
+    square = cv2.warpAffine(
+        np.ascontiguousarray(picture), matrix, (crop.size, crop.size),
+        flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0,
+    )  # fmt: skip
+    return _seen(square, crop)
+
+
+def _integer(picture: np.ndarray, crop: Crop) -> np.ndarray:
+    """The published cut at whole pixels, truncated towards zero, then scaled; zeros outside."""
+    low, high = ((crop.center + sign * crop.side / 2).astype(int) for sign in (-1, 1))
+    high = np.maximum(high, low + 1)
+    whole = np.zeros((high[1] - low[1], high[0] - low[0], 3), np.uint8)
+    height, width = picture.shape[:2]
+    begin, end = np.maximum(low, 0), np.minimum(high, (width, height))
+    if (begin < end).all():
+        whole[begin[1] - low[1] : end[1] - low[1], begin[0] - low[0] : end[0] - low[0]] = picture[
+            begin[1] : end[1], begin[0] : end[0]
+        ]
+    return _seen(cv2.resize(whole, (crop.size, crop.size), interpolation=cv2.INTER_LINEAR), crop)
+
+
+def _seen(square: np.ndarray, crop: Crop) -> np.ndarray:
+    margin = (crop.size - crop.width) // 2
+    return np.ascontiguousarray(square[:, margin : margin + crop.width])
 
 
 def blank(crop: Crop) -> np.ndarray:

@@ -7,7 +7,6 @@ read at the member's offset, without unpacking; links inside a tar are ignored.
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.paths import Root, stays_inside
+from stages.regressor.data.tar_index import TarIndex
 
 _REDUCED = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
             8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
@@ -85,32 +85,17 @@ class TarImages:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.place = str(paths[0]) if len(paths) == 1 else f"{len(paths)} tar files"
         self._paths = tuple(paths)
-        self._members: dict[str, tuple[int, int, int]] = {}
         self._streams: dict[tuple[int, int], int] = {}
-        for number, path in enumerate(paths):
-            self._index(number, path)
-        # Our export (pipeline/exporters/webdataset.py) writes a dot inside a name as %2E.
-        for name in [name for name in self._members if "%2" in name]:
-            self._members.setdefault(_unescaped(name), self._members[name])
-
-    def _index(self, number: int, path: Path) -> None:
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    if member.isreg():
-                        name = member.name.removeprefix("./")
-                        self._members.setdefault(name, (number, member.offset_data, member.size))
-        except (OSError, tarfile.TarError) as error:
-            raise InputError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+        self.index = TarIndex.of(paths)
 
     def has(self, names: Sequence[str]) -> np.ndarray:
-        return np.array([name in self._members for name in names], bool)
+        return np.array([self.index.find(name) is not None for name in names], bool)
 
     def read(self, name: str, first: int | None = None) -> bytes:
-        try:
-            number, offset, size = self._members[name]
-        except KeyError:
-            raise InputError(f"{self.place}: no member {name!r}") from None
+        found = self.index.find(name)
+        if found is None:
+            raise InputError(f"{self.place}: no member {name!r}")
+        number, offset, size = found
         size = size if first is None else min(size, first)
         data = os.pread(self._descriptor(number), size, offset)
         if len(data) != size:
@@ -126,11 +111,6 @@ class TarImages:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_streams": {}}
-
-
-def _unescaped(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.replace("%2E", ".").replace("%25", "%")
 
 
 class FolderAndTars:

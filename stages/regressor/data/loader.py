@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from skel_fit.keypoints import MIRROR
 from stages.regressor.config import DataConfig
 from stages.regressor.data import augment, crops
+from stages.regressor.data.mixture import Mixture
 from stages.regressor.data.rows import Collection, TrainingRows
 from stages.regressor.network.camera import grown_side
 from stages.regressor.network.view import View
@@ -125,10 +126,11 @@ class CropDataset(Dataset[dict[str, Any]]):
             center, side = change.box
             side = grown_side(side, side, enlarge=self.config.enlarge_box)
         principal = self.rows.cam_int[k][:2, 2]
+        how = self.config.pixels
         turned = crops.Crop(center, side, principal, self.crop_size, change.flip, change.roll)
         moved = crops.apply(turned.turn, center) + side * np.array(change.shift)
         return crops.Crop(
-            moved, side * change.scale, principal, self.crop_size, change.flip, change.roll
+            moved, side * change.scale, principal, self.crop_size, change.flip, change.roll, how
         )
 
     def _picture(self, k: int, crop: crops.Crop) -> np.ndarray:
@@ -195,11 +197,16 @@ class Order:
 
     rows: number of training rows; batch: rows per process and forward pass. An epoch is a random
     permutation, cut into global batches of world * batch rows, the rest left out; process `rank`
-    takes every world-th row of it, so that the global batch does not depend on world.
+    takes every world-th row of it, so that the global batch does not depend on world. mixture:
+    gives the rows of an epoch instead.
     """
 
-    def __init__(self, rows: int, batch: int, seed: int, world: int = 1, rank: int = 0) -> None:
-        self.rows, self.batch, self.seed = rows, batch, seed
+    def __init__(
+        self, rows: int, batch: int, seed: int, world: int = 1, rank: int = 0,
+        mixture: Mixture | None = None,
+    ) -> None:  # fmt: skip
+        self.rows = rows if mixture is None else mixture.rows
+        self.batch, self.seed, self.mixture = batch, seed, mixture
         self.world, self.rank = world, rank
         if self.batches == 0:
             raise InputError(
@@ -214,8 +221,10 @@ class Order:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
         """Keys of the batches of an epoch from batch `start` on."""
-        random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(self.rows)
+        if self.mixture is not None:
+            order = self.mixture.epoch(epoch)
+        else:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
         size = self.batch * self.world
         for k in range(start, self.batches):
             mine = order[k * size : (k + 1) * size][self.rank :: self.world]

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from pipeline import Dataset, open_dataset
 from pipeline.errors import InputError
 from skel_fit.keypoints import NUM_KEYPOINTS
 from skel_fit.status import rejected_rows
 from stages.regressor.config import DataConfig
+from stages.regressor.data.image_names import known_rule, resolved
 from stages.regressor.data.images import ImageSource, open_images
 from stages.regressor.data.shards import column, recorded_images, texts
+from stages.regressor.data.shared_arrays import Shared, share, unshared
 from stages.regressor.network.camera import grown_side
 
 Split = Literal["train", "validation", "test"]
@@ -66,8 +67,8 @@ class TrainingRows:
         return len(self.image)
 
     @cached_property
-    def _shared(self) -> tuple[_Shared, ...]:
-        return tuple(_share(getattr(self, item.name)) for item in fields(self))
+    def _shared(self) -> tuple[Shared, ...]:
+        return tuple(share(getattr(self, item.name)) for item in fields(self))
 
     def __reduce__(self) -> tuple:
         # Loader processes map one copy of the labels instead of holding one each.
@@ -92,27 +93,21 @@ class TrainingRows:
         return f"row {self.source_row[k]} ({self.image[k]})"
 
 
-_Shared = tuple[torch.Tensor, str, tuple[int, ...]]
-
-
-def _share(array: np.ndarray) -> _Shared:
-    """Bytes in shared memory (torch passes them to another process by descriptor), dtype, shape."""
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return torch.tensor(flat).share_memory_(), array.dtype.str, array.shape
-
-
-def _unshared_rows(*columns: _Shared) -> TrainingRows:
-    return TrainingRows(
-        *(data.numpy().view(dtype).reshape(shape) for data, dtype, shape in columns)
-    )
+def _unshared_rows(*columns: Shared) -> TrainingRows:
+    return TrainingRows(*map(unshared, columns))
 
 
 @dataclass(frozen=True)
 class Place:
-    """A converted dataset and where its pictures are (default: what the conversion recorded)."""
+    """A converted dataset and where its pictures are (default: what the conversion recorded).
+
+    names: rule of its pictures' names (`image_names`); `auto`: as they are where one of them is
+    there, else the rule known for the data set.
+    """
 
     directory: Path
     images: Path | None = None
+    names: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def load_collection(places: Sequence[Place], config: DataConfig) -> Collection:
     skipped: Counter[str] = Counter()
     for number, (place, dataset) in enumerate(zip(places, datasets, strict=True)):
         images = open_images(place.images or recorded_images(dataset))
-        rows, left_out = _read(dataset, images, number, config)
+        rows, left_out = _read(dataset, images, number, config, place.names)
         skipped.update(left_out)
         parts.append(rows)
         sources.append(images)
@@ -185,7 +180,7 @@ def _one_kind_of_body(datasets: Sequence[Dataset]) -> bool:
 
 
 def _read(
-    dataset: Dataset, images: ImageSource, number: int, config: DataConfig
+    dataset: Dataset, images: ImageSource, number: int, config: DataConfig, naming: str
 ) -> tuple[TrainingRows, dict[str, int]]:
     """Usable rows of one dataset and how many were left out by reason."""
     values = {
@@ -212,9 +207,18 @@ def _read(
         "with a box far outside the picture": _far_outside(center, size, cam_int),
         "of the other gender": other_gender & (config.other_gender == "skip"),
     }
-    chosen, left_out = _chosen(names, checks, images)
+    rule = _rule(naming, dataset, names, images)
+    paths = resolved(rule, names)
+    chosen, left_out = _chosen(paths, checks, images)
+    lost = left_out.get("without a picture", 0)
+    if lost and not len(chosen):
+        raise InputError(
+            f"{dataset.directory}: no usable row ({lost} without a picture): none of its pictures "
+            f"was found, they were looked for in {images.place} (the first: {paths[0]}, names "
+            f"'{rule}'); give --images, or --image-names"
+        )
     rows = TrainingRows(
-        image=names[chosen],
+        image=paths[chosen],
         source=np.full(len(chosen), number),
         source_row=values["source_row"][chosen],
         box_center=center[chosen],
@@ -230,6 +234,16 @@ def _read(
         split=_splits(dataset, names, config)[chosen],
     )
     return rows, left_out
+
+
+def _rule(naming: str, dataset: Dataset, names: np.ndarray, images: ImageSource) -> str:
+    """The rule of picture names; `auto`: plain where that finds one, else the known one."""
+    if naming != "auto":
+        return naming
+    known = known_rule(str(dataset.attrs["subset"]))
+    if known == "plain" or images.has(names.tolist()).any():
+        return "plain"
+    return known
 
 
 def _chosen(

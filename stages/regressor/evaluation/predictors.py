@@ -25,7 +25,6 @@ from stages.regressor.evaluation.query import Gender, Prediction, Query
 from stages.regressor.evaluation.trained import (
     Person,
     TrainedNetwork,
-    crop_rule,
     patch_intrinsics,
 )
 from stages.regressor.network.camera import (
@@ -110,8 +109,8 @@ class CheckpointPredictor:
         if self._crop == "recipe":
             return self._network.rule()
         if self._crop == "protocol":
-            return query.crop
-        return crop_rule(grow=self._crop == "grown")
+            return query.crop.model_copy(update={"pixels": "published"})
+        return self._network.rule().model_copy(update={"grow_to_aspect": self._crop == "grown"})
 
     def _person(self, query: Query, k: int, rule: CropRule) -> Person:
         assert query.images is not None

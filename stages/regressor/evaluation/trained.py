@@ -32,6 +32,7 @@ from stages.regressor.network.view import View, full_camera
 
 #: The focal length of a network that needs none of the picture's.
 CROP_CAMERA = "crop camera of the network (5000 px on a crop of 256)"
+Pixels = Literal["continuous", "published"]
 _FOV_SIDE = 256
 _MAX_BATCH = 32
 
@@ -111,7 +112,7 @@ class TrainedNetwork:
 
     def rule(self) -> CropRule:
         """The crop rule that the network was trained with."""
-        return crop_rule(grow=self.recipe.data.enlarge_box)
+        return crop_rule(grow=self.recipe.data.enlarge_box, pixels=self.recipe.data.pixels)
 
     @torch.no_grad()
     def intrinsics(self, picture: np.ndarray, name: str) -> np.ndarray:
@@ -159,9 +160,9 @@ class TrainedNetwork:
         return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
 
 
-def crop_rule(*, grow: bool) -> CropRule:
+def crop_rule(*, grow: bool, pixels: Pixels = "continuous") -> CropRule:
     """Sub-pixel crops whose own side the network is told, as in training."""
-    return CropRule(grow_to_aspect=grow, corners="subpixel", conditioning="crop")
+    return CropRule(grow_to_aspect=grow, corners="subpixel", conditioning="crop", pixels=pixels)
 
 
 def patch_intrinsics(person: Person, rule: CropRule) -> np.ndarray:
@@ -180,6 +181,11 @@ def _crop(person: Person, rule: CropRule, size: int) -> crops.Crop:
             f"{person.name}: box centre {center.tolist()}, size {np.asarray(person.box).tolist()}: "
             "expected finite numbers and at least one pixel"
         )
+    if rule.pixels == "published":
+        how: Literal["integer", "published"] = (
+            "integer" if rule.corners == "integer" else "published"
+        )
+        return crops.Crop(center, side, center, size, pixels=how)
     if rule.corners == "integer":
         corner = np.round(center - side / 2)
         side = float(round(side))

@@ -16,6 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stages.regressor.config import BackboneConfig
 
@@ -161,6 +162,8 @@ class ViT(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.patch_embed(image)
         tokens = tokens + self.positions(token_grid(*image.shape[-2:]))
+        again = self.size.recompute and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            tokens = block(tokens)
+            # Stochastic depth draws the same again: the state of the generator is kept.
+            tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
         return self.last_norm(tokens)

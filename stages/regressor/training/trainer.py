@@ -24,6 +24,7 @@ from pipeline.errors import Incomplete, InputError
 from pipeline.provenance import code_version, file_record
 from stages.regressor.config import Recipe
 from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
+from stages.regressor.data.mixture import Mixture, mixture_weights
 from stages.regressor.data.rows import Collection, Split
 from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
@@ -41,7 +42,7 @@ from stages.regressor.training.run_folder import (
     RunFolder,
     binding,
 )
-from stages.regressor.training.schedule import learning_rate
+from stages.regressor.training.schedule import learning_rate, parameter_groups
 from stages.regressor.training.validation import Scores, autocast, validate
 
 _NAMED = 8  # rows that a message lists
@@ -71,10 +72,8 @@ class Trainer:
             load_vitpose(self.network.backbone, recipe.model.backbone.weights)
         self.network.to(process.device)
         self.ema = Ema(self.network, recipe.optimiser.ema)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.optimiser.rate,
-            weight_decay=recipe.optimiser.weight_decay,
-        )  # fmt: skip
+        groups = parameter_groups(self.network, recipe.optimiser, recipe.model.backbone.depth)
+        self.optimiser = torch.optim.AdamW(groups, lr=recipe.optimiser.rate)
         female = collection.rows.female
         genders = {recipe.data.gender, *(["female"] if female.any() else []),
                    *(["male"] if not female.all() else [])}  # fmt: skip
@@ -85,7 +84,7 @@ class Trainer:
         self.train_set = self._dataset("train", training=True)
         self.validation_set = self._dataset("validation", training=False)
         self.order = Order(len(self.train_set), recipe.train.batch_size, recipe.train.seed,
-                           process.world, process.rank)  # fmt: skip
+                           process.world, process.rank, self._mixture())  # fmt: skip
         self.steps_per_epoch = self.order.batches // recipe.optimiser.accumulate
         if self.steps_per_epoch == 0:
             raise InputError(
@@ -104,6 +103,13 @@ class Trainer:
                 f"{self.models}: this is {kind[self.bodies.standin]}, the labels were made with "
                 f"{kind[self.collection.standin]}; give the matching --models"
             )
+
+    def _mixture(self) -> Mixture | None:
+        data, rows = self.recipe.data, self.train_set.rows
+        if not data.mixture:
+            return None
+        weights = mixture_weights(data.mixture, self.train_set.directories, rows.source)
+        return Mixture(rows.source, weights, data.mixture_rows or len(rows), self.recipe.train.seed)
 
     def _dataset(self, split: Split, *, training: bool) -> CropDataset:
         part = self.collection.of(split)
@@ -185,7 +191,7 @@ class Trainer:
         config, step = self.recipe.optimiser, self.progress.step
         rate = learning_rate(config, step, self.steps_per_epoch, self.recipe.train.epochs)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)  # none in runs of earlier versions
         # Stochastic depth draws from here on; a function of the step, not of what ran before.
         torch.manual_seed(_step_seed(self.recipe.train.seed, step, self.process.rank))
         self.optimiser.zero_grad(set_to_none=True)

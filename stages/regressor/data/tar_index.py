@@ -1,0 +1,113 @@
+"""Where the members of tar files are: an index that loader processes share.
+
+36 bytes a member, in an array of shared memory; names are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import InputError
+from stages.regressor.data.shared_arrays import Shared, share, unshared
+
+_ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("file", "<i4"), ("offset", "<i8"),
+                   ("size", "<i8")])  # fmt: skip
+_MAX_MEMBERS_KEPT = 1 << 20  # rows of one part while a tar is read
+
+
+class TarIndex:
+    """name -> (file, offset, size); the first file that has a name wins.
+
+    A name is known by 128 bits of its BLAKE2b digest.
+    """
+
+    def __init__(self, entries: np.ndarray) -> None:
+        self._entries = entries
+
+    @cached_property
+    def _shared(self) -> Shared:
+        return share(self._entries.view(np.uint8))
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> TarIndex:
+        """The index of some tar files.
+
+        Raises:
+            InputError: one is not an uncompressed tar file, or is cut short.
+        """
+        parts: list[np.ndarray] = []
+        for number, path in enumerate(paths):
+            rows: list[tuple[int, int, int, int, int]] = []
+            for name, offset, size in _members(path):
+                rows += [(*_digest(key), number, offset, size) for key in _spellings(name)]
+                if len(rows) >= _MAX_MEMBERS_KEPT:
+                    parts.append(np.array(rows, _ENTRY))
+                    rows = []
+            parts.append(np.array(rows, _ENTRY))
+        entries = np.concatenate(parts) if parts else np.empty(0, _ENTRY)
+        # Stable: of equal names the one that was read first.
+        order = np.lexsort((entries["second"], entries["first"]))
+        entries = entries[order]
+        same = np.zeros(len(entries), bool)
+        same[1:] = (entries["first"][1:] == entries["first"][:-1]) & (
+            entries["second"][1:] == entries["second"][:-1]
+        )
+        return cls(entries[~same])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index, whatever the number of processes."""
+        return self._entries.nbytes
+
+    def find(self, name: str) -> tuple[int, int, int] | None:
+        """File, offset, size of a member; None: there is none."""
+        first, second = _digest(name)
+        k = int(np.searchsorted(self._entries["first"], np.uint64(first)))
+        while k < len(self._entries) and self._entries["first"][k] == first:
+            if self._entries["second"][k] == second:
+                entry = self._entries[k]
+                return int(entry["file"]), int(entry["offset"]), int(entry["size"])
+            k += 1
+        return None
+
+    def __reduce__(self) -> tuple:
+        # Shared once: every loader process maps the same bytes.
+        return _unshared_index, (self._shared,)
+
+
+def _unshared_index(data: Shared) -> TarIndex:
+    return TarIndex(unshared(data).view(_ENTRY))
+
+
+def _digest(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, int]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg():
+                    yield member.name.removeprefix("./"), member.offset_data, member.size
+                archive.members = []  # tarfile would keep 0.6 KB a member
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(f"{path}: not a readable, uncompressed tar file ({error})") from error
+
+
+def _spellings(name: str) -> list[str]:
+    """A name, and what it stands for in our export (pipeline/exporters/webdataset.py), where a dot
+    inside a name is %2E."""
+    if "%2" not in name:
+        return [name]
+    folder, slash, base = name.rpartition("/")
+    return [name, folder + slash + base.replace("%2E", ".").replace("%25", "%")]
