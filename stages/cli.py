@@ -29,6 +29,7 @@ from stages.export import export
 from stages.fetch import fetch
 from stages.import_checkpoint import export_checkpoint, import_checkpoint
 from stages.import_opensim import import_opensim
+from stages.layers import layers
 from stages.lint import lint
 from stages.manifest_of import manifest
 from stages.moyo_hard import moyo_hard
@@ -42,8 +43,8 @@ from stages.view import view
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
-    default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, import_checkpoint,
-    export_checkpoint, moyo_hard, view,
+    default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, layers,
+    import_checkpoint, export_checkpoint, moyo_hard, view,
 ):  # fmt: skip
     app.command()(verb)
 

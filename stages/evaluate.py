@@ -67,6 +67,15 @@ class Request:
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32
     limit: Annotated[int | None, typer.Option(min=1, help="First N rows only.")] = None
     worst: Annotated[int, typer.Option(min=0, help="Worst rows to draw.")] = 6
+    layer_cameras: Annotated[
+        bool,
+        typer.Option(
+            "--layer-cameras", help="Also the final body under the camera of every earlier layer."
+        ),
+    ] = False
+    against: Annotated[
+        Path | None, typer.Option(help="A second checkpoint, beside the first one.")
+    ] = None
     quiet: options.Quiet = False
 
 
@@ -90,7 +99,7 @@ def evaluate(request: Request) -> None:
     rows = [out / f"rows-{protocol.name}.npz" for protocol in protocols]
     inputs = Inputs(
         request.checkpoint, request.predictions, request.labels, request.images, request.models,
-        request.fov_checkpoint, *(Path(name) for name in request.protocols),
+        request.fov_checkpoint, request.against, *(Path(name) for name in request.protocols),
     )  # fmt: skip
     inputs = inputs.and_dataset(request.shards) if request.shards else inputs
     inputs.check(numbers, shown, *rows)
@@ -168,16 +177,26 @@ def _predictors(
     from stages.regressor.network.official import load_human_fov
 
     found: list[Predictor] = []
-    if request.checkpoint is not None:
+    if request.layer_cameras and request.checkpoint is None:
+        raise UsageError("--layer-cameras: give a --checkpoint")
+    for weights in (request.checkpoint, request.against):
+        if weights is None:
+            continue
         fov, channels = request.fov_checkpoint, request.fov_channels
         focal = setting.focal_rule(protocol, request.focal, fov is not None, rows)
         found.append(
             CheckpointPredictor(
-                request.checkpoint, device=request.device, crop=request.crop, focal=focal,
+                weights, device=request.device, crop=request.crop, focal=focal,
                 fov=load_human_fov(fov) if focal == "predicted" and fov else None,
                 fov_channels=protocol.fov_channels if channels == "protocol" else channels,
             )
         )  # fmt: skip
+        last = found[-1]
+        assert isinstance(last, CheckpointPredictor)
+        if any(other.name == last.name for other in found[:-1]):
+            last.name = f"{last.name} ({weights})"
+        if request.layer_cameras and weights == request.checkpoint:
+            found += last.layer_cameras()
     if request.predictions is not None:
         found.append(StoredPredictions(request.predictions))
     found.append(setting.mean_pose(protocol, rows, path))

@@ -27,6 +27,7 @@ from stages.regressor.evaluation.predictors import CheckpointPredictor
 from stages.regressor.evaluation.query import Query
 from stages.regressor.evaluation.trained import Person, TrainedNetwork, crop_rule, fov_input
 from stages.regressor.network import camera
+from stages.regressor.network.attention import attention_maps
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.hrnet import HumanFOV
 from stages.regressor.network.view import (
@@ -36,6 +37,7 @@ from stages.regressor.network.view import (
     seen_intrinsics,
     seen_pixels,
 )
+from stages.regressor.network.vit import token_grid
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.reporting import Reporter
 from stages.regressor.training.trainer import Trainer
@@ -530,6 +532,76 @@ def test_upright_or_as_stored(files: Demo, checkpoint: Path, tmp_path: Path) -> 
     assert command_line(["predict", both[0], *base, "--stored-pixels"]) == 0
     with np.load(tmp_path / "o" / "predictions.npz") as file:
         assert file["box"].tolist() == [[0, 0, height, width]]
+
+
+# ---- layer by layer -----------------------------------------------------------------------------
+
+
+def test_attention_maps_are_what_the_decoder_used(files: Demo, checkpoint: Path) -> None:
+    """docs/reference/checkpoints.md#attention"""
+    trained = TrainedNetwork(checkpoint)
+    image, view = trained.seen(persons(files, [0, 3]), GROWN)
+    network, box = trained.network, view.conditioning
+    estimates, weights = attention_maps(network, image, box)
+    layers = list(network.head.layers)
+    heads, grid = layers[0].cross_attention.heads, token_grid(*image.shape[-2:])
+    assert weights.shape == (len(layers), 2, heads, 3, grid[0] * grid[1])
+    assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+    assert torch.equal(estimates.final.code, network(image, box).final.code)
+    # softmax times v, through the layer's own output, is what the layer gave.
+    tokens = network.backbone(image)
+    seen: list[tuple] = []
+    attention = layers[-1].cross_attention
+    hook = attention.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output)))
+    network(image, box)
+    hook.remove()
+    (_, context), output = seen[0]
+    assert torch.equal(context, tokens)
+    _, v = attention.to_kv(context).chunk(2, -1)
+    mixed = weights[-1] @ v.unflatten(-1, (heads, -1)).transpose(1, 2)
+    again = attention.to_out(mixed.transpose(1, 2).flatten(2))
+    assert torch.allclose(again, output, atol=1e-5)
+
+
+def test_layers_are_drawn(files: Demo, checkpoint: Path, tmp_path: Path) -> None:
+    name = files.data / str(labels(files)["imgname"][0])
+    out = tmp_path / "o"
+    words = ["layers", str(name), "--checkpoint", str(checkpoint), "--out", str(out)]
+    assert command_line(words) == 0
+    layers = TrainedNetwork(checkpoint).recipe.model.decoder.layers
+    height, width = TrainedNetwork(checkpoint).recipe.model.input_size
+    attention = cv2.imread(str(out / f"{name.stem}.0.attention.png"))
+    assert attention.shape == (3 * height, layers * width, 3)
+    drawn = cv2.imread(str(out / f"{name.stem}.0.layers.png"))
+    assert drawn.shape == (height, (layers + 1) * width, 3)
+    assert (out / f"{name.stem}.0.layers.gif").read_bytes()[:6] == b"GIF89a"
+
+
+def test_cameras_of_the_layers(
+    files: Demo, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """docs/reference/checkpoints.md#layer-cameras: the last layer's is the ordinary result."""
+    own = CheckpointPredictor(checkpoint)
+    others = own.layer_cameras()
+    layers = own._network.recipe.model.decoder.layers
+    assert len(others) == 2 * (layers + 1)
+    query = batch_of(files, [3, 7], known=True)
+    found = {other.name: other(query) for other in others}
+    wanted = own(query)
+    for kind in ("translation", "scale"):
+        assert torch.equal(found[f"{kind} of layer {layers - 1}"].translation, wanted.translation)
+        assert not torch.equal(found[f"{kind} of coarse"].translation, wanted.translation)
+        assert torch.equal(found[f"{kind} of coarse"].poses, wanted.poses)
+    # Depth follows the scale alone.
+    assert torch.equal(found["translation of coarse"].translation[:, 2], wanted.translation[:, 2])
+    words = ["evaluate", "demo", "--shards", str(files.shards), "--worst", "0", "--quiet",
+             "--limit", "2", "--checkpoint", str(checkpoint), "--against", str(checkpoint),
+             "--layer-cameras", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert command_line(words) == 0
+    said = capsys.readouterr().out
+    assert "scale of layer 0" in said and f"({checkpoint})" in said
+    assert command_line(["evaluate", "demo", "--shards", str(files.shards),
+                         "--layer-cameras"]) == 2  # fmt: skip
 
 
 # ---- the network under an evaluation protocol ---------------------------------------------------

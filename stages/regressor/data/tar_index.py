@@ -99,7 +99,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             for member in archive:
                 if member.isreg():
                     yield member.name.removeprefix("./"), member.offset_data, member.size
-                archive.members = []  # tarfile would keep 0.6 KB a member
+                # tarfile would keep 0.6 KB a member; typeshed does not know where.
+                archive.members = []  # type: ignore[attr-defined]
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{path}: not a readable, uncompressed tar file ({error})") from error
 

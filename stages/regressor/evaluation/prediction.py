@@ -128,7 +128,7 @@ def predict_pictures(
     outcome = Outcome()
     given = _given_boxes(images, wish, outcome)
     parts: list[Results] = []
-    stems = _stems(images)
+    named = stems(images)
     for chunk in _chunks(images):
         pictures, people = {}, []
         for image in chunk:
@@ -150,7 +150,7 @@ def predict_pictures(
             results = predict_people(trained, body, pictures, people, wish)
             parts.append(results)
             prepare()
-            _write_pictures(skel, pictures, results, stems, wish)
+            _write_pictures(skel, pictures, results, named, wish)
         progress(len(chunk), f"{sum(len(part['image']) for part in parts)} people")
     if not parts:
         raise InputError(next(iter(outcome.skipped.values())))
@@ -316,7 +316,7 @@ def _write_pictures(
     skel: SKEL,
     pictures: Mapping[Path, tuple[bytes, np.ndarray]],
     results: Results,
-    stems: Mapping[Path, str],
+    named: Mapping[Path, str],
     wish: Wish,
 ) -> None:
     """An overlay and a picture of views for each picture, a GLB for each person."""
@@ -327,7 +327,7 @@ def _write_pictures(
         posed = (torch.from_numpy(results[name]) for name in ("poses", "betas", "trans"))
         bodies = pose_bodies(skel, *posed)
     for image, (_, picture) in pictures.items():
-        stem = wish.out / stems[image]
+        stem = wish.out / named[image]
         mine = np.flatnonzero(results["image"] == str(image)).tolist()
         if "overlay" in wish.save:
             drawn = _overlay(picture, mine, bodies, results)
@@ -368,9 +368,9 @@ def _parts(body: Posed) -> list[Part]:
     ]
 
 
-def _stems(images: Sequence[Path]) -> dict[Path, str]:
+def stems(images: Sequence[Path]) -> dict[Path, str]:
     """Names of the output files; pictures of one name from two folders are numbered."""
-    stems: dict[Path, str] = {}
+    found: dict[Path, str] = {}
     taken: set[str] = set()
     counts: dict[str, int] = {}
     for image in images:
@@ -379,5 +379,5 @@ def _stems(images: Sequence[Path]) -> dict[Path, str]:
             counts[image.stem] = counts.get(image.stem, 1) + 1
             stem = f"{image.stem}-{counts[image.stem]}"
         taken.add(stem)
-        stems[image] = stem
-    return stems
+        found[image] = stem
+    return found

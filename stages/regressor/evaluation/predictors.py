@@ -5,6 +5,8 @@ A checkpoint has to beat the mean pose; the SKEL labels bound what training on t
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +25,7 @@ from stages.regressor.data.images import ImageSource, decode, picture_size
 from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.query import Gender, Prediction, Query
 from stages.regressor.evaluation.trained import (
+    Choice,
     Person,
     TrainedNetwork,
     patch_intrinsics,
@@ -34,8 +37,9 @@ from stages.regressor.network.camera import (
     grown_side,
     intrinsics,
 )
+from stages.regressor.network.heads import Estimates
 from stages.regressor.network.hrnet import HumanFOV
-from stages.regressor.network.mean_parameters import BETAS, CAMERA, POSES
+from stages.regressor.network.mean_parameters import BETAS, CAMERA, POSES, Parameters
 
 FocalRule = Literal["labels", "predicted", "patch", "diagonal"] | float
 CROP_RULES = ("recipe", "protocol", "grown", "square")
@@ -77,6 +81,7 @@ class CheckpointPredictor:
         self.skel_gender: Gender = self._network.gender
         self.standin = self._network.standin
         self._crop, self._focal = crop, focal
+        self._choose: Choice = lambda estimates: estimates.final
         self._cameras: dict[str, np.ndarray] = {}
 
     @property
@@ -103,7 +108,27 @@ class CheckpointPredictor:
     def __call__(self, query: Query) -> Prediction:
         rule = self._rule(query)
         persons = [self._person(query, k, rule) for k in range(len(query))]
-        return self._network.predict(persons, rule)
+        return self._network.predict(persons, rule, self._choose)
+
+    def layer_cameras(self) -> list[CheckpointPredictor]:
+        """The final body under the camera of every earlier estimate: its (tx, ty) with the final
+        scale, and its scale with the final (tx, ty) (docs/reference/checkpoints.md#layer-cameras).
+        """
+        options = self._network.recipe.model
+        layers = options.decoder.layers
+        if options.head != "coarse_to_fine" or options.coarse_to_fine.state == "single_readout":
+            raise UsageError(f"{self.path}: one estimate alone; --layer-cameras needs layers")
+        places: list[tuple[str, int | None]] = [(f"layer {k}", k) for k in range(layers)]
+        if options.coarse_to_fine.coarse:
+            places.insert(0, ("coarse", None))
+        found = []
+        for kind in ("translation", "scale"):
+            for about, place in places:
+                other = copy.copy(self)
+                other.name = f"{kind} of {about}"
+                other._choose = functools.partial(_camera_of, place, kind == "scale")
+                found.append(other)
+        return found
 
     def _rule(self, query: Query) -> CropRule:
         if self._crop == "recipe":
@@ -136,6 +161,18 @@ class CheckpointPredictor:
         if isinstance(self._focal, float):
             return np.array(intrinsics(self._focal, *picture_size(images, name)))
         return self._network.intrinsics(decode(data, name), name)
+
+
+def _camera_of(place: int | None, scale: bool, estimates: Estimates) -> Parameters:
+    """The final estimate with scale, or translation, of the coarse one (None) or of a layer."""
+    final = estimates.final
+    if place is None:
+        assert estimates.coarse is not None
+        other = estimates.coarse.camera
+    else:
+        other = estimates.layers.camera[place]
+    s, txy = (other[:, :1], final.camera[:, 1:]) if scale else (final.camera[:, :1], other[:, 1:])
+    return final._replace(camera=torch.cat((s, txy), -1))
 
 
 class MeanPose:

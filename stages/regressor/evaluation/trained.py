@@ -7,7 +7,7 @@ protocol. Source: docs/reference/regressor.md#human-fov, #camera.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,16 @@ from stages.regressor.data.crops import CropRule
 from stages.regressor.evaluation.query import Prediction
 from stages.regressor.network import camera, representation
 from stages.regressor.network.checkpoints import compared, load_checkpoint
+from stages.regressor.network.heads import Estimates
 from stages.regressor.network.hrnet import HumanFOV
+from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.view import View, full_camera
 
 #: The focal length of a network that needs none of the picture's.
 CROP_CAMERA = "crop camera of the network (5000 px on a crop of 256)"
+#: Which of the estimates of a network counts, (B, ...).
+Choice = Callable[[Estimates], Parameters]
 Pixels = Literal["continuous", "published"]
 _FOV_SIDE = 256
 _MAX_BATCH = 32
@@ -129,15 +133,32 @@ class TrainedNetwork:
         return np.array(camera.intrinsics(focal, width, height))
 
     @torch.no_grad()
-    def predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
-        """Predict people; each result depends on its own picture only (up to rounding)."""
+    def predict(
+        self, persons: Sequence[Person], rule: CropRule, choose: Choice = lambda e: e.final
+    ) -> Prediction:
+        """Predict people; each result depends on its own picture only (up to rounding).
+
+        choose: which of the network's estimates counts.
+        """
         parts = [
-            self._predict(persons[start : start + _MAX_BATCH], rule)
+            self._predict(persons[start : start + _MAX_BATCH], rule, choose)
             for start in range(0, len(persons), _MAX_BATCH)
         ]
         return Prediction(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
-    def _predict(self, persons: Sequence[Person], rule: CropRule) -> Prediction:
+    def _predict(self, persons: Sequence[Person], rule: CropRule, choose: Choice) -> Prediction:
+        image, view = self.seen(persons, rule)
+        return self.prediction(choose(self.network(image, view.conditioning)), view)
+
+    def prediction(self, estimate: Parameters, view: View) -> Prediction:
+        """Bodies and cameras in the full picture of what the network estimates, (B, ...)."""
+        translation, cam_int = full_camera(self.recipe.model, estimate.camera, view)
+        return Prediction(
+            representation.decode(estimate.code), estimate.betas, translation, cam_int
+        )
+
+    def seen(self, persons: Sequence[Person], rule: CropRule) -> tuple[Tensor, View]:
+        """What the network is given: (B, 3, H, W) normalised, and where that lies."""
         images, centers, sides, affines = [], [], [], []
         for person in persons:
             crop = _crop(person, rule, self.recipe.model.crop_size)
@@ -155,9 +176,7 @@ class TrainedNetwork:
 
         view = View(tensor(centers), tensor(sides), tensor([p.cam_int for p in persons]),
                     tensor(affines))  # fmt: skip
-        final = self.network(tensor(images), view.conditioning).final
-        translation, cam_int = full_camera(self.recipe.model, final.camera, view)
-        return Prediction(representation.decode(final.code), final.betas, translation, cam_int)
+        return tensor(images), view
 
 
 def crop_rule(*, grow: bool, pixels: Pixels = "continuous") -> CropRule:

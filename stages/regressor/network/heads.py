@@ -59,13 +59,23 @@ class CrossAttention(nn.Module):
             self.to_kv = nn.Linear(context_width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, size.width)
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    def _parts(self, tokens: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, (B, heads, tokens, width) each."""
         normal = self.norm(tokens)
         if context is None:
             q, k, v = self.to_qkv(normal).chunk(3, -1)
         else:
             q, (k, v) = self.to_q(normal), self.to_kv(context).chunk(2, -1)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        return q, k, v
+
+    def weights(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, heads, Q, N): how much each token takes of each of the context, sum 1 over N."""
+        q, k, _ = self._parts(tokens, context)
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        q, k, v = self._parts(tokens, context)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
