@@ -195,7 +195,7 @@ def _predictors(
         assert isinstance(last, CheckpointPredictor)
         if any(other.name == last.name for other in found[:-1]):
             last.name = f"{last.name} ({weights})"
-        if request.layer_cameras and weights == request.checkpoint:
+        if request.layer_cameras and weights is request.checkpoint:
             found += last.layer_cameras()
     if request.predictions is not None:
         found.append(StoredPredictions(request.predictions))
