@@ -52,13 +52,20 @@ def resolved(rule: str, names: np.ndarray) -> np.ndarray:
     """
     if not len(names):
         return names
-    kind, colon, rest = rule.partition(":")
-    change = _RULES.get(rule)
-    if colon and kind == "strip":
-        change = lambda name: name.replace(rest, "", 1)  # noqa: E731
-    elif colon and kind == "suffix":
-        change = lambda name: name + rest  # noqa: E731
+    change = _RULES.get(rule) or _with_text(*rule.partition(":"))
     if change is None:
         raise UsageError(f"picture names '{rule}': expected {', '.join(WORDS)}")
     made = {name: change(name) for name in set(names.tolist())}
     return np.array([made[name] for name in names.tolist()], dtype=np.str_)
+
+
+def _with_text(kind: str, colon: str, text: str) -> Callable[[str], str] | None:
+    """The rules `strip:TEXT` and `suffix:TEXT`."""
+
+    def strip(name: str) -> str:
+        return name.replace(text, "", 1)
+
+    def suffix(name: str) -> str:
+        return name + text
+
+    return {"strip": strip, "suffix": suffix}.get(kind) if colon else None
