@@ -82,6 +82,18 @@ class FitResult:
 
         return self._made_of([self, found], combine)
 
+    @classmethod
+    def joined(cls, parts: list[FitResult]) -> FitResult:
+        """The rows of all parts, in order; columns are tensors."""
+        return cls._made_of(
+            parts,
+            lambda columns: (
+                torch.cat(columns)
+                if isinstance(columns[0], Tensor)
+                else [value for column in columns for value in column]
+            ),
+        )
+
     def numpy(self) -> FitResult:
         """The same with numpy arrays as columns."""
         return self._made_of(

@@ -172,8 +172,6 @@ def check_sequence(config: FitConfig) -> None:
             f"recipe {config.recipe!r} frees the root; a sequence needs a recipe that freezes it, "
             "as 'hierarchical' and 'full' do"
         )
-    if config.betas == "fit":
-        raise ValueError("betas='fit' gives every frame a shape of its own; a sequence needs one")
 
 
 class FitRequest(FitConfig):

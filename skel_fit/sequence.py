@@ -6,7 +6,9 @@ into blocks; what couples them afterwards treats the whole sequence at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from skel_fit.solver.branches import (
     continuous_root,
     either_end,
     lock_ties,
+    suspicious_steps,
 )
 from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.engine import STARTS
@@ -41,6 +44,11 @@ SMOOTH_STEP = 0.3
 """rad between two frames of the target below which no angle has a reason to jump."""
 NEIGHBOUR_START = len(STARTS)
 """`FitResult.start` of a frame that was fitted again from its neighbour's pose."""
+_PART = 1024  # frames between two reports of progress
+_FRAMES_SHARE, _PATH_SHARE = 0.3, 0.4  # of the work, when frames and path are done
+
+Progress = Callable[[float], None]
+"""Told about which share of the work is done, an estimate that grows from 0 to 1."""
 
 
 @rows_over_threads()
@@ -52,6 +60,9 @@ def fit_sequence(
     transl: Tensor,
     config: FitConfig | None = None,
     smoothing: SequenceConfig | None = None,
+    *,
+    vertex_weights: np.ndarray | None = None,
+    progress: Progress = lambda share: None,
 ) -> FitResult:
     """Fit SKEL to consecutive frames of one SMPL body.
 
@@ -61,21 +72,30 @@ def fit_sequence(
     pose (`start` NEIGHBOUR_START), and the smoothing asked for. The middle angle of a ball joint
     whose limit is its lock may pass it: the same rotation has angles inside. `alone_error` says how
     well each frame fits on its own. Rejected frames are stepped over: the others are fitted as if
-    those were not there.
+    those were not there. With `config.betas` "fit" all frames share one fitted shape.
+
+    vertex_weights: (6890,) as in `fit_skel`; they count in the smoothing too. progress: called
+    between the steps of a long sequence, by this thread.
 
     Raises ValueError where `fit_skel` does, where betas change, and for a recipe that frees the
-    root or fits a shape to every frame.
+    root.
     """
     config, smoothing = config or FitConfig(), smoothing or SequenceConfig()
     check_sequence(config)
     betas = _one_shape(betas, poses.shape[0])
-    result = fit_skel(skel, smpl, poses, betas, transl, config)
+
+    def fitted(part: slice) -> FitResult:
+        some = poses[part], betas[part], transl[part]
+        one = torch.zeros(len(some[0]), dtype=torch.int64) if config.betas == "fit" else None
+        return fit_skel(skel, smpl, *some, config, identity=one, vertex_weights=vertex_weights)
+
+    result = _frames_alone(fitted, len(poses), config, progress)
     result = replace(result, alone_error=result.vertex_error_mean)
     good = torch.tensor([not s.is_rejected for s in result.status], device=result.poses.device)
     frames = torch.nonzero(good)[:, 0]
     if not frames.numel():
         return result
-    solver = solver_of(skel, smpl, config)
+    solver = solver_of(skel, smpl, config, vertex_weights)
     poses, betas = (t.detach().to(solver.device, torch.float64)[frames] for t in (poses, betas))
     run = result.take(frames)
     problem = SequenceProblem(
@@ -86,7 +106,21 @@ def fit_sequence(
         smoothing.smoothing,
     )
     turns = largest_turns(poses)
-    return result.put(frames, _fit_run(problem, run, turns, smoothing))
+    found = result.put(frames, _fit_run(problem, run, turns, smoothing, progress))
+    progress(1.0)
+    return found
+
+
+def _frames_alone(
+    fitted: Callable[[slice], FitResult], count: int, config: FitConfig, progress: Progress
+) -> FitResult:
+    """All frames on their own; part after part where no frame depends on another."""
+    size = max(count, 1) if config.betas == "fit" else _PART
+    parts = []
+    for first in range(0, max(count, 1), size):
+        progress(_FRAMES_SHARE * first / max(count, 1))
+        parts.append(fitted(slice(first, first + size)))
+    return parts[0] if len(parts) == 1 else FitResult.joined(parts)
 
 
 def largest_turns(poses: Tensor) -> Tensor:
@@ -110,7 +144,11 @@ def _one_shape(betas: Tensor, count: int) -> Tensor:
 
 
 def _fit_run(
-    problem: SequenceProblem, run: FitResult, target_steps: Tensor, config: SequenceConfig
+    problem: SequenceProblem,
+    run: FitResult,
+    target_steps: Tensor,
+    config: SequenceConfig,
+    progress: Progress,
 ) -> FitResult:
     """Branches, charts and smoothing of frames that follow one another."""
     solver = problem.solver
@@ -118,11 +156,13 @@ def _fit_run(
     root = continuous_root(first[:, :3].cpu().numpy())
     alone = torch.nn.functional.pad(first[:, 3:], (3, 3))
     describer = Describer(solver.lower, solver.upper, config.jump)
-    run, inside, settled = _one_branch(problem, run, alone, describer)
+    progress(_FRAMES_SHARE)
+    run, inside, settled = _one_branch(problem, run, alone, describer, target_steps)
     chart = describer.describe(inside.cpu().numpy())
     poses = chart.described(inside)
     problem = replace(problem, bounds=chart.bounds(solver.lower, solver.upper))
-    poses, steps, done = _coupled(problem, poses, target_steps, config)
+    progress(_PATH_SHARE)
+    poses, steps, done = _coupled(problem, poses, target_steps, config, progress)
     settled = torch.where(steps > 0, done, settled)
     angles = torch.cat([torch.as_tensor(root).to(poses), poses[:, 3:46]], dim=1)
     run = replace(run, poses=angles.float(), iterations=run.iterations + steps)
@@ -132,12 +172,19 @@ def _fit_run(
 
 
 def _one_branch(
-    problem: SequenceProblem, run: FitResult, alone: Tensor, describer: Describer
+    problem: SequenceProblem,
+    run: FitResult,
+    alone: Tensor,
+    describer: Describer,
+    target_steps: Tensor,
 ) -> tuple[FitResult, Tensor, Tensor]:
     """The run with the cheapest path through what fits its frames; poses (n,49) inside the limits;
     which frames settled."""
     n, device = problem.frames, alone.device
     settled = torch.tensor([s != Status.MAX_ITER for s in run.status], device=device)
+    jumps = suspicious_steps(alone.cpu().numpy(), describer, target_steps.cpu().numpy())
+    if not jumps.size:
+        return run, alone, settled
     own = Candidates(
         np.arange(n),
         alone.cpu().numpy(),
@@ -145,7 +192,7 @@ def _one_branch(
         settled.cpu().numpy(),
         run.iterations.cpu().numpy(),
     )
-    found = candidates(problem, own, describer)
+    found = candidates(problem, own, jumps)
     chosen = cheapest_path(found, describer, n)
     led = torch.as_tensor(chosen >= n).to(device)
     more = torch.zeros(n, dtype=run.iterations.dtype)
@@ -162,47 +209,94 @@ def _one_branch(
     return run, poses, done
 
 
+class _Path(NamedTuple):
+    """Where the frames of a run are on the way to their end."""
+
+    poses: Tensor  # (n,49), described
+    steps: Tensor  # (n,)
+    settled: Tensor  # (n,) bool
+    tied: Tensor  # (n-1,) bool: steps around which neighbours are held together
+
+    def moved(self, frames: Tensor, poses: Tensor, steps: Tensor, settled: Tensor) -> _Path:
+        """The path with the listed frames elsewhere."""
+        return self._replace(
+            poses=self.poses.index_copy(0, frames, poses),
+            steps=self.steps.index_add(0, frames, steps),
+            settled=self.settled.index_copy(0, frames, settled),
+        )
+
+
 def _coupled(
-    problem: SequenceProblem, poses: Tensor, target_steps: Tensor, config: SequenceConfig
+    problem: SequenceProblem,
+    poses: Tensor,
+    target_steps: Tensor,
+    config: SequenceConfig,
+    progress: Progress,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Described poses (n,49) after the smoothing asked for, and frames at a lock or a jump tied to
-    their neighbours. Ties of jumps grow until none is left that the target does not make, as long
-    as that costs hardly any residual. Returns poses, steps (n,), settled (n,)."""
+    their neighbours. Returns poses, steps (n,), settled (n,)."""
     n = problem.frames
     steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
     settled = torch.ones(n, dtype=torch.bool, device=poses.device)
     if n < 2:
         return poses, steps, settled
-    tied = torch.zeros(n - 1, dtype=torch.bool, device=poses.device)
-    before: Tensor | None = None
+    path = _Path(poses, steps, settled, torch.zeros_like(settled[1:]))
+    # jumps go first: smoothing from both sides of one would end in two optima
+    path = _levelled(replace(problem, weight=0.0), path, target_steps, config, whole=False)
+    if config.smoothing > 0.0:
+        path = _levelled(problem, path, target_steps, config, whole=True, progress=progress)
+    return path.poses, path.steps, path.settled
+
+
+def _levelled(
+    problem: SequenceProblem,
+    path: _Path,
+    target_steps: Tensor,
+    config: SequenceConfig,
+    *,
+    whole: bool,
+    progress: Progress = lambda share: None,
+) -> _Path:
+    """The path with ties at locks and at jumps that the target does not make. Ties of jumps grow
+    until none is left, as long as that costs hardly any residual.
+
+    whole: every frame moves in the first pass, not only those that are tied.
+    """
+    before: Tensor | None = None  # poses after the first pass
+    energies: Tensor | None = None
+
+    def told(steps: int) -> None:
+        # few steps are usual: each takes a part of what is left
+        progress(1.0 - (1.0 - _PATH_SHARE) * 0.7**steps)
+
     for strength in TIES:
-        large = (poses[1:, 3:46] - poses[:-1, 3:46]).abs().amax(dim=1) > config.jump
+        large = (path.poses[1:, 3:46] - path.poses[:-1, 3:46]).abs().amax(dim=1) > config.jump
         jumps = large & (target_steps < SMOOTH_STEP)
         if before is not None and not jumps.any():
             break
-        tied |= jumps
+        path = path._replace(tied=path.tied | jumps)
         # smoothing makes the skin's own pull so much stronger
-        pull = 1.0 + 2.0 * config.smoothing
-        ties = lock_ties(poses, tied, pull * TIES[0], pull * strength)
+        pull = 1.0 + 2.0 * problem.weight
+        ties = lock_ties(path.poses, path.tied, pull * TIES[0], pull * strength)
         moved = either_end(ties.any(dim=1))
-        if config.smoothing > 0.0 and before is None:
+        if whole and before is None:
             moved[:] = True
         frames = torch.nonzero(moved)[:, 0]
         if not frames.numel():
             break
         part = replace(problem, ties=ties)
-        part = part if frames.numel() == n else part.subset(frames)
-        found, taken, done = smooth(part, poses[frames], config.rounds)
+        part = part if frames.numel() == problem.frames else part.subset(frames)
+        found, taken, done = smooth(part, path.poses[frames], config.rounds, told)
         if before is not None:
-            cost = part.energies(found).sqrt() - before[frames].sqrt()
+            if energies is None:
+                energies = problem.energies(before).sqrt()
+            cost = part.energies(found).sqrt() - energies[frames]
             if cost[either_end(jumps)[frames]].mean() > DEAREST:
                 break
-        poses = poses.index_copy(0, frames, found)
-        steps = steps.index_add(0, frames, taken)
-        settled = settled.index_copy(0, frames, done)
+        path = path.moved(frames, found, taken, done)
         if before is None:
-            before = problem.energies(poses)
-    return poses, steps, settled
+            before = path.poses
+    return path
 
 
 def _judged(
@@ -223,7 +317,11 @@ def _judged(
             solver.skinning, solver.region, look.transforms, look.points, look.targets
         )
         errors = torch.cat(
-            [totals.sum(dim=0)[None] * look.mass, largest[None], totals / solver.region_counts]
+            [
+                totals.sum(dim=0)[None] / look.skin.shape[0],
+                largest[None],
+                totals / solver.region_counts,
+            ]
         )
         return errors[:, : index.numel()]
 

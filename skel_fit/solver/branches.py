@@ -30,6 +30,7 @@ _AT_LOCK = (
 )
 _JUMP_COST = 1e3
 _OUTSIDE_COST = 0.01  # a frame: angles stay in the table of limits where nothing is gained outside
+_EXPLAINED = 1.5  # an angle may turn so much more than its joint and is still no jump
 _SAME = 0.1  # rad: candidates so near to each other are one
 _FARTHEST = 48  # frames that a branch is followed from where it was found
 _SLACK = 5e-4  # m of RMS distance that a candidate may lose against the best
@@ -214,12 +215,21 @@ class Candidates(NamedTuple):
         return Candidates(*(np.concatenate(pair) for pair in zip(self, more, strict=True)))
 
 
-def candidates(problem: SequenceProblem, own: Candidates, describer: Describer) -> Candidates:
-    """The frames' own fits, and where angles jump the fits that start from the other side of the
-    jump, followed forwards and backwards in time until they meet a fit that is there."""
+def suspicious_steps(
+    poses: np.ndarray, describer: Describer, target_steps: np.ndarray
+) -> np.ndarray:
+    """Frames before the steps of poses (n,49) in which an angle jumps, however it is described, and
+    by more than the target's own rotations (n-1,) rad explain."""
+    described = describer.describe(poses).described(torch.as_tensor(poses)).numpy()
+    change = np.abs(np.diff(described[:, 3:46], axis=0)).max(axis=1, initial=0.0)
+    return np.flatnonzero(change > np.maximum(describer.jump, _EXPLAINED * target_steps))
+
+
+def candidates(problem: SequenceProblem, own: Candidates, jumps: np.ndarray) -> Candidates:
+    """The frames' own fits, and around steps in which angles jump the fits that start from the
+    other side of the jump, followed forwards and backwards in time until they meet a fit that is
+    there."""
     found = own
-    described = describer.describe(own.poses).described(torch.as_tensor(own.poses)).numpy()
-    jumps = np.flatnonzero(np.abs(np.diff(described[:, 3:46], axis=0)).max(axis=1) > describer.jump)
     fronts, steps = np.concatenate([jumps + 1, jumps]), np.repeat([1, -1], len(jumps))
     starts = own.poses[fronts - steps]
     for _ in range(_FARTHEST):
@@ -329,4 +339,5 @@ __all__ = [
     "continuous_root",
     "either_end",
     "lock_ties",
+    "suspicious_steps",
 ]

@@ -6,6 +6,7 @@ windows of frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -97,7 +98,7 @@ class SequenceProblem:
 
         def own(index: Tensor) -> Tensor:
             look = self.look(index, poses)
-            squares = look.residual.double().square().sum(dim=(0, 1)) * look.mass + look.extra
+            squares = self._squares(look.residual.permute(2, 1, 0)) + look.extra
             return squares[: index.numel()]
 
         blocks = torch.arange(self.frames, device=poses.device).split(self.solver.width)
@@ -114,8 +115,8 @@ class SequenceProblem:
             # frames first, points last: one small matrix product a frame
             world = turn @ look.residual[:, :, :count].permute(2, 1, 0)
             change = world[1:] - world[:-1]  # velocity error, one frame interval
-            own = _squares(world) * look.mass + look.extra[:count]
-            between = _squares(change) * (look.mass * self.weight)
+            own = self._squares(world) + look.extra[:count]
+            between = self._squares(change) * self.weight
             # between frames: half a share each, so that a frame knows what its own step changed
             share = own + 0.5 * (_padded(between, 1, 0) + _padded(between, 0, 1))
             if self.weight > 0.0:
@@ -213,6 +214,14 @@ class SequenceProblem:
             model.beside - torch.diag_embed(ties),
         )
 
+    def _squares(self, points: Tensor) -> Tensor:
+        """Weighted mean squares (n,) of points (n,3,V), float64."""
+        if self.solver.weights is not None:
+            masses = torch.as_tensor(self.solver.weights).to(points)
+            points = points * (masses / masses.sum()).sqrt()
+        squares = torch.linalg.vector_norm(points, dim=2, dtype=torch.float64).square().sum(dim=1)
+        return squares if self.solver.weights is not None else squares / points.shape[2]
+
     def _windows(self) -> list[tuple[slice, Tensor]]:
         """Blocks of frames, and the same with a neighbour at each side."""
         size, n = max(self.solver.width - 2, 1), self.frames
@@ -298,26 +307,23 @@ class Look(NamedTuple):
     residual: Tensor  # (V,3,n) m
     extra: Tensor  # (n,) joint and prior terms
 
-    @property
-    def mass(self) -> float:
-        return 1.0 / self.skin.shape[0]
-
-
-def _squares(points: Tensor) -> Tensor:
-    """Sums of squares (n,) of points (n,3,V), float64."""
-    return torch.linalg.vector_norm(points, dim=2, dtype=torch.float64).square().sum(dim=1)
-
 
 def _padded(values: Tensor, before: int, after: int) -> Tensor:
     """Zeros around the last dimension."""
     return torch.nn.functional.pad(values, (before, after))
 
 
-def smooth(problem: SequenceProblem, poses: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def smooth(
+    problem: SequenceProblem,
+    poses: Tensor,
+    rounds: int,
+    told: Callable[[int], None] = lambda steps: None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise the coupled problem from poses (n,49) inside the limits.
 
     Levenberg-Marquardt over the whole sequence: a step is taken if the objective falls, damping is
-    per frame. Returns poses (n,49), steps (n,) and whether each frame settled (n,).
+    per frame. `told` hears the number of steps before each. Returns poses (n,49), steps (n,) and
+    whether each frame settled (n,).
     """
     n, tolerance = poses.shape[0], problem.solver.tolerance(problem.solver.plans[-1])
     problem = replace(problem, goal=remembered(problem.goal))
@@ -326,7 +332,8 @@ def smooth(problem: SequenceProblem, poses: Tensor, rounds: int) -> tuple[Tensor
     damping = torch.full((n,), 1e-4, dtype=torch.float64, device=poses.device)
     moved = torch.full_like(damping, torch.inf)
     steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
-    for _ in range(rounds):
+    for step_number in range(rounds):
+        told(step_number)
         # the matrix hardly changes with small steps; the gradient is exact always
         model = problem.linearise(poses, view, model if moved.max() < _SMALL_STEP else None)
         before = view.shares.sum()
