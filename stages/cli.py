@@ -34,6 +34,7 @@ from stages.lint import lint
 from stages.manifest_of import manifest
 from stages.moyo_hard import moyo_hard
 from stages.predict import predict
+from stages.refine import refine
 from stages.report import report
 from stages.status import status
 from stages.train import train
@@ -44,7 +45,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
     default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, layers,
-    import_checkpoint, export_checkpoint, moyo_hard, view,
+    import_checkpoint, export_checkpoint, moyo_hard, view, refine,
 ):  # fmt: skip
     app.command()(verb)
 
