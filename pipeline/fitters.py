@@ -40,8 +40,10 @@ from skel_fit.models import BodyModels, Precision
 if TYPE_CHECKING:
     import torch
 
+    from skel_fit.fit import FitResult
     from skel_fit.model_files import Kind
     from skel_fit.recipe import FitRequest
+    from skel_fit.uncertainty import AngleUncertainty
 
 DEFAULT_FITTER = "skel_fit"
 _SCHEMA_1_NAME = "pipeline.fitters:SkelFit"
@@ -269,28 +271,7 @@ class _SkelFitter:
         else:
             result = fit_sequence(skel, smpl, *rows, config, sequence)
         calibration = self.calibrations.get(":".join(genders))
-        sure = angle_uncertainty(skel, smpl, result, config, calibration)
-
-        found = {
-            "skel_poses": result.poses,
-            "skel_poses_sd": sure.sd,
-            "skel_poses_observed": sure.observed,
-            "skel_betas": result.betas,
-            "skel_trans": result.trans,
-            "vertex_error_mean": result.vertex_error_mean,
-            "vertex_error_max": result.vertex_error_max,
-            "vertex_error_unlimited": result.unlimited_error,
-            "vertex_error_alone": result.alone_error,
-            "active_limits": result.active_limits,
-            "iterations": result.iterations,
-            "start": result.start,
-            **{name: result.region_errors[region] for region, name in REGION_COLUMNS.items()},
-        }
-        columns = {
-            name: values.detach().cpu().numpy().astype(RESULT_COLUMNS[name].dtype)
-            for name, values in found.items()
-        }
-        return columns | {"status": np.array(result.status, np.str_)}
+        return fit_columns(result, angle_uncertainty(skel, smpl, result, config, calibration))
 
     def residuals(
         self,
@@ -368,6 +349,30 @@ class _SkelFitter:
     def _pair(self, genders: tuple[str, str], precision: Precision) -> tuple[Any, Any]:
         smpl = _load(self._held, "smpl", genders[0], precision)
         return smpl, _load(self._held, "skel", genders[1], precision)
+
+
+def fit_columns(result: FitResult, sure: AngleUncertainty) -> dict[str, np.ndarray]:
+    """`columns.FIT_COLUMNS` of a fit."""
+    found = {
+        "skel_poses": result.poses,
+        "skel_poses_sd": sure.sd,
+        "skel_poses_observed": sure.observed,
+        "skel_betas": result.betas,
+        "skel_trans": result.trans,
+        "vertex_error_mean": result.vertex_error_mean,
+        "vertex_error_max": result.vertex_error_max,
+        "vertex_error_unlimited": result.unlimited_error,
+        "vertex_error_alone": result.alone_error,
+        "active_limits": result.active_limits,
+        "iterations": result.iterations,
+        "start": result.start,
+        **{name: result.region_errors[region] for region, name in REGION_COLUMNS.items()},
+    }
+    columns = {
+        name: values.detach().cpu().numpy().astype(RESULT_COLUMNS[name].dtype)
+        for name, values in found.items()
+    }
+    return columns | {"status": np.array(result.status, np.str_)}
 
 
 class NotFitted(SkelFit):

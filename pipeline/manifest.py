@@ -59,10 +59,11 @@ class Source(_Strict):
 
 
 class Genders(_Strict):
-    """Body models of the labels and of the result; `column` takes them from the label file."""
+    """Body models of the labels and of the result; `column` takes them from the label file.
+    `nearest`, for labels of other bodies than SMPL: as the label, else whichever SKEL is nearer."""
 
     smpl: Literal["neutral", "male", "female", "column"] = "neutral"
-    skel: Literal["male", "female", "column"] = "male"
+    skel: Literal["male", "female", "column", "nearest"] = "male"
 
 
 class Resources(_Strict):

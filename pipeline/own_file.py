@@ -16,6 +16,8 @@ from pipeline.configuration import SUFFIXES, validated
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import MANIFESTS, MODELS_VARIABLE, Manifest, data_root, load_manifest
 from pipeline.paths import check_inside
+from pipeline.readers.base import SMPL
+from pipeline.readers.bodies import NEAREST
 from pipeline.row_checks import check_some_accepted
 from pipeline.sequences import COLUMN as SEQUENCE_COLUMN
 from pipeline.sequences import RATES
@@ -101,7 +103,8 @@ def own_file(
     _check_distance(source)
     _check_models(source, models)
     timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
-    motion = timed and source.layout.cam_ext is None  # a camera moves by itself
+    # a camera moves by itself; other bodies are fitted row by row
+    motion = timed and source.layout.cam_ext is None and source.body == SMPL
     if source.up is not None:
         given["up"] = source.up
     content: dict[str, Any] = {
@@ -139,6 +142,8 @@ def _genders(source: LabelSource, smpl: str | None, skel: str | None) -> dict[st
     found = _counted(source)
     if smpl is None:
         smpl = "column" if found else "neutral"
+    if skel is None and source.body != SMPL:
+        skel = NEAREST
     if skel is None:
         skel = "column" if found and set(found) <= _GENDERED else "male"
     return {"smpl": smpl, "skel": skel}
@@ -214,7 +219,7 @@ def _described(source: LabelSource, manifest: Manifest) -> str:
     parts = [
         f"{source.path.name}: taken for format '{source.format}'",
         f"{source.rows} rows in {len(source.files)} file{'s' * (len(source.files) > 1)}",
-        f"SMPL {_word(manifest.genders.smpl)} to SKEL {_word(manifest.genders.skel)}",
+        f"{_labels(source, manifest.genders.smpl)} to SKEL {_word(manifest.genders.skel)}",
         bodies,
         "rows on their own" if manifest.fit.sequence is None else "frames of a motion",
         *([_UP_WORDS[source.up]] if source.up else []),
@@ -228,6 +233,8 @@ def _liberties(source: LabelSource) -> Iterator[str]:
     (docs/reference/label-formats.md#sequences)."""
     from pipeline.readers.labels import NUM_BETAS
 
+    if source.body != SMPL:
+        return
     betas = source.fields[source.layout.betas].shape[-1] if source.layout.betas else NUM_BETAS
     if betas > NUM_BETAS:
         yield f"the first {NUM_BETAS} of {betas} betas taken for SMPL's"
@@ -236,7 +243,20 @@ def _liberties(source: LabelSource) -> Iterator[str]:
         yield f"the body taken for SMPL's ({_WIDE[width]})"
 
 
+def _labels(source: LabelSource, gender: str) -> str:
+    """The labels' body in words."""
+    if source.body == SMPL:
+        return f"SMPL {_word(gender)}"
+    people = len(np.unique(source.identities()))
+    many = f"{people} people" if people != 1 else "1 person"
+    meshes = "parameters" if source.vertices is None else f"meshes of {source.vertices} vertices"
+    of = f" {_word(gender)}" if source.vertices is None else ""
+    return f"{source.body}{of} ({meshes}, {many})"
+
+
 def _word(gender: str) -> str:
+    if gender == NEAREST:
+        return "as the label, else whichever is nearer"
     return "as in column gender" if gender == "column" else gender
 
 

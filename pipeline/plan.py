@@ -57,6 +57,29 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class BodyRecord:
+    """The body of the labels, where it is not SMPL, and the map from its surface to SKEL's.
+
+    vertices: of bare meshes; None: labels are parameters. map_name: file of the map, empty where
+    the body has SKEL's own triangles. map_sha256: of the map's content.
+    """
+
+    name: str
+    vertices: int | None
+    map_name: str
+    map_sha256: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class IdentityRecord:
+    """Shapes of the people in the labels: how many; SHA-256 of the content of `identities.npz`."""
+
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class StoredField:
     """An original column: the name it has in the shards, its source name, dtype and row shape."""
 
@@ -88,12 +111,17 @@ class Plan:
     code: dict[str, str]
     software: dict[str, str]
     calibration: CalibrationRecord | None = None
+    body: BodyRecord | None = None
+    identities: IdentityRecord | None = None
+    """None: labels of SMPL, or shapes that are not found yet."""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> dict[str, Any]:
         content = asdict(self)
         if self.schema_version < 3:
             del content["calibration"]
+        if self.body is None:
+            del content["body"], content["identities"]
         return content
 
     @cached_property
@@ -170,6 +198,8 @@ def _check_names(path: Path, plan: Plan) -> None:
     wrong = [name for name in files if "/" in name or name in (".", "..") or not stays_inside(name)]
     if plan.calibration is not None and "/" in plan.calibration.name:
         wrong.append(plan.calibration.name)
+    if plan.body is not None and "/" in plan.body.map_name:
+        wrong.append(plan.body.map_name)
     if plan.image_root and not stays_inside(plan.image_root):
         wrong.append(plan.image_root)
     for stored in plan.fields:

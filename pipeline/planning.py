@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.bodies import BodyFit, Models, check_surfaces, factory_for
 from pipeline.calibration import why_unknown
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER, registered_fitter
 from pipeline.manifest import Manifest, find_source, models_directory
 from pipeline.output_files import make_directory
-from pipeline.plan import Plan
+from pipeline.plan import BodyRecord, Plan
 from pipeline.provenance import code_version, file_record, software
-from pipeline.readers.base import AnnotationSource
+from pipeline.readers.base import SMPL, AnnotationSource
 from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
 from pipeline.task import SourceLocation, as_fitted, check_unchanged, locate
@@ -92,6 +93,8 @@ def _plan(
         **options,
     )
     source = as_fitted(labels, fitter)
+    factory = factory_for(source, fitter)
+    fit = fit_of(manifest, source)
     if manifest.fit.sequence is not None:
         check_sequences(source)
     location = locate(source, root)
@@ -106,6 +109,9 @@ def _plan(
         say("loading and hashing the body models")
     genders = manifest.genders
     pairs = gender_pairs(source, genders.smpl, genders.skel, manifest.shard_rows)
+    body = None
+    if isinstance(factory, BodyFit):
+        body = checked_body(factory, source, models, pairs)
     plan = Plan(
         name=manifest.name,
         rows=source.rows,
@@ -121,10 +127,11 @@ def _plan(
         models_kind=manifest.models,
         models=factory.models(models, pairs),
         fitter=fitter,
-        fit=manifest.fit.to_json(),
+        fit=fit,
         code=code_version("shard"),
         software=software(),
         calibration=factory.calibration(models, pairs),
+        body=body,
     )
     check_unchanged(location)
     unsure = why_unknown(plan, (":".join(pair) for pair in pairs)) if factory.needs_models else {}
@@ -137,6 +144,8 @@ def gender_pairs(source: AnnotationSource, smpl: str, skel: str, step: int) -> s
     smpl, skel: genders, or `column`: read from the rows, `step` at a time, until every pair that
     the source names was met. Only then is it known that, say, no neutral model is wanted.
     """
+    if source.body != SMPL:
+        return source.gender_pairs() or set()
     if smpl != "column" and skel != "column":
         return {(smpl, skel)}
     pairs: set[tuple[str, str]] = set()
@@ -153,6 +162,52 @@ def gender_pairs(source: AnnotationSource, smpl: str, skel: str, step: int) -> s
         if smpl not in _SMPL_GENDERS or skel not in _SKEL_GENDERS:
             raise InputError(f"{source.path}: no body models for gender pair {smpl}, {skel}")
     return pairs
+
+
+def fit_of(manifest: Manifest, source: AnnotationSource) -> dict[str, Any]:
+    """The fit of a plan: what the manifest asks for, with recipe `surface` for bare meshes, which
+    state no root that a recipe could keep.
+
+    Raises InputError: a fit that these labels cannot have.
+    """
+    asked = manifest.fit
+    if source.body == SMPL:
+        return asked.to_json()
+    if asked.sequence is not None:
+        raise InputError(
+            f"{source.path}: labels of {source.body} are fitted row by row; leave out 'sequence'"
+        )
+    if asked.betas != "auto":
+        raise InputError(
+            f"{source.path}: each person in labels of {source.body} has one fitted shape; leave "
+            "out 'betas'"
+        )
+    if source.vertices is not None and not asked.resolved_recipe().root_is_free:
+        if "recipe" in asked.model_fields_set:
+            raise InputError(
+                f"{source.path}: recipe {asked.recipe!r} keeps the root of the labels, but bare "
+                "meshes state none; use recipe surface, or none"
+            )
+        asked = asked.model_copy(update={"recipe": "surface"})
+    return asked.to_json()
+
+
+def checked_body(
+    factory: BodyFit, source: AnnotationSource, models: Path | None, pairs: set[tuple[str, str]]
+) -> BodyRecord:
+    """The body of the labels with its map, tried on a few rows.
+
+    Raises InputError: no map, or one that does not fit these labels.
+    """
+    gender = min(skel if skel != "unknown" else "male" for _, skel in pairs) if pairs else "male"
+    record = factory.record(models, gender)
+    assert models is not None
+    held = Models(models, factory.body, factory.vertices)
+    some = (row for row in range(source.rows) if source.read(row, row + 1).reasons[0] == "")
+    check_surfaces(
+        source, held, gender, np.array([row for row, _ in zip(some, range(3), strict=False)])
+    )
+    return record
 
 
 @contextmanager

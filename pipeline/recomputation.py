@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from pipeline.concessions import Concessions
 from pipeline.fitters import DEFAULT_FITTER, Fitter, FitterFactory
 from pipeline.plan import Plan
 from pipeline.provenance import code_version, software
-from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.readers.base import AnnotationRows, AnnotationSource, BodyRows, joined_bodies
 from pipeline.receipts import ShardState, shard_path
 from pipeline.row_checks import CRASHED
 from pipeline.shards import open_shard, read_column
@@ -180,9 +181,10 @@ class Recomputation:
     ) -> dict[str, np.ndarray]:
         """Error column -> difference (len(good),) in metres of stored and recomputed values."""
         differences = {name: np.zeros(len(good)) for name in ERROR_COLUMNS}
-        for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
+        fitter: Any = self._fitter() if len(good) else None
+        for genders, own, labels, skel in _bodies_by_pair(stored, rows, good):
             axes = self._axes(rows, good[own])
-            again = self._fitter().residuals(genders, smpl, skel, **axes)
+            again = fitter.residuals(genders, *labels, skel, **axes)
             for name in ERROR_COLUMNS:
                 difference = np.abs(stored[name][good[own]].astype(np.float64) - again[name])
                 differences[name][own] = np.nan_to_num(difference, nan=np.inf)
@@ -197,9 +199,10 @@ class Recomputation:
         if self.plan.fitter != DEFAULT_FITTER or (recipe.root_is_free and trust is None):
             return
         turn, move = (0.0, 0.0) if trust is None else (trust.rotation, trust.translation)
-        for genders, own, smpl, skel in _bodies_by_pair(stored, rows, good):
+        fitter: Any = self._fitter() if len(good) else None
+        for genders, own, labels, skel in _bodies_by_pair(stored, rows, good):
             axes = self._axes(rows, good[own])
-            angles, shift = self._fitter().root_departures(genders, smpl, skel, **axes)
+            angles, shift = fitter.root_departures(genders, *labels, skel, **axes)
             angle, moved = np.abs(angles).max(axis=1), np.abs(shift).max(axis=1)
             slack = ROOT_TOLERANCE + np.spacing(np.abs(skel[2]).max(axis=1).astype(np.float32))
             far = ~((angle <= turn + ROOT_TOLERANCE) & (moved <= move + slack))
@@ -221,12 +224,15 @@ class Recomputation:
 
 _Body = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Poses, betas and translations of some rows, float64."""
+_Labels = tuple[_Body] | tuple[BodyRows]
+"""What a fitter takes of labels: SMPL's parameters, or another body."""
 
 
 def _bodies_by_pair(
     stored: dict[str, np.ndarray], rows: Sequence[AnnotationRows], good: np.ndarray
-) -> Iterator[tuple[tuple[str, str], np.ndarray, _Body, _Body]]:
-    """Genders, places in `good`, SMPL and SKEL parameters of the rows that share a model pair."""
+) -> Iterator[tuple[tuple[str, str], np.ndarray, _Labels, _Body]]:
+    """Genders, places in `good`, labels and SKEL parameters of the rows that share a model pair."""
+    other = joined_bodies(rows)
     labels = [
         np.concatenate([getattr(row, name) for row in rows])
         for name in ("poses", "betas", "transl")
@@ -239,7 +245,8 @@ def _bodies_by_pair(
         poses, betas, transl = (values[good[own]] for values in labels)
         skel_poses, skel_betas, skel_trans = (values[good[own]] for values in fits)
         smpl, skel = (poses, betas, transl), (skel_poses, skel_betas, skel_trans)
-        yield (smpl_gender, skel_gender), own, smpl, skel
+        given: _Labels = (smpl,) if other is None else (other.take(good[own]),)
+        yield (smpl_gender, skel_gender), own, given, skel
 
 
 def expected_reasons(rows: AnnotationRows, concessions: Concessions) -> np.ndarray:
@@ -248,6 +255,8 @@ def expected_reasons(rows: AnnotationRows, concessions: Concessions) -> np.ndarr
     reasons = rows.reasons.astype(object)
     crashed = np.isin(rows.source_row, concessions.rows)
     reasons[crashed & (reasons == "")] = CRASHED
+    if rows.other is not None:  # the fit rejects nothing that readers accept
+        return reasons.astype(np.str_)
     for reason, bad in smpl_rejections(rows.poses, rows.betas, rows.transl):
         reasons[bad & (reasons == "")] = reason
     return reasons.astype(np.str_)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.attempts import MAX_CRASHED, Failure, Search, portion
+from pipeline.bodies import Models, factory_of
 from pipeline.concessions import NOTHING, Concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.executors import Died, Executor, Finished, Outcome, Raised, Survived
 from pipeline.executors.local import InProcess, SpawnPool
-from pipeline.fitters import DEFAULT_FITTER, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER
+from pipeline.identities import forget_parts, solve_identities, solved, unsolved
 from pipeline.manifest import Manifest, Resources
 from pipeline.output_files import make_directory, remove
 from pipeline.plan import Plan, check_same_plan
@@ -113,14 +115,18 @@ def convert(request: Request, report: Report) -> Result:
             _planned(request, say=lambda text: report("note", {"text": text}))
         )
         if run.plan_path.exists():
-            check_same_plan(run.plan(), found.plan, run.path)
+            check_same_plan(*_comparable(run, found.plan), run.path)
         wanted = _wanted(found.plan, request)
         if not locked:
             make_directory(run.path)
             stack.enter_context(run.lock(without=request.no_lock))
         if run.plan_path.exists():
+            check_same_plan(*_comparable(run, found.plan), run.path)
+        found = _with_shapes(run, found, report)
+        if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
         run.write_plan(found.plan)
+        forget_parts(run.path)
         run.prepare()
         run.write_places(found.source.path, found.source.data_root, found.models)
         uploads = _uploads(request, run, found.plan, report)
@@ -156,19 +162,41 @@ def preview(request: Request, say: Callable[[str], None] = lambda text: None) ->
     run = RunDirectory(request.directory)
     run.check_usable()
     with _planned(request, dry_run=True, say=say) as found:
+        plan = found.plan
         if run.plan_path.exists():
-            check_same_plan(run.plan(), found.plan, run.path)
-        states = run.inspect_all(found.plan)
+            check_same_plan(*_comparable(run, plan), run.path)
+            plan = solved(run.plan(), plan, run.path)
+        states = run.inspect_all(plan)
         wanted = _wanted(found.plan, request)
     failed = [s.shard for s in states if s.state == "failed" and not request.retry_failed]
     done = [s.shard for s in states if s.state == "done"]
     return Preview(
-        plan=found.plan,
+        plan=plan,
         done=tuple(done),
         todo=tuple(sorted(wanted - set(done) - set(failed))),
         failed=tuple(failed),
         damaged=tuple(s for s in states if s.state == "damaged"),
     )
+
+
+def _comparable(run: RunDirectory, plan: Plan) -> tuple[Plan, Plan]:
+    """The plan of the directory and a new one, both without the shapes of people."""
+    return unsolved(run.plan()), unsolved(plan)
+
+
+def _with_shapes(run: RunDirectory, found: Planned, report: Report) -> Planned:
+    """The plan with the shapes of its people: of an earlier run, or found now."""
+    plan = found.plan
+    if plan.body is None:
+        return found
+    if run.plan_path.exists():
+        plan = solved(run.plan(), plan, run.path)
+    if plan.identities is None:
+        assert found.models is not None and plan.body is not None
+        source = open_plan_source(plan, found.source.path, found.source.data_root)
+        models = Models(found.models, plan.body.name, plan.body.vertices)
+        plan = solve_identities(plan, source, models, run.path, report)
+    return replace(found, plan=plan)
 
 
 def parse_shards(text: str) -> tuple[range, ...]:
@@ -287,7 +315,7 @@ def _work(
         directory=run.path.absolute(),
         source=found.source,
         models=found.models,
-        fitter=registered_fitter(found.plan.fitter),
+        fitter=factory_of(found.plan, run.path),
         modules=tuple(code_files("shard")),
         device=request.device,
         limits=request.manifest.limits,
@@ -440,7 +468,9 @@ class _Driver:
             return NOTHING
 
     def _rows_to_fit(self, shard: int) -> tuple[int, int]:
-        source = open_plan_source(self._plan, self._job.source.path, self._job.source.data_root)
+        source = open_plan_source(
+            self._plan, self._job.source.path, self._job.source.data_root, self._job.directory
+        )
         return rows_to_fit(self._plan, source, shard)
 
     def _block_rows(self) -> int:

@@ -22,6 +22,7 @@ from pipeline.concessions import NOTHING, Concessions, read_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
 from pipeline.given_labels import NOT_FITTED
+from pipeline.identities import identified
 from pipeline.manifest import Limits, models_directory
 from pipeline.output_files import sealed_json, write_bytes
 from pipeline.plan import Plan
@@ -36,6 +37,7 @@ from skel_fit.signs import signs_of_life
 from skel_fit.status import Status
 
 if TYPE_CHECKING:
+    from pipeline.bodies import BodyFitter
     from pipeline.readers.labels import LabelSource
     from skel_fit.model_files import Kind
 
@@ -114,7 +116,9 @@ class ShardWorker:
         self._say = say
         _check_software(job.plan)
         self._code = OneCode("shard", job.plan.code, job.modules)
-        self._source = open_plan_source(job.plan, job.source.path, job.source.data_root)
+        self._source = open_plan_source(
+            job.plan, job.source.path, job.source.data_root, job.directory
+        )
         check_models(job.plan, job.models)
         self._fitters: dict[int | None, Fitter] = {}
         pair = _first_pair(job.plan)
@@ -223,8 +227,13 @@ def _left_out(rows: AnnotationRows, chosen: np.ndarray) -> AnnotationRows:
     return replace(rows, reasons=reasons)
 
 
-def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSource:
-    """Open the label file of a plan at its place on this machine."""
+def open_plan_source(
+    plan: Plan, path: Path, data_root: Path, directory: Path | None = None
+) -> AnnotationSource:
+    """Open the label file of a plan at its place on this machine.
+
+    directory: of the run, with the shapes of people where the plan has such.
+    """
     from pipeline.readers import open_source
 
     source = open_source(
@@ -236,7 +245,8 @@ def open_plan_source(plan: Plan, path: Path, data_root: Path) -> AnnotationSourc
         image_root=plan.image_root,
         **plan.source_options,
     )
-    return as_fitted(source, plan.fitter)
+    opened = as_fitted(source, plan.fitter)
+    return opened if directory is None else identified(opened, plan, directory)
 
 
 def as_fitted(source: LabelSource, fitter: str) -> AnnotationSource:
@@ -317,12 +327,17 @@ def _fitted_columns(
         steps = np.split(chosen, range(step, len(chosen), step))
         together = steps if sequence is None else runs(plan.name, rows, chosen)
         for some in together:
-            labels = rows.poses[some], rows.betas[some], rows.transl[some]
-            given: dict[str, Any] = {**turned(plan, rows, some)}
-            if rows.skel is not None:
-                given["given"] = rows.skel.take(some)
+            genders, axes = (smpl_gender, skel_gender), turned(plan, rows, some)
             with _said(say, done, len(some), signs=sequence is None):
-                result = fitter.fit((smpl_gender, skel_gender), *labels, **given)
+                if rows.other is not None:
+                    body = cast("BodyFitter", fitter)
+                    result = body.fit(genders, rows.other.take(some), **axes)
+                else:
+                    labels = rows.poses[some], rows.betas[some], rows.transl[some]
+                    given: dict[str, Any] = {**axes}
+                    if rows.skel is not None:
+                        given["given"] = rows.skel.take(some)
+                    result = fitter.fit(genders, *labels, **given)
             done += len(some)
             for name in FIT_COLUMNS:
                 columns[name][some] = result[name]

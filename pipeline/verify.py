@@ -13,10 +13,11 @@ import h5py
 import numpy as np
 
 from pipeline.appended import damages
+from pipeline.bodies import BodyFit, factory_of
 from pipeline.calibration import why_unknown
 from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
-from pipeline.fitters import DEFAULT_FITTER, registered_fitter
+from pipeline.fitters import DEFAULT_FITTER
 from pipeline.given_labels import NOT_FITTED, given_status, on_limits
 from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
@@ -350,7 +351,7 @@ def _check_summary(run: RunDirectory, plan: Plan, expected: dict[str, Any]) -> I
 def _recomputation(
     run: RunDirectory, plan: Plan, data_root: Path | None, models: Path | None, device: str
 ) -> Recomputation:
-    factory = registered_fitter(plan.fitter)
+    factory = factory_of(plan, run.path)
     source = find_source(run, plan, data_root)
     directory = None
     if factory.needs_models:
@@ -371,6 +372,9 @@ def _check_plan(made: Recomputation) -> Iterator[str]:
     same = made.factory.models(made.models, pairs) == plan.models
     if plan.calibration is not None:  # a later one says nothing about this plan
         same &= made.factory.calibration(made.models, pairs) == plan.calibration
+    if isinstance(made.factory, BodyFit):
+        gender = next(model.gender for model in plan.models if model.kind == "skel")
+        same &= made.factory.record(made.models, gender) == plan.body
     if not same:
         yield "the plan says other things about the body models than their files"
 
@@ -390,7 +394,7 @@ def find_source(run: RunDirectory, plan: Plan, data_root: Path | None) -> Annota
             f"{noted}: the label file that was converted is not there; "
             "give --data-root so that residuals can be recomputed"
         )
-    source = open_plan_source(plan, noted, root)
+    source = open_plan_source(plan, noted, root, run.path)
     if tuple(file_record(Path(path)) for path in source.files) != plan.source_files:
         raise InputError(f"{noted}: is not the label file that was converted; restore it")
     return source

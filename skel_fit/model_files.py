@@ -6,6 +6,7 @@ afterwards from checked bytes. Zip (npz) files are read member by member, withou
 """
 
 import math
+import pickle
 import struct
 import zipfile
 import zlib
@@ -676,6 +677,67 @@ def load_family(path: str | Path, kind: Literal["smplh", "smplx"], gender: str) 
         path=fields.path,
         standin=_is_standin(fields),
     )
+
+
+# ---- sparse matrices ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SparseEntries:
+    """Entries of a sparse matrix: rows, columns and values (k,) each."""
+
+    shape: tuple[int, int]
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+
+def read_sparse(path: str | Path, keys: tuple[str, ...]) -> SparseEntries:
+    """A sparse matrix: of a pickle, under one of `keys`, or a sparse tensor of torch's own format.
+
+    Nothing is run. Raises ModelFileError.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
+            return _sparse_tensor(path)
+        content = _read(path)
+        value = next((content[key] for key in keys if key in content), None)
+        if not isinstance(value, _Sparse):
+            raise ValueError(f"no sparse matrix under {' or '.join(keys)}")
+        values = _plain(value.state.get("data"), 0).astype(np.float64)
+        rows, columns = value._positions(values)
+        return SparseEntries(value.shape, rows, columns, values)
+    except ModelFileError:
+        raise
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (*_DAMAGE, pickle.UnpicklingError) as error:
+        raise ModelFileError(
+            f"{path}: not a correspondence file: {one_line(error)}; expected a pickle with "
+            f"{' or '.join(keys)}, or a sparse tensor"
+        ) from error
+
+
+def _sparse_tensor(path: Path) -> SparseEntries:
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    if not (isinstance(found, torch.Tensor) and found.is_sparse and found.ndim == 2):
+        raise ValueError("no sparse tensor of two dimensions")
+    shape = (int(found.shape[0]), int(found.shape[1]))
+    rows, columns = found._indices().numpy()
+    values = found._values().numpy().astype(np.float64)
+    if values.shape != rows.shape or (
+        len(rows)
+        and (
+            min(rows.min(), columns.min()) < 0
+            or rows.max() >= shape[0]
+            or columns.max() >= shape[1]
+        )
+    ):
+        raise ValueError("a sparse tensor with an index out of range")
+    return SparseEntries(shape, rows, columns, values)
 
 
 # ---- joint regressors ---------------------------------------------------------------------------

@@ -78,8 +78,11 @@ def angle_uncertainty(
     fit: FitResult,
     config: FitConfig | None = None,
     calibration: Calibration | None = None,
+    solver: Solver | None = None,
 ) -> AngleUncertainty:
     """Standard deviation of every angle of a fit, and what it rests on.
+
+    solver: that the fit was made with, where it is not that of the pair.
 
     fit: of `fit_skel` or `fit_sequence` with this pair and `config` (smpl None: of
     `fit_skel_to_vertices`); a frame of a sequence is judged on its own. sd is NaN in rejected rows,
@@ -87,7 +90,7 @@ def angle_uncertainty(
     is at most that of an angle that may be anywhere inside its limits. A row depends on no other.
     """
     config = config or FitConfig()
-    solver = solver_of(skel, smpl, config)
+    solver = solver_of(skel, smpl, config) if solver is None else solver
     if calibration is not None and (
         calibration.root_is_free != config.resolved_recipe().root_is_free
     ):

@@ -32,6 +32,7 @@ from stages.import_opensim import import_opensim
 from stages.layers import layers
 from stages.lint import lint
 from stages.manifest_of import manifest
+from stages.maps import maps
 from stages.moyo_hard import moyo_hard
 from stages.predict import predict
 from stages.refine import refine
@@ -48,6 +49,7 @@ for verb in (
     import_checkpoint, export_checkpoint, moyo_hard, view, refine,
 ):  # fmt: skip
     app.command()(verb)
+app.add_typer(maps, name="maps")
 
 
 class Terminated(BaseException):

@@ -200,6 +200,7 @@ class Shown:
         self._watched = sys.stderr.isatty()
         self._patience = _PATIENCE if self._watched else _PATIENCE_OF_FILES
         self._progress: Progress | None = None
+        self._people: Progress | None = None
         self._shards = self._done = self._failed = 0
         self._fitting = False
         self._rows_done = 0
@@ -217,6 +218,17 @@ class Shown:
         self._stop_waiting()
         if event == "note":
             self.explain(data["text"])
+        elif event == "identities":
+            self._say(f"shapes of {data['total']} people, {data['done']} found before")
+            self._people = Progress(
+                "shapes", data["total"], "people", done=data["done"], quiet=self._quiet
+            )
+        elif self._people is not None and event == "identities_done":
+            self._people.update(data["count"])
+        elif self._people is not None and event == "identities_end":
+            self._say(self._people.summed_up())
+            self._people.close()
+            self._people = None
         elif event == "damaged":  # comes before the start
             self._say(f"shard {data['shard']} is redone: {data['reason']}")
         elif event == "start":
@@ -247,6 +259,8 @@ class Shown:
 
     def close(self) -> None:
         self._stop_waiting()
+        if self._people is not None:
+            self._people.close()
         if self._progress is not None:
             self._progress.update(self._rows_done - self._progress.done)
             self._progress.close()

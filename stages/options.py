@@ -52,7 +52,7 @@ SmplGender = Annotated[
 SkelGender = Annotated[
     str | None,
     typer.Option(
-        help="SKEL model wanted for FILE: male, female or column.",
+        help="SKEL model wanted for FILE: male, female, column or nearest.",
         show_default="its column gender, else male",
     ),
 ]

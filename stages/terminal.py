@@ -100,6 +100,13 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def summed_up(self) -> str:
+        """What was done in all, and how fast."""
+        seconds = time.monotonic() - self._began
+        pace = (self.done - self._first) / max(seconds, 1e-9)
+        done = f"{self.done} {self._unit} in {duration(seconds)}"
+        return f"{self._name}: {done}, {rate(pace, self._unit)}"
+
     def _line(self, note: str) -> str:
         pace = (self.done - self._first) / max(self._said - self._began, 1e-9)
         left = (self.total - self.done) / pace if pace else None

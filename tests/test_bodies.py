@@ -313,7 +313,15 @@ def test_fingers_do_not_turn_the_arm(bodies, fakes, smplx, people, shapes):
     fist = {name: np.tile((0.0, 0.0, sign * 0.9), (ROWS, 15)) for name, sign in
             (("left_hand_pose", -1.0), ("right_hand_pose", 1.0))}  # fmt: skip
     flat, closed = (
-        fit_skel_to_surface(skel, smplx.surface(given), fakes["smplx"].map, IDENTITY, shapes)
+        fit_skel_to_surface(
+            skel,
+            smplx.surface(given),
+            fakes["smplx"].map,
+            IDENTITY,
+            shapes,
+            FitConfig(recipe="surface"),
+            mask_weights=smplx.mask_weights(),
+        )
         for given in (people, people | fist)
     )
     moved = smplx.surface(people | fist) - smplx.surface(people)

@@ -6,6 +6,7 @@ Camera frame x right, y down, z forward; metres and radians (docs/architecture.m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +45,20 @@ class BodyRows:
         """The listed rows."""
         some = {name: values[rows] for name, values in self.parameters.items()}
         return BodyRows(self.body, some, self.identity[rows])
+
+
+def joined_bodies(rows: Sequence[AnnotationRows]) -> BodyRows | None:
+    """The bodies of several ranges of rows, one after the other; None: they are SMPL's."""
+    parts = [part.other for part in rows if part.other is not None]
+    if not parts:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    parameters = {
+        name: np.concatenate([part.parameters[name] for part in parts])
+        for name in parts[0].parameters
+    }
+    return BodyRows(parts[0].body, parameters, np.concatenate([part.identity for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,8 @@ class AnnotationSource(ABC):
         a range outside 0..rows."""
 
     def gender_pairs(self) -> set[tuple[str, str]] | None:
-        """(smpl, skel) genders that accepted rows can have, or more; None: only `read` tells."""
+        """(smpl, skel) genders that accepted rows can have, or more; None: only `read` tells. Of
+        another body than SMPL: always told, SKEL's also `unknown`."""
         return None
 
     @abstractmethod

@@ -20,6 +20,7 @@ from pipeline.readers import (
     hmr_skel,
     moyo,
     prompthmr,
+    sam3d,
     sequences,
     single_image,
     smpl_file,
@@ -49,6 +50,7 @@ DESCRIBED: tuple[Format, ...] = (
     gvhmr.DESCRIBED,
     prompthmr.DESCRIBED,
     smpl_file.DESCRIBED,
+    sam3d.DESCRIBED,
     vertices.DESCRIBED,
 )
 """Every format, in the order of docs/inputs.md."""
@@ -112,6 +114,8 @@ def _of_npz(file: NpzFile) -> str:
     names = file.members.keys()
     if names == single_image.MEMBERS:
         return single_image.FORMAT
+    if names >= sam3d.REQUIRED:
+        return sam3d.FORMAT
     if names >= vertices.REQUIRED:
         return vertices.FORMAT
     if "smplVersion" in names:

@@ -7,6 +7,7 @@ body has one, else from some of its posed meshes, and all its rows share it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,6 +89,15 @@ class IdentityShapes:
         return np.isin(identity, self.names)
 
     @staticmethod
+    def empty() -> IdentityShapes:
+        """Of nobody."""
+        none = np.zeros(0, np.int64)
+        return IdentityShapes(
+            none, np.zeros(0, "<U6"), np.zeros((0, NUM_BETAS)), np.zeros((0, 3)),
+            np.zeros((0, 2)), none, none,
+        )  # fmt: skip
+
+    @staticmethod
     def joined(parts: list[IdentityShapes]) -> IdentityShapes:
         """Parts one after the other, in the order of numbers."""
         columns = {
@@ -96,6 +106,20 @@ class IdentityShapes:
         }
         order = np.argsort(columns["names"], kind="stable")
         return IdentityShapes(**{name: values[order] for name, values in columns.items()})
+
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        digest = hashlib.sha256()
+        for part in fields(self):
+            values = getattr(self, part.name)
+            kind = "<U6" if part.name == "genders" else values.dtype.str
+            data = np.ascontiguousarray(values, kind).tobytes()
+            digest.update(f"{part.name} {kind} {values.shape}\n".encode() + data)
+        return digest.hexdigest()
+
+    def take(self, places: np.ndarray) -> IdentityShapes:
+        """Some identities."""
+        return IdentityShapes(**{p.name: getattr(self, p.name)[places] for p in fields(self)})
 
     def write(self, path: Path) -> None:
         """Write as npz, whole or not at all; same shapes, same bytes. Raises OSError."""

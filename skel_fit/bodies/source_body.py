@@ -27,10 +27,14 @@ class SourceRoot(NamedTuple):
         return (vertices - self.position[:, None]) @ self.orient + self.pelvis[:, None]
 
     def turned(self, turn: Tensor) -> SourceRoot:
-        """The same bodies in a world turned by `turn` (3,3)."""
+        """The same bodies in other axes: `turn` (3,3) for all, or (n,3,4) a rotation and a shift
+        in metres a row."""
         turn = turn.to(self.orient)
-        position = (turn @ self.position[:, :, None])[:, :, 0]
-        return SourceRoot(turn @ self.orient, self.pelvis, position)
+        rotation = turn[..., :3]
+        position = (rotation @ self.position[:, :, None])[:, :, 0]
+        if turn.ndim == 3:
+            position = position + turn[:, :, 3]
+        return SourceRoot(rotation @ self.orient, self.pelvis, position)
 
 
 class SourceBody(Protocol):

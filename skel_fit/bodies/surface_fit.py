@@ -17,12 +17,49 @@ from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf
 from skel_fit.solver.crew import rows_over_threads
+from skel_fit.solver.engine import Solver
 from skel_fit.solver.surfaces import rest_pelvis, rooted_surfaces
 
+_HANDS = (22, 23)
+_FINGER = 0.1
+"""Share of a finger's joint in a vertex from which on it counts nothing."""
 
-def map_weights(skel: SKEL, surface_map: SurfaceMap) -> np.ndarray:
-    """(6890,) how much each vertex counts: `surface_weights`, and how good the map is there."""
-    return surface_weights(skel) * surface_map.vertex_weight
+
+def map_weights(
+    skel: SKEL, surface_map: SurfaceMap, mask_weights: np.ndarray | None = None
+) -> np.ndarray:
+    """(6890,) how much each vertex counts: `surface_weights`, how good the map is there, and, where
+    the source has mask weights (V, 24), how much of it are its own fingers."""
+    weights = surface_weights(skel) * surface_map.vertex_weight
+    if mask_weights is not None:
+        fingers = surface_map.carried(mask_weights)[:, list(_HANDS)].sum(axis=1)
+        weights *= np.clip(1.0 - fingers / _FINGER, 0.0, 1.0)
+    return weights
+
+
+def surface_solver(
+    skel: SKEL,
+    surface_map: SurfaceMap,
+    config: FitConfig,
+    mask_weights: np.ndarray | None = None,
+    vertex_weights: np.ndarray | None = None,
+) -> Solver:
+    """The solver of `fit_skel_to_surface` for these."""
+    weights = vertex_weights
+    if weights is None:
+        weights = map_weights(skel, surface_map, mask_weights)
+    masks = None if mask_weights is None else surface_map.carried(mask_weights)
+    return solver_of(skel, None, config, weights, masks)
+
+
+def stated_translation(
+    skel: SKEL, root: SourceRoot, betas: Tensor, offsets: Tensor, moved: Tensor | float = 0.0
+) -> Tensor:
+    """SKEL's trans (n,3) where its pelvis is tied to that of the source: its v = R (y - J) + J +
+    trans is the source's v = R (y + offset - P) + p. moved: (n,3) m beside that, root frame."""
+    pelvis = rest_pelvis(skel, betas)
+    arm = pelvis + offsets - root.pelvis + moved
+    return root.position + (root.orient @ arm[:, :, None])[:, :, 0] - pelvis
 
 
 @rows_over_threads()
@@ -44,8 +81,9 @@ def fit_skel_to_surface(
     which is taken as it is; root: what the source states of its root, float64: a recipe that
     freezes it ('hierarchical') keeps that; None: bare vertices, for which the recipe must free it
     ('surface', the default then). mask_weights: (V, 24) of the source (`SourceBody.mask_weights`),
-    for recipes with vertex masks. vertex_weights: (6890,); None: `map_weights`. Rows with vertices
-    that are not finite are rejected. Errors are of all vertices. numpy arrays give numpy columns.
+    for recipes with vertex masks, and to know its fingers. vertex_weights: (6890,); None:
+    `map_weights`. Rows with vertices that are not finite are rejected. Errors are of all vertices.
+    numpy arrays give numpy columns.
 
     Raises ValueError: shapes that do not fit; a map of another topology; a root that is stated and
     freed without a bound, or neither stated nor freed.
@@ -57,9 +95,11 @@ def fit_skel_to_surface(
     targets = surface_map.apply(given)
     places = shapes.places(np.asarray(identity, np.int64))
     betas = torch.as_tensor(shapes.betas[places], device=device)
-    weights = map_weights(skel, surface_map) if vertex_weights is None else vertex_weights
     recipe = config.resolved_recipe()
     if recipe.root_is_free and recipe.root_trust is None:
+        weights = vertex_weights
+        if weights is None:
+            weights = map_weights(skel, surface_map, mask_weights)
         found = fit_skel_to_vertices(skel, targets, betas, config, vertex_weights=weights)
     else:
         if root is None:
@@ -67,9 +107,9 @@ def fit_skel_to_surface(
                 f"recipe {config.recipe!r} keeps the root of the source, which states none; bare "
                 "vertices need recipe 'surface'"
             )
-        masks = None if mask_weights is None else surface_map.carried(mask_weights)
+        solver = surface_solver(skel, surface_map, config, mask_weights, vertex_weights)
         offsets = torch.as_tensor(shapes.offsets[places], device=device)
-        found = _rooted(skel, targets, betas, offsets, root, config, masks, weights)
+        found = _rooted(skel, targets, betas, offsets, root, config, solver)
     return found.numpy() if isinstance(surfaces, np.ndarray) else found
 
 
@@ -80,23 +120,20 @@ def _rooted(
     offsets: Tensor,
     root: SourceRoot,
     config: FitConfig,
-    masks: np.ndarray | None,
-    weights: np.ndarray,
+    solver: Solver,
 ) -> FitResult:
     """The fit in the root frame that the source states; root angles and translation from it."""
     root = SourceRoot(*(part.to(targets) for part in root))
-    solver = solver_of(skel, None, config, weights, masks)
     still = root.unposed(targets) - offsets[:, None]
 
     def place(rows: Tensor) -> tuple[GoalOf, RootOf]:
         placed = rooted_surfaces(skel, still[rows], betas[rows])
 
         def roots(poses: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
-            """SKEL's v = R (y - J) + J + trans is the source's v = R (y + offset - P) + p."""
-            pelvis, orient = rest_pelvis(skel, shapes), root.orient[rows]
-            arm = pelvis + offsets[rows] - root.pelvis[rows] + poses[:, 46:49]
-            trans = root.position[rows] + (orient @ arm[:, :, None])[:, :, 0] - pelvis
-            return root_angles(skel, orient @ root_rotation(skel, poses[:, :3])), trans
+            some = SourceRoot(*(part[rows] for part in root))
+            turned = some.orient @ root_rotation(skel, poses[:, :3])
+            trans = stated_translation(skel, some, shapes, offsets[rows], poses[:, 46:49])
+            return root_angles(skel, turned), trans
 
         return placed.goal(solver.dtype), roots
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", np.ndarray, "Tensor")
 
 TARGET_VERTICES = 6890
+UNKNOWN_FACES = "0" * 64
+"""Digest of a source whose triangles nobody gave: only its vertices are counted."""
 SUM_TOLERANCE = 1e-5
 """How far the weights of a vertex may be from 1 in sum."""
 LEAST_ENTRY = -1e-6
@@ -163,6 +165,11 @@ class SurfaceMap:
         """What belongs to source vertices (V, k), as of the target's (6890, k)."""
         return np.einsum("vc,vck->vk", self.weights.astype(np.float64), values[self.columns])
 
+    @property
+    def knows_source_faces(self) -> bool:
+        """Whether the source's triangles were known when the map was made."""
+        return self.source_faces_sha256 != UNKNOWN_FACES
+
     def check_target(self, skel: SKEL) -> None:
         """Raises ValueError where the map is for another topology of 6890 vertices."""
         found = faces_sha256(skel.faces.cpu().numpy())
@@ -176,11 +183,19 @@ class SurfaceMap:
 
     def check_source(self, faces: np.ndarray) -> None:
         """Raises ValueError where a source with these triangles (F, 3) is not the map's."""
-        if faces_sha256(faces) != self.source_faces_sha256:
+        if self.knows_source_faces and faces_sha256(faces) != self.source_faces_sha256:
             raise ValueError(
                 f"the triangles of the source ({len(faces)}) are not those that the map of "
                 f"{self.source} was made for"
             )
+
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        digest = hashlib.sha256()
+        for name, value in sorted(vars(self).items()):
+            data = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+        return digest.hexdigest()
 
     def write(self, path: Path) -> None:
         """Write it as npz, whole or not at all; same map, same bytes. Raises OSError."""

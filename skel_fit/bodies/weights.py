@@ -13,9 +13,9 @@ from skel_fit.anatomy import JOINTS
 from skel_fit.skel import SKEL
 
 FACE_WEIGHT = 0.2
-_PALM = (0.1, 0.35)
+_PALM = (0.25, 0.5)
 """Share of the hand's length from which on a vertex begins to count less, and counts nothing."""
-_THUMB = (0.1, 0.2)
+_THUMB = (0.15, 0.2)
 """The same for the distance in front of the hand's middle line."""
 _NAMES = [joint.name for joint in JOINTS]
 

@@ -1,0 +1,241 @@
+"""Labels of other bodies through the pipeline: shapes of people first, then shards, then checks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline.identities as stage
+from pipeline import open_dataset
+from pipeline.errors import InputError
+from pipeline.identities import PARTS_FOLDER, SHAPES_FILE, read_shapes
+from pipeline.own_file import own_file
+from pipeline.readers import open_source
+from pipeline.readers.sam3d import pinhole
+from pipeline.run import Request, convert, preview
+from pipeline.rundir import RunDirectory
+from pipeline.verify import verify
+from skel_fit import load_skel
+from skel_fit.bodies import SurfaceMap
+from skel_fit.bodies.map_files import SHIPPED
+from skel_fit.default_body import default_body_directory
+from tests.foreign_bodies import SMPLX_VERTICES, fake_body
+
+SAM = Path(__file__).parent / "data" / "bodies"
+ROWS = 3
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """The stand-in's files and the map of a fake SMPL-X beside them."""
+    folder = tmp_path_factory.mktemp("models")
+    for file in default_body_directory().iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "maps").mkdir()
+    _fake().map.write(folder / "maps" / "smplx.npz")
+    return folder
+
+
+def _fake():
+    return fake_body(
+        "smplx", load_skel(default_body_directory(), "male").faces.numpy(), SMPLX_VERTICES, 1
+    )
+
+
+@pytest.fixture(scope="module")
+def meshes() -> np.ndarray:
+    """Three small poses of two men as SMPL-X meshes, float32."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    poses = 0.15 * torch.randn(ROWS, 46, generator=generator)
+    betas = torch.randn(2, 10, generator=generator)[[0, 1, 0]]
+    skel = load_skel(default_body_directory(), "male")
+    body = skel(poses, betas, torch.tensor([[0.0, 0.0, 4.0]]).expand(ROWS, 3))
+    return _fake().vertices(body.skin_vertices.numpy()).astype(np.float32)
+
+
+@pytest.fixture
+def label_file(tmp_path, meshes) -> Path:
+    """Rows 0 and 2 are one person, row 1 another; row 3 has no finite mesh."""
+    path = tmp_path / "people.npz"
+    np.savez(
+        path,
+        vertices=np.concatenate((meshes, np.full_like(meshes[:1], np.nan))),
+        body=np.array("SMPL-X"),
+        identity=np.array(["ann", "ben", "ann", "ben"]),
+        imgname=np.array([f"{row}.jpg" for row in range(ROWS + 1)]),
+    )
+    return path
+
+
+def _request(path: Path, out: Path, models: Path, skel: str | None = "male") -> Request:
+    found = own_file(path, models="licensed", skel_gender=skel)
+    manifest = found.manifest.model_copy(update={"shard_rows": 2})
+    return Request(manifest, out, found.data_root, models, workers=1)
+
+
+def _quiet(event: str, data: dict) -> None: ...
+
+
+def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path, monkeypatch):
+    """A dry run finds no shape; a stage that was killed goes on; rows of a person share a shape
+    over shards; a rerun finds nothing anew; damaged shapes are found out and made again."""
+    monkeypatch.setattr(stage, "_PART_MESHES", 1)
+    out, calls, events = tmp_path / "out", [], []
+    real = stage.solve_part
+
+    def dies(*given):
+        calls.append(list(given[-1]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(stage, "solve_part", dies)
+    request = _request(label_file, out, models)
+    assert preview(request).plan.identities is None and not out.exists()
+    with pytest.raises(KeyboardInterrupt):
+        convert(request, _quiet)
+    assert sorted(p.name for p in (out / PARTS_FOLDER).iterdir()) == ["basis", "part-00000.npz"]
+    assert not (out / "plan.json").exists()
+
+    result = convert(request, lambda event, data: events.append((event, data)))
+    assert result.ok and calls == [[0], [1], [1]]
+    assert ("identities", {"total": 2, "done": 1}) in events
+    plan, shapes = RunDirectory(out).plan(), read_shapes(out / SHAPES_FILE)
+    assert plan.fit["recipe"] == "surface" and plan.body is not None
+    assert (plan.body.name, plan.body.vertices) == ("smplx", SMPLX_VERTICES)
+    assert plan.identities is not None and plan.identities.sha256 == shapes.digest()
+    assert not (out / PARTS_FOLDER).exists()
+
+    data = open_dataset(out)
+    assert data["status"].tolist()[3] == "rejected:non_finite_vertices"
+    assert np.nanmax(data["vertex_error_mean"]) < 0.002 and "vertices" not in data
+    assert (data["skel_betas"][0] == data["skel_betas"][2]).all()
+    assert verify(out).ok
+
+    again = convert(request, _quiet)
+    assert again.ok and again.converted == 0 and len(calls) == 3
+    assert preview(request).plan.plan_id == plan.plan_id
+    replace(shapes, betas=shapes.betas + 1e-9).write(out / SHAPES_FILE)
+    with pytest.raises(InputError, match="not the shapes of the plan"):
+        verify(out)
+    (out / SHAPES_FILE).unlink()
+    with pytest.raises(InputError, match="absent"):
+        verify(out)
+
+
+def _shuffled(content: dict) -> None:
+    content["vertices"] = content["vertices"][:, ::-1]
+
+
+def _centimetres(content: dict) -> None:
+    content["vertices"] = content["vertices"] * 100
+
+
+def _flat(content: dict) -> None:
+    content["vertices"] = content["vertices"].reshape(ROWS + 1, -1)
+
+
+def _other_faces(content: dict) -> None:
+    content["faces"] = np.arange(30).reshape(10, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_centimetres, "look like centimetres"),
+        (_shuffled, "vertices are not in the order of smplx"),
+        (_flat, "member 'vertices'"),
+        (_other_faces, "member 'faces'"),
+        (lambda c: c.update(body=np.array("smplh")), "10475 vertices a row"),
+        (lambda c: c.update(body=np.array("nobody")), "no map from 'nobody'"),
+        (lambda c: c.update(body=np.array(["smplx", "mhr", "mhr", "mhr"])), "member 'body'"),
+        (lambda c: c.update(body=np.array([os.system], object)), "member 'body'"),
+        (lambda c: c.update(identity=np.arange(3)), "member 'identity'"),
+        (
+            lambda c: c.update(gender=np.array(["m", "m", "f", "m"])),
+            "one person has one shape",
+        ),
+    ],
+)
+def test_meshes_that_are_none_are_refused_in_one_line(label_file, models, tmp_path, change, words):
+    with np.load(label_file) as file:
+        content = dict(file)
+    change(content)
+    np.savez(label_file, **content)
+    out = tmp_path / "out"
+    with pytest.raises(InputError) as caught:
+        convert(_request(label_file, out, models, None), _quiet)
+    text = str(caught.value)
+    assert words in text and "\n" not in text
+    assert not list(out.glob("shards/*"))
+
+
+def test_a_map_of_other_bodies_is_not_taken(models, tmp_path, label_file):
+    """A map beside the models that leads to other triangles: the line says what to do."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for file in models.glob("*.*"):
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / "maps").mkdir()
+    wrong = SurfaceMap.read(models / "maps" / "smplx.npz")
+    replace(wrong, target_faces_sha256="0" * 64).write(folder / "maps" / "smplx.npz")
+    with pytest.raises(InputError, match="hmr-skel maps add FILE"):
+        preview(_request(label_file, tmp_path / "out", folder))
+
+
+# ---- SAM 3D Body ----
+
+
+def test_real_sam_3d_body_outputs_project_where_their_keypoints_are():
+    """The four outputs of the MHR repository: rows, cameras to 0.01 px, meshes in the camera."""
+    source = open_source(SAM, skel_gender="nearest")
+    assert (source.format, source.rows, source.body) == ("sam-3d-body", 2, "mhr")
+    rows = source.read(0, 2)
+    assert rows.other is not None and (rows.reasons == "").all()
+    for row in range(2):
+        points = rows.fields["pred_keypoints_3d"][row] + rows.fields["pred_cam_t"][row]
+        seen = points.astype(np.float64) @ rows.fields["cam_int"][row].T
+        off = seen[:, :2] / seen[:, 2:] - rows.fields["pred_keypoints_2d"][row]
+        assert np.linalg.norm(off, axis=1).max() < 0.01
+    meshes = rows.other.parameters["vertices"]
+    assert meshes.shape == (2, 18_439, 3) and (meshes[:, :, 2].min(axis=1) > 1.0).all()
+    assert "pred_vertices" not in rows.fields
+
+
+def test_outputs_whose_y_and_z_were_flipped_are_refused(tmp_path):
+    with np.load(SAM / "img_subj01.npz") as file:
+        content = dict(file)
+    content["pred_keypoints_3d"] = content["pred_keypoints_3d"] * (1, -1, -1)
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(InputError, match="px \\(rms\\) beside it"):
+        open_source(tmp_path / "a.npz").read(0, 1)
+
+
+def test_object_members_are_left_out_unread(tmp_path):
+    with np.load(SAM / "img_subj01.npz") as file:
+        content = dict(file)
+    content["mask"] = np.array([os.system], object)
+    np.savez(tmp_path / "a.npz", **content)
+    source = open_source(tmp_path / "a.npz")
+    assert source.rows == 1 and "mask" not in source.fields
+
+
+def test_a_camera_is_found_from_pairs():
+    points = np.random.default_rng(1).normal((0.0, 0.0, 4.0), 0.4, (70, 3))
+    pixels = 1500.0 * points[:, :2] / points[:, 2:] + np.array([320.0, 240.0])
+    focal, centre, rms = pinhole(points, pixels)
+    assert abs(focal - 1500.0) < 1e-6 and np.abs(centre - (320, 240)).max() < 1e-6 and rms < 1e-6
+
+
+def test_the_shipped_maps_lead_to_the_stand_in():
+    skel = load_skel(default_body_directory(), "female")
+    files = sorted(SHIPPED.glob("*.npz"))
+    assert files
+    for path in files:
+        SurfaceMap.read(path).check_target(skel)
