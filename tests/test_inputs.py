@@ -584,3 +584,10 @@ def test_lint_knows_other_bodies(tmp_path: Path, capsys: pytest.CaptureFixture[s
     npz(path, content)
     cli.run(["lint", str(path)])
     assert "repeated_pose: exactly the pose of an earlier row" in capsys.readouterr().out
+
+
+def test_parquet_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "000000.parquet"
+    path.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
+    with pytest.raises(InputError, match=r"a parquet file; .*an npz of vertices, body='mhr'"):
+        open_source(path)

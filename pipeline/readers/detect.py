@@ -85,6 +85,12 @@ def detect_format(path: Path) -> str:
         return webdataset.FORMAT
     if path.suffix in sequences.SUFFIXES:
         return _of_pickle(path)
+    if start.startswith(b"PAR1"):
+        raise InputError(
+            f"{path}: a parquet file; labels of SAM 3D Body hold parameters of MHR, whose model "
+            "is not evaluated here: pose them with MHR and save an npz of vertices, body='mhr', "
+            "identity (docs/inputs.md#vertices)"
+        )
     raise InputError(
         f"{path}: not a label file; expected .npz, .smpl, .pkl, .pt, .tar (4D-Humans, HSMR) or a "
         "folder of them (docs/inputs.md)"
