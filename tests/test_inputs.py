@@ -591,3 +591,15 @@ def test_parquet_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
     with pytest.raises(InputError, match=r"a parquet file; .*an npz of vertices, body='mhr'"):
         open_source(path)
+
+
+def test_rows_of_another_body_are_drawn_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their SMPL columns are NaN; a page of them is a page of SKEL alone."""
+    from stages.inspection import people
+
+    class Rows:
+        body = "smplx"
+
+    monkeypatch.setattr(people, "_stored_targets", lambda *_: None)
+    monkeypatch.setattr(people, "_source_rows", lambda *_: Rows())
+    assert people.targets(None, 0, 3, None) is None

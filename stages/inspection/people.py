@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.errors import InputError, UsageError
-from pipeline.readers.base import AnnotationRows
+from pipeline.readers.base import SMPL, AnnotationRows
 from pipeline.rundir import RunDirectory
 from pipeline.task import conversion_models, open_plan_source
 from pipeline.up_axis import turned, y_is_up
@@ -121,12 +121,12 @@ def targets(
     dataset: Dataset, start: int, stop: int, poser: Poser
 ) -> tuple[NDArray, NDArray, NDArray] | None:
     """SMPL poses (n, 72), betas (n, 10) and translations (n, 3) of rows start to stop, in the axes
-    of the SKEL columns, or None."""
+    of the SKEL columns, or None: labels of another body, or gone."""
     stored = _stored_targets(dataset, start, stop)
     if stored is not None:
         return stored
     source = _source_rows(dataset, start, stop)
-    if source is None:
+    if source is None or source.body != SMPL:
         return None
     axes = turned(dataset.plan, source, slice(None))
     found = source.poses, source.betas, source.transl
