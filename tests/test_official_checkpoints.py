@@ -136,7 +136,7 @@ def test_human_fov(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skel_cf: Reg
             weights.pop(name)
         weights |= {f"{prefix}cam_model.{name}": value for name, value in state.items()}
     whole = fake.save(tmp_path / "SKEL-CF.pth", content)
-    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for path in (published, tmp_path / "fov.pt", whole):
         assert torch.equal(load_human_fov(path)(image), network(image)), path
     words = ["export-checkpoint", str(tmp_path / "fov.pt"), "--out", str(tmp_path / "back.ckpt")]
