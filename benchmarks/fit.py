@@ -15,7 +15,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ from skel_fit.solver.engine import Solver
 FLOOR_ROWS = 256
 BATCHES = (1, 20, 64, 256, 1024)
 MAX_REPEATS = 9
-COST_BAR, COST_STRETCH, RATIO_BAR, SINGLE_BAR_MS, STAGING_BAR = 40.0, 15.0, 500.0, 30.0, 1.5
+COST_BAR, COST_STRETCH, RATIO_BAR, SINGLE_BAR_MS, STAGING_BAR = 20.0, 12.0, 500.0, 30.0, 1.5
 BAR_FIELDS = ("bar", "measured", "asked", "met")
 GPU_BAR, GPU_STRETCH = 10_000.0, 50_000.0
 
@@ -193,7 +193,7 @@ class Parts(TorchFunctionMode):
     def __init__(self, solver: Solver) -> None:
         super().__init__()
         self.seconds: dict[str, float] = defaultdict(float)
-        self.names = {id(solver.smpl_basis): "target"}
+        self.names = {id(solver.smpl_side.basis): "target"}
         for plan in solver.plans:
             self.names[id(plan.vertices.basis)] = "correctives"
             self.names[id(plan.vertices.moment_basis)] = "shape moments"
@@ -250,7 +250,7 @@ def breakdown(pair: Pair, frames: Frames, config: FitConfig) -> dict[str, float]
     poses, betas = frames.poses.to(device), frames.betas.to(device)
     solver.solve(solver.smpl_goal(poses, betas), betas)
     parts = Parts(solver)
-    solver.kernels = TimedKernels(solver.kernels, parts)
+    solver = replace(solver, kernels=TimedKernels(solver.kernels, parts))
     goal = solver.smpl_goal(poses, betas)
     clock = Clock()
     with parts:

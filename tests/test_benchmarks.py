@@ -1,10 +1,13 @@
 """What the benchmarks compare is what they say: frame sets, the published recipe, changed roots."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from benchmarks import on_gpu
 from benchmarks.measure import Pair, residuals, violations
 from benchmarks.poses import extreme, own_wide, real
 from benchmarks.published_recipe import STAGES, PublishedFit, released_root
@@ -82,3 +85,21 @@ def test_a_row_seen_from_a_copied_translation_is_that_fit_in_the_world(pair: Pai
     np.testing.assert_allclose(found.mean, world.mean, atol=0.01)
     exact = fit_skel(pair.skel, pair.smpl, frames.poses, frames.betas, frames.transl, FREE)
     assert (found.mean > 1e3 * exact.vertex_error_mean.numpy()).all()
+
+
+def test_on_gpu_runs_without_one_and_a_failed_section_costs_no_other(tmp_path, monkeypatch, capsys):
+    def broken(run: on_gpu.Run) -> on_gpu.Table:
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setitem(on_gpu.SECTIONS, "training", broken)
+    written = tmp_path / "found.json"
+    given = ["--device", "cpu", "--quick", "--json", str(written), "--sections"]
+    assert on_gpu.main([*given, "training", "forward"]) == 1
+    found = json.loads(written.read_text())
+    assert found["left out"] == {"training": "RuntimeError: no such kernel"}
+    passes = [row["pass"] for row in found["sections"]["forward"]["rows"]]
+    assert passes == ["skin", "skin and bones", "skin, forward and backward"]
+    assert all(row["meshes/s"] > 0 for row in found["sections"]["forward"]["rows"])
+    assert on_gpu.main([*given, "fits", "--minutes", "-1"]) == 1
+    assert json.loads(written.read_text())["left out"] == {"fits": "no time left"}
+    assert "| skin | 2 |" in capsys.readouterr().out
