@@ -65,12 +65,14 @@ class Fitter(Protocol):
         transl: np.ndarray,
         turn: np.ndarray | None = None,
         given: GivenSkel | None = None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Mapping[str, np.ndarray]:
         """SMPL poses (n, 72), betas (n, 10), transl (n, 3), float64 -> `columns.FIT_COLUMNS`.
 
         `genders` is (smpl gender, skel gender); `turn` changes the axes before the fit:
         (3, 3) for all, or (n, 3, 4) a rotation and a shift a row (`pipeline.up_axis.turned`).
-        `given`: the labels' own SKEL bodies, where they are taken as they are.
+        `given`: the labels' own SKEL bodies, where they are taken as they are. `progress`: of a
+        sequence, hears between steps which share of the work is done.
         """
 
     def residuals(
@@ -257,6 +259,7 @@ class _SkelFitter:
         transl: np.ndarray,
         turn: np.ndarray | None = None,
         given: GivenSkel | None = None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Mapping[str, np.ndarray]:
         del given
         from skel_fit.fit import fit_skel
@@ -269,7 +272,7 @@ class _SkelFitter:
         if sequence is None:
             result = fit_skel(skel, smpl, *rows, config)
         else:
-            result = fit_sequence(skel, smpl, *rows, config, sequence)
+            result = fit_sequence(skel, smpl, *rows, config, sequence, progress=progress)
         calibration = self.calibrations.get(":".join(genders))
         return fit_columns(result, angle_uncertainty(skel, smpl, result, config, calibration))
 
@@ -404,6 +407,7 @@ class _NotFitted(_SkelFitter):
         transl: np.ndarray,
         turn: np.ndarray | None = None,
         given: GivenSkel | None = None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Mapping[str, np.ndarray]:
         if given is None:
             raise InputError("the label file holds no SKEL labels to take as they are")

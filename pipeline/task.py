@@ -91,6 +91,8 @@ class Beat:
 
     step: rows that are being computed now, before the next sign; 0: something else is done.
     sign: number of the sign within a call of the fitter; two beats that are equal are one.
+    within: only says how far the step is that was announced before; whoever waits for its end
+    waits on, and learns nothing from when this came.
     """
 
     shard: int
@@ -98,12 +100,14 @@ class Beat:
     rows: int = 0
     step: int = 0
     sign: int = 0
+    within: bool = False
 
 
 Say = Callable[[Beat], None]
 Fitting = Callable[[int, int, int], None]
 """Told how many rows of the shard are done, how many a call of the fitter has, and the number of
-this sign within the call, 0 before it."""
+this sign within the call, 0 before it, `WITHIN` where only the rows are news."""
+WITHIN = -1
 
 
 class ShardWorker:
@@ -143,6 +147,9 @@ class ShardWorker:
         block = order.portion.block_size or plan.request.rows_of_block(self.job.device)
 
         def fitting(done: int, count: int, sign: int) -> None:
+            if sign == WITHIN:
+                self._say(Beat(shard, "fitting", done, count, within=True))
+                return
             reached = done + min(sign * block, count)
             step = min(block, count) if sign else count
             self._say(Beat(shard, "fitting", reached, step, sign))
@@ -337,6 +344,8 @@ def _fitted_columns(
                     given: dict[str, Any] = {**axes}
                     if rows.skel is not None:
                         given["given"] = rows.skel.take(some)
+                    if sequence is not None:
+                        given["progress"] = _how_far(say, done, len(some))
                     result = fitter.fit(genders, *labels, **given)
             done += len(some)
             for name in FIT_COLUMNS:
@@ -350,6 +359,11 @@ def _fitted_columns(
             )
         columns[item.stored] = values
     return columns
+
+
+def _how_far(say: Fitting, done: int, count: int) -> Callable[[float], None]:
+    """Says which share of a call of so many rows is done, as rows."""
+    return lambda share: say(done + int(share * count), count, WITHIN)
 
 
 @contextmanager

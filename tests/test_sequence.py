@@ -17,9 +17,11 @@ from scipy.spatial.transform import Rotation
 from pipeline import open_dataset
 from pipeline.dataset_rows import recorded_ground
 from pipeline.errors import InputError
+from pipeline.fitters import registered_fitter
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from pipeline.takes import take
+from pipeline.task import WITHIN, open_plan_source, shard_columns
 from pipeline.verify import verify
 from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, root_to_smpl
 from skel_fit.anatomy import DOFS, JOINT_NAMES, POSE_NAMES
@@ -527,6 +529,13 @@ def test_convert_an_amass_folder(tmp_path: Path, pair, capsys: pytest.CaptureFix
     )
     poses = torch.cat([orient, rows[0][:, 3:]], dim=1)
     expected = fit_sequence(*pair, poses, rows[1], transl, SMALL, SequenceConfig(smoothing=2.0))
+    # how far a fit is inside a sequence is said as rows of the shard
+    plan, folder, said = open_dataset(out).plan, default_body_directory(), []
+    fitter = registered_fitter(plan.fitter).open(folder, "cpu", plan.request, plan.calibration)
+    source = open_plan_source(plan, tmp_path / "amass", tmp_path)
+    shard_columns(plan, source, 2, fitter, step=8, say=lambda *news: said.append(news))
+    assert said[0] == (0, 6, 0) and said[-1] == (2, 6, WITHIN)  # of two rows; six are fitted
+    assert said == sorted(said, key=lambda news: news[0]) and len(said) > 4
     # a run may use other numbers of threads than this process: last bits
     assert np.abs(cut["skel_poses"][12:] - expected.poses.numpy()).max() < 1e-3
     apart = cut["vertex_error_mean"][12:] - expected.vertex_error_mean.numpy()

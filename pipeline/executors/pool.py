@@ -177,6 +177,9 @@ class Pool(ABC, Generic[Handle]):
     def _got_on(self, worker: Worker[Handle], beat: Beat) -> None:
         if beat == worker.beat:
             return
+        if beat.within and worker.beat is not None:
+            worker.beat = beat
+            return
         now = time.monotonic()
         if worker.beat is not None:
             self._patience.learn(worker.beat.step, now - worker.since)

@@ -53,6 +53,7 @@ class TrivialFitter:
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
+        progress: object = None,
     ) -> dict[str, np.ndarray]:
         n = len(poses)
         errors = self.residuals(genders, (poses, betas, transl), (poses, betas, transl))
@@ -110,6 +111,7 @@ class FaultyFitter(TrivialFitter):
         poses: np.ndarray,
         betas: np.ndarray,
         transl: np.ndarray,
+        progress: object = None,
     ) -> dict[str, np.ndarray]:
         rows = np.round(betas[:, 1] * 1e6).astype(int).tolist()
         with (self._orders / "calls").open("a") as calls:
