@@ -4,8 +4,8 @@
     bash benchmarks/on_gpu.sh --device cpu --quick
 
 Fits a second by block size, launches of a block, agreement of GPU and CPU with branch switches,
-forward and backward passes of the body, training steps of ViT-B and ViT-H. Prints a table a
-section and writes JSON (on-gpu.json) after each. A section that fails says why in one line and the
+forward and backward passes of the body, training steps of ViT-B and ViT-H. Prints
+Markdown and writes JSON (on-gpu.json) after each section. A section that fails says why in one line and the
 others run; one that would begin after --minutes (7) is left out and named. --device cpu --quick
 runs all of it in small: that tests the script and measures nothing.
 """
