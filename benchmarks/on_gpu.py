@@ -5,9 +5,9 @@
 
 Fits a second by block size, launches of a block, agreement of GPU and CPU with branch switches,
 forward and backward passes of the body, training steps of ViT-B and ViT-H. Prints
-Markdown and writes JSON (on-gpu.json) after each section. A section that fails says why in one line and the
-others run; one that would begin after --minutes (7) is left out and named. --device cpu --quick
-runs all of it in small: that tests the script and measures nothing.
+Markdown and writes JSON (on-gpu.json) after each section. A section that fails says why in one line
+and the others run; one that would begin after --minutes (7) is left out and named. --device cpu
+--quick runs all of it in small: that tests the script and measures nothing.
 """
 
 from __future__ import annotations
