@@ -56,7 +56,7 @@ def main() -> None:
         for row in part():
             print(" | ".join(map(str, row)), file=sys.stderr, flush=True)
             rows.append(row)
-    about = conditions(default_body_directory())
+    about = conditions()
     print(markdown_conditions(about))
     table = [(what, bar, found, _word(met)) for what, bar, found, met in rows]
     print(markdown_table(("what", "bar", "measured", "met"), table))
