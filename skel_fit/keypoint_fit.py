@@ -236,14 +236,14 @@ class Problem:
         ]
         good = finite & enough
         seen = kernels.Seen(
-            np.where(good[:, None, None, None] & used[..., None], pixels, 0.0),
-            np.where(good[:, None, None], weights * points.weights, 0.0),
-            np.where(good[:, None], sizes * config.sigma_2d, 1.0),
-            np.where(good[:, None, None], lenses, 1.0),
-            np.where(good[:, None, None, None], turns, np.eye(3)),
-            np.where(good[:, None, None], shifts, 0.0),
-            np.where(good[:, None, None] & used_spots[..., None], spots, 0.0),
-            np.where(good[:, None], spot_weights * points.weights, 0.0),
+            _own(np.where(good[:, None, None, None] & used[..., None], pixels, 0.0)),
+            _own(np.where(good[:, None, None], weights * points.weights, 0.0)),
+            _own(np.where(good[:, None], sizes * config.sigma_2d, 1.0)),
+            _own(np.where(good[:, None, None], lenses, 1.0)),
+            _own(np.where(good[:, None, None, None], turns, np.eye(3))),
+            _own(np.where(good[:, None, None], shifts, 0.0)),
+            _own(np.where(good[:, None, None] & used_spots[..., None], spots, 0.0)),
+            _own(np.where(good[:, None], spot_weights * points.weights, 0.0)),
             config.sigma_3d,
             relative,
         )
@@ -436,6 +436,12 @@ def _numbers(name: str, values: object) -> np.ndarray:
     return np.ascontiguousarray(array, np.float64)
 
 
+def _own(values: np.ndarray) -> np.ndarray:
+    """A writable copy in C order: another order, or a read-only view, which numpy gives of a single
+    row, is another type to the compiler, and a minute of it."""
+    return np.array(values, np.float64, order="C")
+
+
 def _finite_rows(values: np.ndarray) -> np.ndarray:
     """(n,) bool."""
     found: np.ndarray = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
@@ -526,8 +532,8 @@ def _beliefs(prior: PosePrior, config: KeypointFitConfig, n: int) -> kernels.Bel
         lower,
         upper,
         free,
-        np.ascontiguousarray(np.broadcast_to(mean, (n, mean.shape[-1]))),
-        np.ascontiguousarray(prior.precision),
+        _own(np.broadcast_to(mean, (n, mean.shape[-1]))),
+        _own(prior.precision),
         np.zeros((n, kernels.BETAS)),
         1.0 / config.shape_sd**2,
     )
