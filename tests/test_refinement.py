@@ -171,6 +171,6 @@ def test_the_verb_appends_columns_and_keeps_the_originals(tmp_path_factory, tmp_
     assert command(["refine", str(out)]) == 2  # the name is taken
     assert "is there already" in capsys.readouterr().err
     assert command(["refine", str(out), "--name", "b", "--acceptance", "always"]) == 2
-    assert "held-out or published" in capsys.readouterr().err
+    assert "'held-out', 'published'" in capsys.readouterr().err
     assert command(["refine", str(out), "--name", "b", "--prior", "narrow"]) == 2
     assert command(["verify", str(out)]) == 0
