@@ -111,13 +111,13 @@ def read_shapes(path: Path) -> IdentityShapes:
         raise InputError(str(error)) from error
 
 
-def identified(source: AnnotationSource, plan: Plan, directory: Path) -> AnnotationSource:
-    """The source with the shapes of its people, where the plan has some.
+def plan_shapes(plan: Plan, directory: Path) -> IdentityShapes | None:
+    """The shapes that a plan names; None where it names none.
 
     Raises InputError: the file is absent, damaged or not the plan's.
     """
     if plan.identities is None:
-        return source
+        return None
     path = directory / SHAPES_FILE
     if not path.is_file():
         raise InputError(
@@ -127,7 +127,13 @@ def identified(source: AnnotationSource, plan: Plan, directory: Path) -> Annotat
     shapes = read_shapes(path)
     if shapes.digest() != plan.identities.sha256:
         raise InputError(f"{path}: not the shapes of the plan; restore it, or convert again")
-    return IdentifiedSource(source, shapes)
+    return shapes
+
+
+def identified(source: AnnotationSource, plan: Plan, directory: Path) -> AnnotationSource:
+    """The source with the shapes of its people, where the plan has some. Raises InputError."""
+    shapes = plan_shapes(plan, directory)
+    return source if shapes is None else IdentifiedSource(source, shapes)
 
 
 Report = Callable[[str, dict[str, Any]], None]

@@ -1,7 +1,8 @@
 """Copying finished shards to an object store (S3 and whatever else fsspec speaks).
 
 The run directory on a local disk stays the truth: locks, fsync and rename do not exist on object
-stores. A shard is uploaded once its receipt is written, then the receipt; `summary.json` last. A
+stores. The plan and the shapes of its people come first; a shard is uploaded once its receipt is
+written, then the receipt; `summary.json` last. A
 remote copy is therefore complete when its summary says so, and every object in it is whole.
 """
 
@@ -30,6 +31,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.extras import install_hint
+from pipeline.identities import SHAPES_FILE, plan_shapes
 from pipeline.output_files import make_directory, published
 from pipeline.paths import is_inside, stays_inside
 from pipeline.plan import Plan
@@ -38,8 +40,10 @@ from pipeline.receipts import ShardState, receipt_path, shard_path
 from pipeline.rundir import RunDirectory
 
 _BLOCK = 1 << 20
-_OBJECTS = re.compile(r"(plan|summary|run)\.json|shards/shard-\d{5,}\.h5|"
-                      r"(receipts|concessions)/shard-\d{5,}\.json")  # fmt: skip
+_OBJECTS = re.compile(
+    r"(plan|summary|run)\.json|shards/shard-\d{5,}\.h5|(receipts|concessions)/shard-\d{5,}\.json|"
+    + re.escape(SHAPES_FILE)
+)
 """What a dataset consists of; other objects beside it are none of ours."""
 _ATOMIC_PUT = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 """Stores on which an object appears whole or not at all; elsewhere we rename."""
@@ -104,6 +108,9 @@ class Mirror:
             raise PlanMismatch(
                 f"{self.url}: holds another plan; give another --upload URL or empty it"
             )
+        shapes = self.run.path / SHAPES_FILE
+        if self.plan.identities is not None and not self._same(shapes):
+            self._put(shapes)
 
     def _is_there(self, state: ShardState) -> bool:
         receipt = receipt_path(self.run.path, state.shard)
@@ -175,7 +182,8 @@ def fetch(
     where the upload is not complete, `pending`.
 
     Raises:
-        InputError: nothing there, or an object name that leads out of the folder.
+        InputError: nothing there, an object name that leads out of the folder, or no shapes of the
+            plan's people.
         UsageError: `directory` holds something else.
         Incomplete: a shard is not what its receipt says.
     """
@@ -201,7 +209,9 @@ def fetch(
         report(done, len(ours))
         _get(filesystem, f"{root}/{name}", directory / name, url)
     report(len(ours), len(ours))
-    states = run.inspect_all(run.plan())
+    found = run.plan()
+    plan_shapes(found, directory)
+    states = run.inspect_all(found)
     bad = [state for state in states if state.state == "damaged"]
     if bad:
         raise Incomplete(f"{directory}: shard {bad[0].shard}: {bad[0].reason}; fetch again")

@@ -18,6 +18,7 @@ from pipeline.readers import open_source
 from pipeline.readers.sam3d import pinhole
 from pipeline.run import Request, convert, preview
 from pipeline.rundir import RunDirectory
+from pipeline.upload import fetch
 from pipeline.verify import verify
 from skel_fit import load_skel
 from skel_fit.bodies import SurfaceMap
@@ -118,8 +119,14 @@ def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path,
     assert (data["skel_betas"][0] == data["skel_betas"][2]).all()
     assert verify(out).ok
 
-    again = convert(request, _quiet)
+    url = f"file://{tmp_path / 'mirror'}"
+    again = convert(replace(request, upload=url), _quiet)
     assert again.ok and again.converted == 0 and len(calls) == 3
+    assert all(state.state == "done" for state in fetch(url, tmp_path / "fetched"))
+    assert (tmp_path / "fetched" / SHAPES_FILE).read_bytes() == (out / SHAPES_FILE).read_bytes()
+    (tmp_path / "mirror" / SHAPES_FILE).unlink()
+    with pytest.raises(InputError, match="absent"):
+        fetch(url, tmp_path / "partly")
     assert preview(request).plan.plan_id == plan.plan_id
     replace(shapes, betas=shapes.betas + 1e-9).write(out / SHAPES_FILE)
     with pytest.raises(InputError, match="not the shapes of the plan"):
