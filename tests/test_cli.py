@@ -316,8 +316,8 @@ def test_a_dry_run_asks_for_labels_before_it_asks_for_models(
 
 def test_a_person_sees_the_rows_of_a_shard_pass(tmp_path: Path) -> None:
     """On a terminal: a first line before anything is read, then progress inside the one shard."""
-    bench = make_bench(tmp_path / "watched", 40, 40, fit={"block_size": 1})
-    bench.order("slow-all", "0.7")
+    bench = make_bench(tmp_path / "watched", 200, 200, fit={"block_size": 1})
+    bench.order("slow-all", "0.5")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(
@@ -331,8 +331,8 @@ def test_a_person_sees_the_rows_of_a_shard_pass(tmp_path: Path) -> None:
     os.close(ours)
     assert process.wait(60) == 0
     assert text.startswith(b"converting ")
-    seen = {int(found) for found in re.findall(rb"\| (\d+)(?:\.0)?/40", text)}
-    assert len(seen - {0, 40}) >= 2, text.decode()
+    seen = {int(found) for found in re.findall(rb"\| (\d+)(?:\.0)?/200", text)}
+    assert len(seen - {0, 200}) >= 2, text.decode()
     assert b"rows/s" in text
 
 

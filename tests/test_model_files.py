@@ -100,7 +100,7 @@ def test_missing_files_say_what_to_do(tmp_path):
     with pytest.raises(ModelFileError, match="expected one of neutral, male, female"):
         model_file(tmp_path, "smpl", "robot")
     with pytest.raises(ModelFileError, match="expected kind"):
-        model_file(tmp_path, "smplx", "male")
+        model_file(tmp_path, "mano", "male")
 
 
 # ---- formats -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from numba.core.caching import _CacheLocator
 
 from pipeline.import_graph import ROOMS
 from pipeline.provenance import code_version
@@ -70,13 +71,17 @@ class Installed:
 
     def _take_compiled_kernels(self) -> None:
         """Numba's, where the checkout has them: they are bound to the age of the source file."""
-        for index in REPOSITORY.glob("skel_fit/**/__pycache__/*.nb[ic]"):
-            source = index.parent.parent / f"{index.name.partition('.')[0]}.py"
-            place = self.packages / index.parent.relative_to(REPOSITORY)
-            place.mkdir(exist_ok=True)
+        for index in REPOSITORY.glob("skel_fit/**/__pycache__/*/*/*.nb[ic]"):
+            folder = index.parents[3]
+            source = folder / f"{index.name.partition('.')[0]}.py"
+            if not source.is_file():
+                continue
+            here = self.packages / folder.relative_to(REPOSITORY)
+            own = _CacheLocator.get_suitable_cache_subpath(str(here / source.name))
+            place = here / "__pycache__" / index.parents[1].name / own
+            place.mkdir(parents=True, exist_ok=True)
             shutil.copy2(index, place)
-            if source.is_file():
-                shutil.copystat(source, place.parent / source.name)
+            shutil.copystat(source, here / source.name)
 
     def __call__(self, *command: str | Path) -> str:
         """Standard output of a program of the environment, run in the empty folder."""

@@ -13,7 +13,6 @@ from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
-from skel_fit.solver.engine import Solver
 
 HAND = JOINT_NAMES.index("hand_l")
 ARM = [POSE_NAMES.index(name) for name in ("elbow_flexion_l", "pro_sup_l", "wrist_flexion_l")]
@@ -80,22 +79,6 @@ def test_vertices_without_weight_pull_nothing(pair, kernels):
 
     assert moved(None) > 1.0
     assert moved(weights) < 0.1
-
-
-def test_coarse_vertices_carry_what_they_stand_for(pair):
-    """Every eighth vertex has the weight of its surroundings: the body's centre stays in place, and
-    where the user's weights are nearly 0 the coarse ones are too."""
-    skel, smpl = pair
-    hand = (skel.skin_weights.argmax(dim=1) == HAND).numpy()
-    weights = np.where(hand, 1e-4, 2.5 + skel.template[:, 1].numpy())
-    coarse = Solver.of(skel, smpl, FitConfig(), weights).plans[2].vertices
-    assert len(coarse.indices) == -(-COUNT // 8)
-    points = skel.template.double().numpy()
-    whole = weights @ points / weights.sum()
-    held = coarse.masses @ points[coarse.indices]
-    equal = weights[coarse.indices] @ points[coarse.indices] / weights[coarse.indices].sum()
-    assert np.linalg.norm(held - whole) < 0.002 < np.linalg.norm(equal - whole)
-    assert coarse.masses[hand[coarse.indices]].sum() < 1e-3
 
 
 def test_rows_of_an_identity_share_a_shape(pair):

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     Kernels = NumbaKernels | TorchKernels  # TritonKernels are TorchKernels
 
-ROUNDS_IN_BLOCK = 1
+ROUNDS_IN_BLOCK = 2
 """Rounds of the last stage before unfinished rows are regrouped, and between regroupings."""
 STARTS = ("mapped", "limbs_turned", "spine_straight", "limbs_turned_back")
 _TURNED = {"hip_rotation_r": -1.2, "hip_rotation_l": 1.2, "shoulder_r_z": -1.2, "shoulder_l_z": 1.2}
@@ -71,10 +71,6 @@ _FURTHER_STARTS: dict[int, dict[str, float]] = {
 }
 """What a further start changes in the best pose so far: angles that are set, and `_TURNED`."""
 _WORSE = 1e-5
-_NEAR, _LITTLE = 6.0, 0.01
-"""A row whose inner steps came to their end is settled too if it moved by less than so many
-tolerances and the exact objective fell by less than this share: the next step would be the square
-of this one."""
 
 
 @dataclass(frozen=True)
@@ -378,10 +374,8 @@ class Solver:
         targets: Tensor,
         active: Tensor,
         tolerance: float,
-    ) -> Tensor:
-        """Returns (n,) bool: rows whose inner steps came to their end before they were counted."""
+    ) -> None:
         transforms, points = evaluated
-        before, most = state.steps.clone(), self.config.steps or plan.stage.steps
         energy, moments, pull = self.kernels.residual_moments(
             plan.vertices, transforms, points, targets, active
         )
@@ -393,11 +387,10 @@ class Solver:
             block.joint_targets,
             (energy, moments, corrective),
             active,
-            most,
+            self.config.steps or plan.stage.steps,
             0.2 * tolerance,
             state,
         )
-        return state.steps - before < most
 
     def tolerance(self, plan: StagePlan) -> float:
         """Largest parameter change after which a row of the stage is settled."""
@@ -432,17 +425,13 @@ class Solver:
         tolerance = self.tolerance(plan)
         pair_moments = self.pair_moments(plan, block.shape)
         active, found = real, Solution.empty(real.numel(), self.device)
-        ended = torch.zeros_like(real)
         for turn in range(ROUNDS_IN_BLOCK + 1):
             evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
             if turn > 0:
-                near = ended & (state.step_size < _NEAR * tolerance)
-                found, active = self._settle(
-                    plan, block, state, evaluated, active, start, found, near
-                )
+                found, active = self._settle(plan, block, state, evaluated, active, start, found)
                 if turn == ROUNDS_IN_BLOCK or (self.kernels.host_decides and not active.any()):
                     break
-            ended = self._round(
+            self._round(
                 plan, block, state, pair_moments, evaluated, block.targets, active, tolerance
             )
             # candidates that keep getting worse: at the optimum to rounding, so judge the best
@@ -460,11 +449,9 @@ class Solver:
         active: Tensor,
         start: int,
         found: Solution,
-        near: Tensor,
         force: bool = False,
     ) -> tuple[Solution, Tensor]:
-        """Judge the candidates; converged rows that are no worse than their best are done, and so
-        are those `near` (n,) convergence whose objective hardly fell."""
+        """Judge the candidates; converged rows that are no worse than their best are done."""
         transforms, points = evaluated
         squares, totals, largest = self.kernels.judge(
             self.skinning, self.region, transforms, points, block.targets
@@ -478,8 +465,7 @@ class Solver:
         energy = mean_square + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
-        little = near & (energy > (1.0 - _LITTLE) * state.best_energy)
-        small = ((state.step_size < self.tolerance(plan)) | little) & (
+        small = (state.step_size < self.tolerance(plan)) & (
             energy <= state.best_energy * (1.0 + _WORSE) + 1e-13
         )
         done = active & (small | force)
@@ -529,10 +515,7 @@ class Solver:
         state.step_size[:] = torch.inf
         plan, found = self.plans[-1], Solution.empty(real.numel(), self.device)
         evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
-        near = torch.zeros_like(real)
-        found, active = self._settle(
-            plan, block, state, evaluated, real, start, found, near, force=True
-        )
+        found, active = self._settle(plan, block, state, evaluated, real, start, found, force=True)
         return Ended(found, active, state)
 
 

@@ -127,13 +127,11 @@ def stage_plans(
     masses = np.ones(skel.template.shape[0]) if weights is None else weights
     plans: list[StagePlan] = []
     for stage in config.resolved_recipe().stages:
-        seen = _seen_vertices(stage, smpl_weights, skel.template.shape[0])
-        chosen = seen[:: stage.stride]
-        shares = _shares(skel, seen, chosen, masses[seen])
-        key = (f"{dtype} {skel.device}", chosen.tobytes(), shares.tobytes())
+        chosen = _chosen_vertices(stage, smpl_weights, skel.template.shape[0])
+        key = (f"{dtype} {skel.device}", chosen.tobytes(), masses[chosen].tobytes())
         vertices = made.get(key)
         if vertices is None:
-            vertices = tables.vertex_set(skel, chosen, shares, dtype, skel.device)
+            vertices = tables.vertex_set(skel, chosen, masses[chosen], dtype, skel.device)
             made[key] = vertices
         joint_masses = np.zeros(24)
         joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
@@ -150,31 +148,14 @@ def stage_plans(
     return tuple(plans)
 
 
-def _seen_vertices(stage: Stage, smpl_weights: np.ndarray | None, count: int) -> np.ndarray:
-    """Numbers of the vertices that a stage is about; it looks at every `stride`th of them."""
+def _chosen_vertices(stage: Stage, smpl_weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Numbers of the vertices that a stage looks at."""
     mask = np.ones(count, bool)
     if stage.vertices is not None:
         if smpl_weights is None:
             raise ValueError(f"stage {stage.name}: its vertex mask needs an SMPL model")
         mask = stage.vertices.select(smpl_weights)
-    seen = np.nonzero(mask)[0]
-    if seen.size == 0:
+    chosen = np.nonzero(mask)[0][:: stage.stride]
+    if chosen.size == 0:
         raise ValueError(f"stage {stage.name}: its vertex mask selects no vertex")
-    return seen
-
-
-_BONES_APART = 0.3
-"""m: how far apart skinning weights put two vertices of the same place."""
-
-
-def _shares(skel: SKEL, seen: np.ndarray, chosen: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """Masses of the chosen vertices: each stands for the seen ones (with `masses`) that it is
-    nearest to, in place and in skinning weights. So a coarse stage ends where a fine one begins."""
-    if chosen.size == seen.size:
-        return masses
-    weights = _BONES_APART * tables.numpy_of(skel.skin_weights)
-    places = np.concatenate([tables.numpy_of(skel.template), weights], axis=1)
-    near = places[chosen]
-    distances = (near**2).sum(axis=1) - 2.0 * places[seen] @ near.T
-    shares = np.bincount(distances.argmin(axis=1), weights=masses, minlength=chosen.size)
-    return np.maximum(shares, LEAST_WEIGHT * shares.max())  # of two that coincide one gets nothing
+    return chosen

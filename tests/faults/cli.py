@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# As `main` does; the fitters of the tests load numpy before it.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import tests.faults.fitters  # noqa: F401  (registers them)
 from stages.cli import main
 

@@ -161,8 +161,8 @@ _BYTES = (
          "        path.read_bytes()",
          f"{RUN}::test_a_finished_run_touches_nothing"),
     _one("P20", "a preview makes the folders", "pipeline/run.py",
-         "        states = run.inspect_all(found.plan)\n        wanted = _wanted(",
-         "        run.prepare()\n        states = run.inspect_all(found.plan)\n"
+         "        states = run.inspect_all(plan)\n        wanted = _wanted(",
+         "        run.prepare()\n        states = run.inspect_all(plan)\n"
          "        wanted = _wanted(",
          f"{RUN}::test_preview_counts_equal_the_run_and_write_nothing",
          f"{CLI}::test_missing_and_broken_inputs_are_5_and_write_nothing",
