@@ -51,7 +51,8 @@ class Catalogue:
         files = self.files()
         if given not in files:
             known = ", ".join(sorted(files)) or "none"
-            raise UsageError(f"no {self.what} '{given}'; known: {known}")
+            file = f"{given}: no such file; " if Path(given).suffix or "/" in given else ""
+            raise UsageError(f"{file}no {self.what} '{given}'; known: {known}")
         return files[given]
 
     def files(self) -> dict[str, Path]:

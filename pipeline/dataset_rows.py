@@ -103,3 +103,26 @@ def recorded_ground(plan: Plan) -> str:
         f"data set {plan.name!r} does not record which way is up; say it: camera (y down), y-up, "
         "z-up or none"
     )
+
+
+def check_one_person(dataset: Dataset, rows: NDArray[np.int64]) -> None:
+    """Refuse rows (n,) that one file of one moving person cannot hold.
+
+    Raises:
+        UsageError: no rows, several without sequences, or rows of several sequences.
+    """
+    if not rows.size:
+        raise UsageError(f"{dataset.directory}: no row with a fit is left to export")
+    if len(rows) == 1:
+        return
+    if SEQUENCE not in dataset:
+        raise UsageError(
+            f"{dataset.directory}: rows are unrelated people; export one, e.g. --rows "
+            f"{rows[0]}:{rows[0] + 1}"
+        )
+    names = np.unique(dataset[SEQUENCE][rows])
+    if len(names) > 1:
+        raise UsageError(
+            f"{dataset.directory}: {len(names)} sequences; one file holds one: "
+            f"--sequence {names[0]}"
+        )

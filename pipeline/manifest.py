@@ -145,7 +145,7 @@ def models_directory(kind: str, given: Path | None) -> Path:
 def missing_models(path: Path, what: str) -> str:
     """The one message about absent body models: what, where from, where to, and the demo."""
     return (
-        f"{path}: {what}; this subset needs the licensed body models: download SKEL v1.1.1 "
+        f"{path}: {what}; the licensed body models are needed: download SKEL v1.1.1 "
         "(skel.is.tue.mpg.de: skel_male.pkl, skel_female.pkl) and SMPL v1.1.0 "
         "(smpl.is.tue.mpg.de: SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl) into that folder, "
         f"or give --models DIR (or set {MODELS_VARIABLE}); "

@@ -49,7 +49,8 @@ _LIKELY = {
     "pose_out_of_range": "the poses look like degrees: expected axis-angle in radians",
     "transl_out_of_range": "the translations look like millimetres: expected metres",
     "betas_out_of_range": "the betas look like those of another body model: expected SMPL's",
-    "vertices_out_of_range": "the meshes look like centimetres or millimetres: expected metres",
+    "vertices_out_of_range": "the meshes are not of a person's size: expected metres, not "
+    "centimetres or millimetres",
     "box_too_small": "the boxes look like fractions of the image: expected pixels",
     "box_too_large": "the box scale looks like pixels where it should be divided by 200",
 }

@@ -21,6 +21,7 @@ import numpy as np
 from skel_fit.atomic import whole_file
 from skel_fit.errors import ModelFileError
 from skel_fit.npy_header import read_npy_header
+from skel_fit.strict_npz import DAMAGE
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,7 @@ def read_calibrations(path: Path) -> CalibrationFile:
             if sum(member.file_size for member in archive.infolist()) > _LARGEST:
                 raise ValueError(f"more than {_LARGEST >> 20} MB")
             return _parsed(archive)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
-            NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as error:  # fmt: skip
+    except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ModelFileError(
             f"{path}: not a calibration of hmr-skel ({reason}); make it again with hmr-skel "

@@ -16,18 +16,10 @@ from stages.terminal import say
 class Request:
     """Which pictures, by which network."""
 
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, patterns in quotes."),
-    ]
-    checkpoint: Annotated[
-        Path, typer.Option(help="best.pt of a training folder, or an imported file.")
-    ]
+    images: options.Images
+    checkpoint: options.TrainedCheckpoint
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("layers")
-    boxes: Annotated[
-        Path | None,
-        typer.Option(help="JSON or CSV of person boxes.", show_default="whole pictures"),
-    ] = None
+    boxes: options.Boxes = None
     fov_checkpoint: options.FovCheckpoint = None
     models: options.Models = None
     device: options.Device = "cpu"

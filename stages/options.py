@@ -66,6 +66,17 @@ Option = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
 FitDevice = Annotated[str, typer.Option(help="Torch device of the fit, e.g. cpu or cuda.")]
+Images = Annotated[
+    list[Path],
+    typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, patterns in quotes."),
+]
+TrainedCheckpoint = Annotated[
+    Path, typer.Option(help="best.pt of a training folder, or an imported file.")
+]
+Boxes = Annotated[
+    Path | None,
+    typer.Option(help="JSON or CSV of person boxes.", show_default="whole pictures"),
+]
 FovCheckpoint = Annotated[
     Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")
 ]

@@ -22,18 +22,10 @@ _NAMED = 3  # skipped pictures in the closing line
 class Request:
     """Which pictures, by which network, and what to write where."""
 
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, patterns in quotes."),
-    ]
-    checkpoint: Annotated[
-        Path, typer.Option(help="best.pt of a training folder, or an imported file.")
-    ]
+    images: options.Images
+    checkpoint: options.TrainedCheckpoint
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions")
-    boxes: Annotated[
-        Path | None,
-        typer.Option(help="JSON or CSV of person boxes.", show_default="whole pictures"),
-    ] = None
+    boxes: options.Boxes = None
     focal: Annotated[float | None, typer.Option(help="Focal length, pixels.")] = None
     fov_checkpoint: options.FovCheckpoint = None
     models: options.Models = None

@@ -155,7 +155,7 @@ def _other_faces(content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_centimetres, "look like centimetres"),
+        (_centimetres, "not of a person's size"),
         (_shuffled, "vertices are not in the order of smplx"),
         (_flat, "member 'vertices'"),
         (_other_faces, "member 'faces'"),

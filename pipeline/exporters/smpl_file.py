@@ -16,7 +16,13 @@ from pydantic import Field
 
 from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
-from pipeline.dataset_rows import DEFAULT_RATE, RowRange, chosen_rows, recorded_rate
+from pipeline.dataset_rows import (
+    DEFAULT_RATE,
+    RowRange,
+    check_one_person,
+    chosen_rows,
+    recorded_rate,
+)
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.output_files import write_bytes
@@ -54,7 +60,7 @@ class SmplFile:
         poses, betas, trans, genders = (
             dataset.take([name], rows)[name] for name in (*SKEL_COLUMNS, "skel_gender")
         )
-        _check_one_person(dataset, rows, betas, genders)
+        _check_one_shape(dataset, rows, betas, genders)
         rate = options.rate or recorded_rate(dataset, rows) or DEFAULT_RATE
         members: dict[str, Any] = {
             "codecVersion": np.int32(CODEC_VERSION),
@@ -80,27 +86,13 @@ class SmplFile:
         )
 
 
-def _check_one_person(
+def _check_one_shape(
     dataset: Dataset, rows: NDArray[np.int64], betas: NDArray, genders: NDArray
 ) -> None:
     """Raises UsageError where rows are not one person with one shape."""
-    if not rows.size:
-        raise UsageError(f"{dataset.directory}: no row with a fit is left to export")
-    if len(rows) == 1:
-        return
-    if SEQUENCE not in dataset:
-        raise UsageError(
-            f"{dataset.directory}: rows are unrelated people; export one, e.g. --rows "
-            f"{rows[0]}:{rows[0] + 1}"
-        )
-    names = np.unique(dataset[SEQUENCE][rows])
-    if len(names) > 1:
-        raise UsageError(
-            f"{dataset.directory}: {len(names)} sequences; one file holds one: "
-            f"--sequence {names[0]}"
-        )
+    check_one_person(dataset, rows)
     if (betas != betas[0]).any() or (genders != genders[0]).any():
         raise UsageError(
-            f"{dataset.directory}: the shape changes within {names[0]}; one file holds one shape: "
-            f"choose with --rows, e.g. {rows[0]}:{rows[0] + 1}"
+            f"{dataset.directory}: the shape changes within {dataset[SEQUENCE][rows[0]]}; one file "
+            f"holds one shape: choose with --rows, e.g. {rows[0]}:{rows[0] + 1}"
         )

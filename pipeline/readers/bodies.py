@@ -32,7 +32,6 @@ body is nearer, identity by identity."""
 UNKNOWN = "unknown"
 """`AnnotationRows.skel_gender` of rows whose identity decides."""
 
-_STEP = 65_536
 
 ParametersOf = Callable[[Mapping[str, np.ndarray], Verdicts], dict[str, np.ndarray]]
 """Columns of some rows -> the parameters of the body (`skel_fit.bodies`), radians and metres; rows
@@ -97,18 +96,6 @@ class BodySource(LabelSource):
                 _, number = np.unique(names.reshape(self.rows), return_inverse=True)
                 self._people = number.astype(np.int64)
         return self._people
-
-    def gender_pairs(self) -> set[tuple[str, str]]:
-        columns = [name for name in ("gender", "skel_gender") if name in self._table.specs]
-        pairs: set[tuple[str, str]] = set()
-        for start in range(0, self.rows, _STEP):
-            stop = min(start + _STEP, self.rows)
-            fields = self._table.read(start, stop, columns) if columns else {}
-            verdicts = Verdicts.empty(stop - start)
-            smpl, skel = self._genders(fields, verdicts, stop - start)
-            good = verdicts.reasons == ""
-            pairs |= set(zip(smpl[good].tolist(), skel[good].tolist(), strict=True))
-        return pairs
 
     def read(self, start: int, stop: int) -> AnnotationRows:
         if not 0 <= start <= stop <= self.rows:

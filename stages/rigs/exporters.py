@@ -15,6 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset_rows import (
     DEFAULT_RATE,
     RowRange,
+    check_one_person,
     chosen_rows,
     recorded_ground,
     recorded_rate,
@@ -22,7 +23,6 @@ from pipeline.dataset_rows import (
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.output_files import write_bytes
-from pipeline.sequences import COLUMN as SEQUENCE
 from pipeline.task import conversion_models
 from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.models import BodyModels
@@ -117,7 +117,9 @@ def _taken(dataset: Dataset, options: RigOptions, models: Path | None) -> _Taken
         raise UsageError("--rejected keep: rows without a fit have no pose to export")
     selection = Selection.of(dataset, options)
     rows = chosen_rows(dataset, selection.kept, options.rows, options.sequence)
-    _check_one_person(dataset, rows)
+    check_one_person(dataset, rows)
+    if len(rows) > MOST_FRAMES:
+        raise UsageError(f"{len(rows)} frames; one file holds {MOST_FRAMES}: choose with --rows")
     ground = recorded_ground(dataset.plan) if options.ground == "auto" else options.ground
     bodies = BodyModels(conversion_models(dataset.plan, dataset.attrs["models_directory"], models))
     start, stop = int(rows[0]), int(rows[-1]) + 1
@@ -130,23 +132,3 @@ def _taken(dataset: Dataset, options: RigOptions, models: Path | None) -> _Taken
     rate = options.rate or recorded_rate(dataset, rows) or DEFAULT_RATE
     rig = rig_of({gender: skel}, given, rate).turned(TO_Y_UP[ground])
     return _Taken(rig, rows, selection, skel.standin)
-
-
-def _check_one_person(dataset: Dataset, rows: NDArray[np.int64]) -> None:
-    if not rows.size:
-        raise UsageError(f"{dataset.directory}: no row with a fit is left to export")
-    if len(rows) > MOST_FRAMES:
-        raise UsageError(f"{len(rows)} frames; one file holds {MOST_FRAMES}: choose with --rows")
-    if len(rows) == 1:
-        return
-    if SEQUENCE not in dataset:
-        raise UsageError(
-            f"{dataset.directory}: rows are unrelated people; export one, e.g. --rows "
-            f"{rows[0]}:{rows[0] + 1}"
-        )
-    names = np.unique(dataset[SEQUENCE][rows])
-    if len(names) > 1:
-        raise UsageError(
-            f"{dataset.directory}: {len(names)} sequences; one file holds one: "
-            f"--sequence {names[0]}"
-        )

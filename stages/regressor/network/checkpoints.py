@@ -201,8 +201,13 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        reason = " ".join(str(error).split())[:140]
         raise InputError(
             f"{path}: damaged, or holds more than tensors and plain types (which is refused; "
-            f"hmr-skel import-checkpoint reads official files): {reason}"
+            f"hmr-skel import-checkpoint reads official files): {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Torch's reason without its advice to load the file with less care."""
+    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return f"{type(error).__name__}: {' '.join(text.strip().splitlines()[:1])[:140]}"
