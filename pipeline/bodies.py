@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import DEFAULT_FITTER, FitterFactory, fit_columns, registered_fitter
-from pipeline.identities import SHAPES_FILE, read_shapes
+from pipeline.identity_shapes import SHAPES_FILE, read_shapes
 from pipeline.manifest import missing_models
 from pipeline.plan import BodyRecord, CalibrationRecord, ModelRecord, Plan
 from pipeline.provenance import file_record
@@ -24,7 +24,7 @@ from skel_fit.models import BodyModels
 if TYPE_CHECKING:
     import torch
 
-    from skel_fit.bodies.identities import IdentityShapes
+    from skel_fit.bodies.identity_shapes import IdentityShapes
     from skel_fit.bodies.source_body import SourceBody, SourceRoot
     from skel_fit.bodies.surface_map import SurfaceMap
     from skel_fit.recipe import FitConfig, FitRequest

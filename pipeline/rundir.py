@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.attempts import MAX_FAILURES, Attempts, Failure, Search
 from pipeline.concessions import Concessions, read_concessions, write_concessions
 from pipeline.errors import InputError, UsageError
-from pipeline.identities import PARTS_FOLDER, SHAPES_FILE
+from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE
 from pipeline.locking import held, is_held
 from pipeline.output_files import (
     TEMPORARY_SUFFIX,

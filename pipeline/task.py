@@ -22,7 +22,7 @@ from pipeline.concessions import NOTHING, Concessions, read_concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.fitters import Fitter, FitterFactory
 from pipeline.given_labels import NOT_FITTED
-from pipeline.identities import identified
+from pipeline.identity_shapes import identified
 from pipeline.manifest import Limits, models_directory
 from pipeline.output_files import sealed_json, write_bytes
 from pipeline.plan import Plan

@@ -31,7 +31,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.extras import install_hint
-from pipeline.identities import SHAPES_FILE, plan_shapes
+from pipeline.identity_shapes import SHAPES_FILE, plan_shapes
 from pipeline.output_files import make_directory, published
 from pipeline.paths import is_inside, stays_inside
 from pipeline.plan import Plan

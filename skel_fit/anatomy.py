@@ -13,6 +13,7 @@ import numpy as np
 
 NUM_JOINTS = 24
 NUM_POSES = 46
+NUM_BETAS = 10
 
 
 @dataclass(frozen=True)

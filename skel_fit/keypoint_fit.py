@@ -89,7 +89,7 @@ class Cameras:
 class Places:
     """3D points (n, K, 3), metres, along the world's axes, with weights (n, K), 0: none.
 
-    relative: their origin is unknown; they are compared from the middle of the hips.
+    relative: their origin is the middle of the hips, wherever that is; else they are in the world.
     """
 
     points: np.ndarray
@@ -462,8 +462,8 @@ def _cameras(cameras: Cameras, n: int, views: int) -> tuple[np.ndarray, np.ndarr
         if (np.abs(inner[..., 2, :] - [0, 0, 1]) > 1e-9).any() or (inner[..., 1, 0] != 0).any():
             raise ValueError("cameras.intrinsics: expected rows fx s cx, 0 fy cy, 0 0 1")
         turns = outer[..., :3]
-        off = np.abs(np.swapaxes(turns, -1, -2) @ turns - np.eye(3)).max(initial=0.0)
-        if off > 1e-3 or (np.linalg.det(turns) < 0).any():
+        off = np.abs(np.swapaxes(turns, -1, -2) @ turns - np.eye(3))
+        if (off > 1e-3).any() or (np.linalg.det(turns) < 0).any():
             raise ValueError("cameras.extrinsics: expected rotations in [..., :3]")
     lenses = np.stack(
         [inner[..., 0, 0], inner[..., 1, 1], inner[..., 0, 2], inner[..., 1, 2], inner[..., 0, 1]],
@@ -500,8 +500,12 @@ def _places(places: Places | None, n: int, count: int) -> tuple[np.ndarray, np.n
     return points, weights, places.relative
 
 
+_ENOUGH = 8
+
+
 def _sizes(size: np.ndarray | None, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """(n, V) px; 1 where a view sees nothing."""
+    """(n, V) px; 1 where a view sees nothing. A few points say nothing of a person's size: a view
+    of fewer than `_ENOUGH` has that of the largest view, where that one has enough."""
     n, views = pixels.shape[:2]
     if size is not None:
         sizes = _numbers("size", size)
@@ -515,6 +519,9 @@ def _sizes(size: np.ndarray | None, pixels: np.ndarray, used: np.ndarray) -> np.
         high = np.where(used[..., None], pixels, -np.inf).max(2)
         with np.errstate(invalid="ignore"):
             sizes = np.maximum((high - low).max(-1), 1.0)
+        enough = used.sum(2) >= _ENOUGH
+        largest = np.where(enough, sizes, 0.0).max(1, keepdims=True)
+        sizes = np.where(~enough & (largest > 0), largest, sizes)
     sizes[~used.any(2)] = 1.0
     return sizes
 

@@ -172,15 +172,13 @@ def _decided(
     stored_error = (weights * before).sum(1) / total
     refined_error = (weights * after).sum(1) / total
     fits = np.isfinite(whole.poses).all(1)
-    # a stored label behind its camera cannot be judged: anything that can be is better
-    hopeless = fits & ~np.isfinite(stored_error) & np.isfinite(refined_error)
     worse_limits = _worse(_beyond_limits(whole.poses), _beyond_limits(stored.poses), 0.0)
     distance, known = prior.squared_distance(whole.poses), prior.squared_distance(stored.poses)
     unlikely_pose = _worse(distance, known, _CHI2_95)
     largest, stored_largest = (np.abs(betas).max(1) for betas in (whole.betas, stored.betas))
     unlikely_shape = _worse(largest, stored_largest, _LARGEST_BETA)
     with np.errstate(invalid="ignore"):
-        better = (refined_error < (1.0 - config.gain) * stored_error) | hopeless
+        better = refined_error < (1.0 - config.gain) * stored_error
     outcome = np.full(len(fits), "refined", "U14")
     checks: tuple[tuple[str, np.ndarray], ...]
     if config.acceptance == "published":

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from skel_fit import anatomy, kinematics
-from skel_fit.anatomy import NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
+from skel_fit.anatomy import NUM_BETAS, NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
 from skel_fit.kinematics import HEAD, LUMBAR, RADIUS_L, RADIUS_R, THORAX, ULNA_L, ULNA_R
 from skel_fit.rotations import safe_norm
 
 NUM_VERTICES = 6890
 NUM_FACES = 13776
-NUM_BETAS = 10
+
 NUM_POSE_FEATURES = 207
 
 HAND_R, HAND_L = 18, 23

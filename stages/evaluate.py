@@ -69,9 +69,7 @@ class Request:
     worst: Annotated[int, typer.Option(min=0, help="Worst rows to draw.")] = 6
     layer_cameras: Annotated[
         bool,
-        typer.Option(
-            "--layer-cameras", help="Also the final body under the camera of every earlier layer."
-        ),
+        typer.Option("--layer-cameras", help="Also the final body under the camera of each layer."),
     ] = False
     against: Annotated[
         Path | None, typer.Option(help="A second checkpoint, beside the first one.")

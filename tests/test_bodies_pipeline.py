@@ -12,7 +12,7 @@ import pytest
 import pipeline.identities as stage
 from pipeline import open_dataset
 from pipeline.errors import InputError
-from pipeline.identities import PARTS_FOLDER, SHAPES_FILE, read_shapes
+from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, read_shapes
 from pipeline.own_file import own_file
 from pipeline.readers import open_source
 from pipeline.readers.sam3d import pinhole

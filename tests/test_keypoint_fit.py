@@ -348,6 +348,29 @@ def test_bad_rows_are_rejected_and_change_no_other():
     assert empty.poses.shape == (0, 46) and empty.status == []
 
 
+def test_a_camera_is_judged_by_itself():
+    """A row without a camera hides nothing of another's: before, NaN let a stretched one pass."""
+    outer = np.stack([np.full((3, 4), np.nan), 3.0 * np.eye(3, 4)])[:, None]
+    with pytest.raises(ValueError, match="expected rotations"):
+        fit_skel_to_keypoints(
+            body(), POINTS, truth()[1][:2], np.ones((2, 33)),
+            Cameras(np.broadcast_to(LENS, (2, 1, 3, 3)), outer),
+        )  # fmt: skip
+
+
+def test_a_view_of_one_point_does_not_outweigh_the_others():
+    """Nor is the person as small as what that view sees."""
+    cameras, pixels = two_cameras()
+    weights = np.ones((ROWS, 2, 33))
+    weights[:, 1, 1:] = 0.0
+    pixels = pixels.copy()
+    pixels[:, 1, 0] += 6.0
+    start = Start(people()[:, :46], people()[:, 49:], people()[:, 46:49])
+    fit = fit_skel_to_keypoints(body(), POINTS, pixels, weights, cameras, start=start)
+    seen = project(fit.points, LENS)
+    assert np.linalg.norm(seen - pixels[:, 0], axis=-1).max() < 6.0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -266,7 +266,14 @@ def test_what_is_wrong_with_a_file_is_one_line(
     whole = variant("g", lambda c: None)
     width = refused(whole, capsys)
     assert "its width is 32, the recipe's 1280" in width and "of another shape" in width
-    assert "recipe default" not in refused(whole, capsys, "--recipe", "published-baseline")
+    other = refused(whole, capsys, "--recipe", "published-baseline")
+    assert "coarse_to_fine" in other and "published-baseline has single_token" in other
+    whole_numbers = variant(
+        "i", lambda c: c["ema_model"].update(
+            {"model.decoder.mean_cam": torch.ones(1, 3, dtype=torch.int8)}
+        )
+    )  # fmt: skip
+    assert "found (1, 3) integers" in refused(whole_numbers, capsys, *SETS)
     cut = tmp_path / "h"
     cut.write_bytes(whole.read_bytes()[:-3000])
     assert "damaged" in refused(cut, capsys)

@@ -484,6 +484,19 @@ def test_predict_for_many(
             np.degrees(found["poses"][k, knee]), rel=1e-4, abs=1e-4
         )
         assert float(row["trans_z_m"]) == pytest.approx(found["trans"][k, 2], rel=1e-4)
+    # Nor does what cannot be predicted cost more than itself.
+    real = prediction.predict_people
+
+    def fails(trained, body, pictures, *rest):
+        if good[1] in pictures:
+            raise InputError(f"{good[1]}: no focal length")
+        return real(trained, body, pictures, *rest)
+
+    monkeypatch.setattr(prediction, "predict_people", fails)
+    again = ["predict", str(folder), *words[3:-1], str(tmp_path / "again")]
+    assert command_line(again) == 3
+    assert "2 of 4 pictures skipped" in capsys.readouterr().err
+    monkeypatch.setattr(prediction, "predict_people", real)
     # A picture's result does not depend on its company, up to rounding.
     words = ["predict", str(good[2]), "--checkpoint", str(checkpoint), "--save", "npz",
              "--out", str(out)]  # fmt: skip

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skel_fit.bodies.identities import IdentityShapes, fit_identity
+    from skel_fit.bodies.identities import fit_identity
+    from skel_fit.bodies.identity_shapes import IdentityShapes
     from skel_fit.bodies.source_body import SourceBody, SourceRoot
     from skel_fit.bodies.surface_fit import fit_skel_to_surface
     from skel_fit.bodies.surface_map import SurfaceMap, faces_sha256
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "identities": ("IdentityShapes", "fit_identity"),
+    "identities": ("fit_identity",),
+    "identity_shapes": ("IdentityShapes",),
     "source_body": ("SourceBody", "SourceRoot"),
     "surface_fit": ("fit_skel_to_surface",),
     "surface_map": ("SurfaceMap", "faces_sha256"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skel_fit.bodies.identities import IdentityShapes
+from skel_fit.bodies.identity_shapes import IdentityShapes
 from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.bodies.surface_map import SurfaceMap
 from skel_fit.bodies.weights import surface_weights

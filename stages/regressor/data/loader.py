@@ -1,6 +1,6 @@
 """Rows to batches: a dataset whose items never change between reads, and a stateless order.
 
-An item is a pure function of (row, epoch); the order is a pure function of (seed, epoch). So a run
+An item is a pure function of its key; the order is a pure function of (seed, epoch). So a run
 that is resumed, or has other workers, sees the same batches.
 """
 
@@ -20,12 +20,13 @@ from pipeline.errors import InputError
 from skel_fit.keypoints import MIRROR
 from stages.regressor.config import DataConfig
 from stages.regressor.data import augment, crops
-from stages.regressor.data.mixture import Mixture
+from stages.regressor.data.mixture import Mixture, repeats
 from stages.regressor.data.rows import Collection, TrainingRows
 from stages.regressor.network.camera import grown_side
 from stages.regressor.network.view import View
 
-Key = tuple[int, int]  # epoch, row
+Key = tuple[int, ...]
+"""Epoch, row; of a mixture also how often this epoch has taken the row before."""
 
 
 class Batch(NamedTuple):
@@ -90,9 +91,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         return self.rows.label(k) + place
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        epoch, k = key
+        epoch, k, *repeat = key
         rows = self.rows
-        random = np.random.default_rng((self.seed, epoch, int(rows.source[k]), k))
+        random = np.random.default_rng((self.seed, epoch, int(rows.source[k]), k, *repeat))
         keypoints = rows.keypoints[k].astype(np.float64)
         change = augment.Change()
         if self.training:
@@ -221,14 +222,16 @@ class Order:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Key]]:
         """Keys of the batches of an epoch from batch `start` on."""
+        keys: list[Key]
         if self.mixture is not None:
             order = self.mixture.epoch(epoch)
+            keys = [(epoch, *pair) for pair in zip(order.tolist(), repeats(order), strict=True)]
         else:
             order = np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+            keys = [(epoch, row) for row in order.tolist()]
         size = self.batch * self.world
         for k in range(start, self.batches):
-            mine = order[k * size : (k + 1) * size][self.rank :: self.world]
-            yield [(epoch, int(row)) for row in mine]
+            yield keys[k * size : (k + 1) * size][self.rank :: self.world]
 
 
 def batches(

@@ -43,7 +43,8 @@ class Mixture:
         return order
 
     def _draws(self, epoch: int) -> np.ndarray:
-        random = np.random.default_rng((self._seed, epoch))
+        # Four numbers: with two it would be the stream of the first permutation of a set.
+        random = np.random.default_rng((self._seed, epoch, 0, 1))
         return random.choice(len(self._weights), size=self.rows, p=self._weights)
 
     def _stream(self, k: int, begin: int, count: int) -> np.ndarray:
@@ -57,6 +58,16 @@ class Mixture:
             parts.append(part)
             begin, count = begin + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def repeats(order: np.ndarray) -> list[int]:
+    """How often each place's row stands before it in the order (n,)."""
+    seen: dict[int, int] = {}
+    found = []
+    for row in order.tolist():
+        found.append(seen.get(row, 0))
+        seen[row] = found[-1] + 1
+    return found
 
 
 def mixture_weights(

@@ -97,7 +97,10 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
         elif not path.exists() and any(mark in str(path) for mark in "*?["):
             root = Path(path.anchor) if path.is_absolute() else Path()
             pattern = str(path.relative_to(root)) if path.is_absolute() else str(path)
-            inside = [p for p in sorted(root.glob(pattern)) if _is_picture(p)]
+            try:
+                inside = [p for p in sorted(root.glob(pattern)) if _is_picture(p)]
+            except ValueError as error:
+                raise InputError(f"{path}: no pattern of files ({error})") from None
         else:
             read_file(path, 1)
             inside = [path]
@@ -110,7 +113,7 @@ def find_pictures(given: Sequence[Path]) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    own = path.name.endswith((".overlay.png", ".views.png"))
+    own = path.name.endswith((".overlay.png", ".views.png", ".attention.png", ".layers.png"))
     return path.suffix.lower() in SUFFIXES and not own and path.is_file()
 
 
@@ -146,16 +149,34 @@ def predict_pictures(
                 outcome.empty.append(image)
             pictures[image] = (data, picture)
             people += boxes
-        if pictures:
-            results = predict_people(trained, body, pictures, people, wish)
-            parts.append(results)
+        for some in _possible(trained, body, pictures, people, wish, outcome):
+            parts.append(some)
             prepare()
-            _write_pictures(skel, pictures, results, named, wish)
+            _write_pictures(skel, pictures, some, named, wish)
         progress(len(chunk), f"{sum(len(part['image']) for part in parts)} people")
     if not parts:
         raise InputError(next(iter(outcome.skipped.values())))
     outcome.results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return outcome
+
+
+def _possible(
+    trained: TrainedNetwork, body: KeypointBody, pictures: Mapping[Path, tuple[bytes, np.ndarray]],
+    people: Sequence[Box], wish: Wish, outcome: Outcome,
+) -> Iterator[Results]:  # fmt: skip
+    """Predictions of some pictures; where they fail together, of each that does not by itself."""
+    if not pictures:
+        return
+    try:
+        yield predict_people(trained, body, pictures, people, wish)
+        return
+    except InputError as error:
+        if len(pictures) == 1:
+            outcome.skipped[next(iter(pictures))] = str(error)
+            return
+    for image, found in pictures.items():
+        own = [box for box in people if box.image == image]
+        yield from _possible(trained, body, {image: found}, own, wish, outcome)
 
 
 def _chunks(images: Sequence[Path]) -> Iterator[Sequence[Path]]:

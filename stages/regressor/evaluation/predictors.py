@@ -111,7 +111,7 @@ class CheckpointPredictor:
         return self._network.predict(persons, rule, self._choose)
 
     def layer_cameras(self) -> list[CheckpointPredictor]:
-        """The final body under the camera of every earlier estimate: its (tx, ty) with the final
+        """The final body under the camera of each estimate: its (tx, ty) with the final
         scale, and its scale with the final (tx, ty) (docs/reference/checkpoints.md#layer-cameras).
         """
         options = self._network.recipe.model

@@ -114,16 +114,22 @@ def compared(network: nn.Module, tensors: Mapping[str, Tensor]) -> KeyDifference
 
 
 def differing(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> KeyDifferences:
-    """How `tensors` differ from those that are wanted, in names and shapes."""
+    """How `tensors` differ from those that are wanted, in names, shapes and kinds of numbers."""
     return KeyDifferences(
         missing=tuple(sorted(wanted.keys() - tensors.keys())),
         unexpected=tuple(sorted(tensors.keys() - wanted.keys())),
         shapes=tuple(
-            f"{name}: expected {tuple(wanted[name].shape)}, found {tuple(tensors[name].shape)}"
+            f"{name}: expected {_form(wanted[name])}, found {_form(tensors[name])}"
             for name in sorted(wanted.keys() & tensors.keys())
-            if wanted[name].shape != tensors[name].shape
+            if _form(wanted[name]) != _form(tensors[name])
         ),
     )
+
+
+def _form(tensor: Tensor) -> str:
+    """Shape, and the kind of numbers where they are not real ones."""
+    kind = "" if tensor.is_floating_point() else " complex" if tensor.is_complex() else " integers"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:

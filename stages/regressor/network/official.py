@@ -19,7 +19,13 @@ from torch import Tensor
 from pipeline.errors import InputError, UsageError
 from pipeline.provenance import file_record
 from stages.regressor.config import ModelConfig, Recipe, load_recipe
-from stages.regressor.network.checkpoints import FORMAT, KeyDifferences, compared, differing
+from stages.regressor.network.checkpoints import (
+    FORMAT,
+    KeyDifferences,
+    compared,
+    differing,
+    load_checkpoint,
+)
 from stages.regressor.network.foreign_files import read_foreign
 from stages.regressor.network.hrnet import HumanFOV
 from stages.regressor.network.model import Regressor
@@ -443,9 +449,10 @@ def _own_network(path: Path, prefix: str) -> dict[str, Tensor] | None:
     content = read_foreign(path)
     if not (isinstance(content, Mapping) and content.get("format") == FORMAT):
         return None
-    tensors = content.get("network") or content.get("ema") or {}
+    own = load_checkpoint(path)  # with all that is asked of files of ours
+    tensors = own.get("ema") or own.get("network") or {}  # the average, as predict and export take
     return {
-        name.removeprefix(prefix): tensor
+        name.removeprefix(prefix): _checked(name, tensor, path)
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }

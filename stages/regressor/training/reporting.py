@@ -19,7 +19,7 @@ from stages import wording
 from stages.drawing import overlays
 from stages.regressor.config import Recipe
 from stages.regressor.data.crops import seen_picture
-from stages.regressor.data.loader import CropDataset, batches
+from stages.regressor.data.loader import CropDataset, Key, batches
 from stages.regressor.network import representation
 from stages.regressor.network.view import (
     crop_keypoints,
@@ -128,7 +128,8 @@ def prediction_sheet(
     device = next(network.parameters()).device
     training = network.training
     network.eval()
-    batch = next(iter(batches(dataset, [[(0, k) for k in rows]], 0))).to(device)
+    keys: list[Key] = [(0, k) for k in rows]
+    batch = next(iter(batches(dataset, [keys], 0))).to(device)
     with autocast(device, recipe):
         final = network(batch.image, batch.conditioning).final
     network.train(training)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import Incomplete, InputError
 from pipeline.provenance import code_version, file_record
 from stages.regressor.config import Recipe
-from stages.regressor.data.loader import Batch, CropDataset, Order, batches, collate
+from stages.regressor.data.loader import Batch, CropDataset, Key, Order, batches, collate
 from stages.regressor.data.mixture import Mixture, mixture_weights
 from stages.regressor.data.rows import Collection, Split
 from stages.regressor.network.checkpoints import save_checkpoint
@@ -177,7 +177,7 @@ class Trainer:
         # torch.compile of a module is a module; its annotation says: a callable.
         return torch.compile(network) if self.recipe.train.compile else network  # type: ignore[return-value]
 
-    def _keys(self) -> Iterator[list[tuple[int, int]]]:
+    def _keys(self) -> Iterator[list[Key]]:
         """Keys of all batches that are left."""
         accumulate = self.recipe.optimiser.accumulate
         first, within = divmod(self.progress.step, self.steps_per_epoch)

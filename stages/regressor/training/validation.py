@@ -12,7 +12,7 @@ from torch import nn
 
 from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.regressor.config import Recipe
-from stages.regressor.data.loader import CropDataset, batches
+from stages.regressor.data.loader import CropDataset, Key, batches
 from stages.regressor.evaluation.metrics import aligned_point_error, point_error
 from stages.regressor.network import representation
 from stages.regressor.network.mean_parameters import Parameters
@@ -48,7 +48,9 @@ def validate(
 ) -> Scores:  # fmt: skip
     """Score `network` (in evaluation mode) on the un-augmented rows of `dataset`."""
     mine = range(process.rank, len(dataset), process.world)
-    keys = [[(0, k) for k in mine[start : start + _BATCH]] for start in range(0, len(mine), _BATCH)]
+    keys: list[list[Key]] = [
+        [(0, k) for k in mine[start : start + _BATCH]] for start in range(0, len(mine), _BATCH)
+    ]
     sums = torch.zeros(4, dtype=torch.float64)
     few = len(mine) < _FEW_ROWS  # starting processes would take longer
     workers = 0 if few else min(recipe.train.workers, _MAX_WORKERS)
