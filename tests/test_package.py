@@ -19,7 +19,7 @@ from pipeline.import_graph import ROOMS
 from pipeline.provenance import code_version
 from tests.faults.harness import REPOSITORY
 
-DATA = {".yaml", ".npz", ".j2", ".js", ".typed"}
+DATA = {".yaml", ".npz", ".j2", ".js", ".typed", ".tflite"}
 SMALL = """
 name: small
 source: {generator: demo, path: demo/small-release.npz, rows: 60}
