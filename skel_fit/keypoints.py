@@ -53,6 +53,8 @@ _OPENPOSE: tuple[int | str, ...] = (
     "left_ear", "left_big_toe", "left_small_toe", "left_heel", "right_big_toe", "right_small_toe",
     "right_heel",
 )  # fmt: skip
+#: Keypoints that are joints of SMPL -> which of the 24.
+JOINT_POINTS: dict[int, int] = {k: v for k, v in enumerate(_OPENPOSE) if isinstance(v, int)}
 MIX_FILES = ("J_regressor_SKEL_mix_MALE.pkl",)
 EXTRA_FILES = ("SMPL_to_J19.pkl", "SMPL_TO_J19.pkl")
 _FOLDERS = ("", "data", "regressors", "smpl", "skel")
@@ -93,6 +95,14 @@ def keypoint_matrix(models: Path, joints: np.ndarray | None = None) -> np.ndarra
     return rows
 
 
+def smpl_keypoint_matrix(models: Path) -> np.ndarray:
+    """The keypoints as weights of SMPL's skin, (44, 6890) float64. Posed joints move with their
+    bone, not with the skin: rows of `JOINT_POINTS` are empty. Raises as `keypoint_matrix`."""
+    from skel_fit.skel import NUM_VERTICES
+
+    return keypoint_matrix(models, np.zeros((24, NUM_VERTICES)))
+
+
 @dataclass(frozen=True)
 class SmplKeypoints:
     """The part of an SMPL model that its 44 keypoints need; float64, no torch in the loop.
@@ -123,10 +133,8 @@ class SmplKeypoints:
         from skel_fit.model_files import load_smpl
 
         smpl = load_smpl(models_dir, gender, dtype=torch.float64)
-        # Posed joints move with their bone, not with the skin: their rows stay empty.
-        joints = {point: what for point, what in enumerate(_OPENPOSE) if isinstance(what, int)}
-        rows = keypoint_matrix(models_dir, np.zeros((24, smpl.v_template.shape[0])))
-        joint_points = np.array(list(joints))
+        rows = smpl_keypoint_matrix(models_dir)
+        joint_points = np.array(list(JOINT_POINTS))
         vertex_points = np.setdiff1d(np.arange(NUM_KEYPOINTS), joint_points)
         used = np.flatnonzero(rows.any(0))
         regressor, directions = smpl.J_regressor.numpy(), smpl.shapedirs.numpy()[:, :, :10]
@@ -140,7 +148,7 @@ class SmplKeypoints:
             weights=smpl.lbs_weights.numpy()[used],
             regressor=rows[vertex_points][:, used],
             joint_points=joint_points,
-            joint_numbers=np.array(list(joints.values())),
+            joint_numbers=np.array(list(JOINT_POINTS.values())),
             vertex_points=vertex_points,
         )
 

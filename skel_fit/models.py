@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from skel_fit.keypoints import EXTRA_FILES, MIX_FILES, find_regressor, keypoint_matrix
+from skel_fit.keypoints import (
+    EXTRA_FILES,
+    MIX_FILES,
+    find_regressor,
+    keypoint_matrix,
+    smpl_keypoint_matrix,
+)
 
 if TYPE_CHECKING:
     from skel_fit.model_files import Kind
@@ -64,6 +70,15 @@ class BodyModels:
             self._matrices[key] = keypoint_matrix(self.directory)
             for names in (MIX_FILES, EXTRA_FILES):
                 self._remember(find_regressor(self.directory, names))
+        return self._matrices[key]
+
+    def smpl_keypoint_matrix(self) -> np.ndarray:
+        """(44, 6890) float64: the keypoints as weights of SMPL's skin, those that are joints empty
+        (`keypoints.JOINT_POINTS`)."""
+        key = ("smpl keypoints",)
+        if key not in self._matrices:
+            self._matrices[key] = smpl_keypoint_matrix(self.directory)
+            self._remember(find_regressor(self.directory, EXTRA_FILES))
         return self._matrices[key]
 
     @property

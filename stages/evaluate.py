@@ -33,8 +33,14 @@ class Request:
         ),
     ] = None
     predictions: Annotated[
-        Path | None, typer.Option(help="Predictions of another program, npz.")
+        Path | None, typer.Option(help="Predictions of another program, SKEL or SMPL, npz.")
     ] = None
+    skel_fit: Annotated[
+        bool,
+        typer.Option(
+            "--skel-fit", help="Also SMPL predictions after a fit of SKEL: two-stage baselines."
+        ),
+    ] = False
     shards: Annotated[
         Path | None, typer.Option(help="Converted dataset, for protocols on shards.")
     ] = None
@@ -86,6 +92,7 @@ def evaluate(request: Request) -> None:
     from stages.regressor.evaluation import setting
     from stages.regressor.evaluation.page import evaluation_page
     from stages.regressor.evaluation.protocols import load_protocol
+    from stages.regressor.evaluation.stored import FittedPredictions
 
     if request.focal not in setting.FOCAL_WORDS:
         setting.pixels(request.focal)  # also where there is no checkpoint to use it
@@ -95,17 +102,23 @@ def evaluate(request: Request) -> None:
     out = request.out
     numbers, shown = out / "evaluation.json", out / "evaluation.html"
     rows = [out / f"rows-{protocol.name}.npz" for protocol in protocols]
+    fitted = [out / f"fitted-{protocol.name}.npz" for protocol in protocols]
+    if request.skel_fit and request.predictions is None:
+        raise UsageError("--skel-fit: give SMPL predictions with --predictions")
     inputs = Inputs(
         request.checkpoint, request.predictions, request.labels, request.images, request.models,
         request.fov_checkpoint, request.against, *(Path(name) for name in request.protocols),
     )  # fmt: skip
     inputs = inputs.and_dataset(request.shards) if request.shards else inputs
-    inputs.check(numbers, shown, *rows)
+    inputs.check(numbers, shown, *rows, *(fitted if request.skel_fit else ()))
     results = [_evaluate(protocol, request) for protocol in protocols]
     make_directory(out)
     write_json(numbers, found.as_json(results, request.batch_size))
-    for result, path in zip(results, rows, strict=True):
+    for result, path, bodies in zip(results, rows, fitted, strict=True):
         write_bytes(path, found.rows_npz(result))
+        for predictor in result.predictors:
+            if isinstance(predictor, FittedPredictions):
+                write_bytes(bodies, predictor.file())
     page = evaluation_page(results, worst=request.worst)
     write_bytes(shown, page.encode("utf-8"))
     say(found.table(results))
@@ -126,20 +139,28 @@ def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:
         run_protocol,
         skip_reasons,
     )
+    from stages.regressor.evaluation.stored import FittedPredictions, StoredPredictions
 
     root = data_root(request.data_root)
     path = setting.find_labels(protocol, shards=request.shards, labels=request.labels, root=root)
     below = root / protocol.source.images if protocol.source.images else None
-    rows = read_eval_rows(protocol, path, request.images or below)
-    everything = len(rows)
+    everything = rows = read_eval_rows(protocol, path, request.images or below)
     if request.limit is not None and request.limit < len(rows):
         rows = rows.take(np.arange(request.limit))
-    predictors = _predictors(protocol, request, rows, path)
+    stored = None
+    if request.predictions is not None:
+        projects = protocol.pck is not None
+        stored = StoredPredictions(request.predictions, everything, projects=projects)
+    predictors = _predictors(protocol, request, rows, path, stored)
     bodies = EvaluationBodies(setting.find_models(request.models, rows, predictors), request.device)
-    setting.check_bodies(bodies, rows, predictors, path)
+    setting.check_bodies(protocol, bodies, rows, predictors, path)
     needs_images = any(predictor.uses_images for predictor in predictors)
     images = setting.open_pictures(rows, needs_images, protocol)
     rows = replace(rows, reason=skip_reasons(rows, images if needs_images else None))
+    if stored is not None and request.skel_fit:
+        fitted = FittedPredictions(stored, protocol, rows, bodies)
+        predictors.insert(predictors.index(stored) + 1, fitted)
+        rows = replace(rows, reason=fitted.reason)
     usable = int((rows.reason == "").sum())
     outcomes = {}
     with Progress(protocol.name, usable * len(predictors), "rows", quiet=request.quiet) as progress:
@@ -157,21 +178,21 @@ def _evaluate(protocol: EvaluationProtocol, request: Request) -> ProtocolResult:
         outcomes=outcomes,
         floor=floor_values(protocol, rows, bodies, request.batch_size),
         violations=label_violations(protocol, rows),
-        complete=len(rows) == everything,
+        complete=len(rows) == len(everything),
         summaries={name: outcome.summary() for name, outcome in outcomes.items()},
     )
 
 
 def _predictors(
-    protocol: EvaluationProtocol, request: Request, rows: EvalRows, path: Path
+    protocol: EvaluationProtocol,
+    request: Request,
+    rows: EvalRows,
+    path: Path,
+    stored: Predictor | None,
 ) -> list[Predictor]:
     """What is scored, then the baselines that the protocol allows."""
     from stages.regressor.evaluation import setting
-    from stages.regressor.evaluation.predictors import (
-        CheckpointPredictor,
-        SkelLabels,
-        StoredPredictions,
-    )
+    from stages.regressor.evaluation.predictors import CheckpointPredictor, SkelLabels
     from stages.regressor.network.official import load_human_fov
 
     found: list[Predictor] = []
@@ -195,8 +216,8 @@ def _predictors(
             last.name = f"{last.name} ({weights})"
         if request.layer_cameras and weights is request.checkpoint:
             found += last.layer_cameras()
-    if request.predictions is not None:
-        found.append(StoredPredictions(request.predictions))
+    if stored is not None:
+        found.append(stored)
     found.append(setting.mean_pose(protocol, rows, path))
     if rows.skel_poses is not None and protocol.truth.body != "skel":
         found.append(SkelLabels(rows))

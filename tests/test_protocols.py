@@ -17,6 +17,8 @@ from pipeline.errors import InputError, UsageError
 from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
+from skel_fit.keypoints import SmplKeypoints
+from skel_fit.rotations import axis_angle_to_matrix
 from stages.cli import run as run_cli
 from stages.regressor.config import load_recipe
 from stages.regressor.data.images import open_images
@@ -25,7 +27,7 @@ from stages.regressor.evaluation.eval_readers import read_eval_rows
 from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.metrics import fit_similarity
 from stages.regressor.evaluation.page import evaluation_page, worst_rows
-from stages.regressor.evaluation.predictors import MeanPose, SkelLabels, StoredPredictions
+from stages.regressor.evaluation.predictors import MeanPose, SkelLabels
 from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, protocol_files
 from stages.regressor.evaluation.query import Query
 from stages.regressor.evaluation.results import ProtocolResult, as_json, columns_of, table
@@ -35,6 +37,7 @@ from stages.regressor.evaluation.scoring import (
     run_protocol,
     skip_reasons,
 )
+from stages.regressor.evaluation.stored import FittedPredictions, StoredPredictions
 from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
 from tests.faults.harness import TRIVIAL, label_columns, write_manifest
@@ -428,13 +431,157 @@ def test_bad_predictions_stop_the_run(tmp_path, bodies):
               ("cam_t", rows.skel_trans), ("focal", np.ones(5)))}  # fmt: skip
     with pytest.raises(InputError, match="no prediction for row 104"):
         run_protocol(chosen, rows, stored(tmp_path / "few.npz", rows, **fewer), bodies)
-    with pytest.raises(InputError, match=r"'poses': expected numbers of shape \(5, 46\)"):
-        stored(tmp_path / "wide.npz", rows, poses=np.zeros((5, 72)))
+    with pytest.raises(InputError, match=r"'poses': expected numbers of shape \(M, 46\)"):
+        stored(tmp_path / "wide.npz", rows, poses=np.zeros((5, 70)))
     with pytest.raises(InputError, match="'row': a row is there twice"):
         stored(tmp_path / "twice.npz", rows, row=np.zeros(5, int))
     unknown = replace(rows, cam_int=np.full_like(rows.cam_int, np.nan))
     with pytest.raises(InputError, match="has to return cam_int"):
         run_protocol(load_protocol("coco"), unknown, stored(tmp_path / "p.npz", rows), bodies)
+
+
+# --- SMPL predictions ----------------------------------------------------------------------------
+
+
+def smpl_file(path: Path, rows: EvalRows, **changes) -> Path:
+    """The labels' own SMPL bodies, as another program would write them."""
+    members = {"pose": rows.poses, "betas": rows.betas, "trans": rows.transl,
+               "cam_int": rows.cam_int, **changes}  # fmt: skip
+    np.savez(path, **{name: value for name, value in members.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize("name", ["3dpw-chmr", "emdb", "moyo", "demo"])
+def test_smpl_predictions_equal_to_the_truth_are_perfect(tmp_path, bodies, name):
+    """Also under MOYO, whose joints are others for SKEL; limits are those of SMPL's joints."""
+    rows = replace(label_rows(4), gender=np.full(4, "neutral"))
+    chosen = load_protocol(name)
+    outcome = run_protocol(
+        chosen, rows, StoredPredictions(smpl_file(tmp_path / "p.npz", rows), rows), bodies
+    )
+    for metric in chosen.point_metrics:
+        assert outcome.values[metric].max() < 1e-3, metric  # rows of a float32 regressor
+    if chosen.joint_limits:
+        found, expected = outcome.summary(), label_violations(chosen, rows)
+        assert max(expected.values()) > 0
+        assert {name: found[name].value for name in expected} == pytest.approx(expected)
+
+
+def test_keypoints_of_smpl_predictions_are_smpls_own(tmp_path, models, bodies):
+    """Joints where the skeleton has them, not where a regressor of the skin would."""
+    rows, chosen = label_rows(4), load_protocol("3dpw-hmr2")
+    known = SmplKeypoints.load(models, "neutral").keypoints(
+        rows.poses.reshape(4, 24, 3), rows.betas
+    )
+    pixels = np.einsum("bij,bkj->bki", rows.cam_int, known + rows.transl[:, None])
+    pixels = np.concatenate((pixels[..., :2] / pixels[..., 2:], np.ones((4, 44, 1))), 2)
+    rows = replace(rows, keypoints_3d=known, keypoints_2d=pixels)
+    predictor = StoredPredictions(smpl_file(tmp_path / "p.npz", rows), rows, projects=True)
+    assert run_protocol(chosen, rows, predictor, bodies).values["mpjpe"].max() < 1e-6
+    seen = run_protocol(load_protocol("coco"), rows, predictor, bodies)
+    assert seen.values["keypoint_l2"].max() < 1e-15
+
+
+def test_usual_spellings_of_smpl_predictions(tmp_path):
+    """One body written in every way that public programs write it."""
+    rows = label_rows(3)
+    matrices = axis_angle_to_matrix(torch.from_numpy(rows.poses).view(3, 24, 3)).numpy()
+    parts = {"global_orient": matrices[:, :1], "body_pose": matrices[:, 1:]}
+    files = {
+        "flat": smpl_file(tmp_path / "flat.npz", rows),
+        "rows": smpl_file(tmp_path / "rows.npz", rows, pose=rows.poses[::-1],
+                          betas=rows.betas[::-1], trans=rows.transl[::-1],
+                          cam_int=rows.cam_int[::-1], row=rows.row[::-1]),
+        "joints": smpl_file(tmp_path / "joints.npz", rows, pose=None, thetas=rows.poses.reshape(
+            3, 24, 3), trans=None, pred_cam_t=rows.transl[:, None], cam_int=None,
+            focal_length=np.array(900.0)),
+        "matrices": smpl_file(tmp_path / "matrices.npz", rows, pose=None, **parts),
+        "nested": smpl_file(tmp_path / "nested.npz", rows, pose=None, betas=None,
+                            smpl_params=np.array({**parts, "betas": rows.betas})),
+    }  # fmt: skip
+    for name, path in files.items():
+        predictor = StoredPredictions(path, rows, projects=True)
+        assert (predictor.body, predictor.gender) == ("smpl", "neutral")
+        answer = predictor(query_of(rows))
+        given = (rows.poses, rows.betas, rows.transl, rows.cam_int)
+        for found, expected in zip(answer, given, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-9, err_msg=name)
+    smpl_file(tmp_path / "female.npz", rows, gender=np.array(["f", "f", "f"]))
+    assert StoredPredictions(tmp_path / "female.npz", rows).gender == "female"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pose": np.zeros((3, 24, 2))}, r"'pose': expected numbers of shape \(M, 46\)"),
+        ({"pose": None}, r"'poses': is missing; .*the file has betas"),
+        ({"pose": np.full((3, 24, 3, 3), 0.3)}, "a matrix of entry 0 is no rotation"),
+        ({"betas": np.zeros((3, 11))}, r"'betas': expected numbers of shape \(3, 10\)"),
+        ({"trans": None}, "'cam_t': is missing; 2D points"),
+        ({"pose": np.zeros((2, 72)), "betas": np.zeros((2, 10)), "trans": np.zeros((2, 3)),
+          "cam_int": None}, "'row': is missing, and the protocol has 3 rows"),
+        ({"row": np.array([0.5, 1, 2])}, "'row': expected whole numbers"),
+        ({"imgname": np.array(["a.png", "b.png", "c.png"])}, "entry 0 is of a.png, row 100"),
+        ({"gender": np.array("any")}, "expected one of male, female, neutral, column, found any"),
+        ({"focal": np.zeros((3, 3)), "cam_int": None}, r"'focal': expected numbers of shape"),
+    ],
+)  # fmt: skip
+def test_wrong_smpl_predictions_are_one_line(tmp_path, changes, message):
+    rows = label_rows(3)
+    path = smpl_file(tmp_path / "p.npz", rows, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        StoredPredictions(path, rows, projects=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_stages_in_one_command(tmp_path, models, capsys):
+    """SMPL predictions, the same after a fit of SKEL, and the fitted file read back."""
+    from tests.test_eval_readers import camerahmr
+
+    members = camerahmr()
+    count = len(members["imgname"])
+    np.savez(tmp_path / "labels.npz", **members)
+    random = np.random.default_rng(3)
+    betas = random.normal(size=(count, 10))
+    betas[1, 2] = 7.0  # nobody has this shape
+    poses = 0.2 * random.normal(size=(count, 72))
+    np.savez(tmp_path / "rival.npz", pose=poses, betas=betas, cam_t=np.ones((count, 3)))
+    arguments = ["evaluate", "emdb", "--labels", str(tmp_path / "labels.npz"), "--models",
+                 str(models), "--worst", "1", "--quiet", "--predictions"]  # fmt: skip
+    out = tmp_path / "out"
+    assert run_cli([*arguments, str(tmp_path / "rival.npz"), "--skel-fit", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "rival + SKEL fit" in text and "(1 fit: betas_out_of_range)" in text
+    found = json.loads((out / "evaluation.json").read_text())["protocols"][0]
+    results = found["results"]
+    own, fitted = (results[n]["metrics"]["pve"] for n in ("rival", "rival + SKEL fit"))
+    assert own["rows"] == fitted["rows"] == count - 1
+    provenance = results["rival + SKEL fit"]["provenance"]
+    assert provenance["of"]["body"] == "smpl"
+    # The skins differ by no more than the fit's own error, which is not nothing.
+    assert 0 < provenance["fit_vertex_error_mean_mm"] < 60
+    assert abs(fitted["value"] - own["value"]) < provenance["fit_vertex_error_mean_mm"]
+    with np.load(out / "fitted-emdb.npz") as file:
+        assert file["poses"].shape == (count - 1, 46)
+    again = tmp_path / "again"
+    kept = {name: value[[0, *range(2, count)]] for name, value in members.items()}
+    np.savez(tmp_path / "labels.npz", **kept)
+    with np.load(out / "fitted-emdb.npz") as file:
+        np.savez(tmp_path / "fitted.npz", **{n: file[n] for n in file.files if n != "row"})
+    assert run_cli([*arguments, str(tmp_path / "fitted.npz"), "--out", str(again)]) == 0
+    repeated = json.loads((again / "evaluation.json").read_text())["protocols"][0]["results"]
+    assert repeated["fitted"]["metrics"]["pve"]["value"] == pytest.approx(fitted["value"])
+    assert run_cli([*arguments, str(tmp_path / "fitted.npz"), "--skel-fit", "--out", "x"]) == 2
+    assert "these are SKEL bodies" in capsys.readouterr().err
+
+
+def test_skels_own_joints_are_not_compared_with_smpls(tmp_path, bodies):
+    rows = label_rows(3)
+    predictor = StoredPredictions(smpl_file(tmp_path / "p.npz", rows), rows)
+    with pytest.raises(InputError, match="compares with SKEL's own joints, SMPL has others"):
+        run_protocol(load_protocol("demo-skel"), rows, predictor, bodies)
+    fitted = FittedPredictions(predictor, load_protocol("demo-skel"), rows, bodies)
+    assert run_protocol(load_protocol("demo-skel"), rows, fitted, bodies).evaluated.all()
 
 
 def test_mean_pose_is_the_mean_of_the_labels():
@@ -446,7 +593,7 @@ def test_mean_pose_is_the_mean_of_the_labels():
     assert abs(found.poses[0, 0].item()) == pytest.approx(np.pi, abs=1e-9)
     males = rows.skel_betas[rows.skel_gender == "male"].mean(0)
     np.testing.assert_allclose(found.betas[0], males)
-    assert mean.skel_gender == "male"
+    assert mean.gender == "male"
     # The body's origin is in the middle of the box.
     pixel = found.cam_int @ found.translation[..., None]
     np.testing.assert_allclose((pixel[:, :2] / pixel[:, 2:])[..., 0], rows.center)

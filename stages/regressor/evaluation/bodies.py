@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skel_fit.keypoints import MIX_FILES
+from skel_fit.keypoints import JOINT_POINTS, MIX_FILES
 from skel_fit.models import BodyModels
 
 _FILES = {
@@ -40,7 +40,15 @@ class EvaluationBodies(BodyModels):
             return self.model("smpl", "neutral").J_regressor
         if name == "keypoints_44":
             return torch.as_tensor(self.keypoint_matrix())
+        if name == "smpl_keypoints_44":
+            return torch.as_tensor(self.smpl_keypoint_matrix())
         return torch.as_tensor(self.regressor(_FILES[name], int(name.rpartition("_")[2])))
+
+    def smpl_keypoints(self, vertices: Tensor, posed_joints: Tensor) -> Tensor:
+        """(B, 44, 3) keypoints of SMPL bodies: its own joints, vertices, rows of SMPL_to_J19."""
+        found = self.points("smpl_keypoints_44", vertices, None)
+        found[:, list(JOINT_POINTS)] = posed_joints[:, list(JOINT_POINTS.values())]
+        return found
 
     def points(self, name: str, vertices: Tensor, posed_joints: Tensor | None) -> Tensor:
         """(B, K, 3) points of a set, from vertices (B, 6890, 3) or the model's own joints."""

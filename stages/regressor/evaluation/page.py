@@ -33,13 +33,15 @@ from stages.regressor.evaluation.results import (
     number,
 )
 from stages.regressor.evaluation.scoring import (
+    compared_points,
+    keypoints_of,
     predict,
     predicted_body,
-    projected_keypoints,
+    predicted_genders,
+    projected,
     truth,
     truth_body,
 )
-from stages.regressor.evaluation.setting import first_gender
 from stages.wording import decimal
 
 SIZE = 300
@@ -195,13 +197,14 @@ def _pictures(result: ProtocolResult, position: int) -> list[tuple[str, np.ndarr
     rows = result.rows.take(np.array([position]))
     predictor = result.predictors[0]
     predicted = predict(predictor, rows, protocol, bodies, result.images)
-    skin, joints = predicted_body(predictor, predicted, rows, bodies)
+    skin, joints = predicted_body(predictor, predicted, protocol, rows, bodies)
     shots = []
     photo = _photograph(result, rows)
     has_camera = bool(torch.isfinite(predicted.cam_int).all())
     if photo is not None and has_camera:
         picture, crop = photo
-        pixels = projected_keypoints(predicted, skin, bodies)[0].cpu().numpy()
+        points = keypoints_of(predictor, skin, joints, bodies)
+        pixels = projected(predicted, points)[0].cpu().numpy()
         shots.append(("picture", picture))
         marked = draw_limbs(picture, apply(crop.affine, pixels), PREDICTED, thickness=2)
         caption = "prediction (orange)"
@@ -211,11 +214,12 @@ def _pictures(result: ProtocolResult, position: int) -> list[tuple[str, np.ndarr
             marked = draw_limbs(marked, known, LABELLED, thickness=1)
             caption += ", label (green)"
         shots.append((caption, marked))
-    meshes = [Mesh(skin[0].cpu().numpy(), _faces(bodies, predictor, rows), SKIN_COLOR)]
+    meshes = [Mesh(skin[0].cpu().numpy(), _faces(bodies, predictor, protocol, rows), SKIN_COLOR)]
     caption = "prediction"
     if protocol.truth.body != "keypoints":
         target, _ = truth_body(protocol, rows, bodies)
-        centre = _root(protocol, skin, bodies.points(protocol.joints.prediction, skin, joints))
+        points = compared_points(protocol, predictor, skin, joints, bodies)
+        centre = _root(protocol, skin, points)
         wanted = _root(protocol, target, truth(protocol, rows, bodies).points)
         moved = (target - wanted + centre)[0].cpu().numpy()
         meshes.append(Mesh(moved, meshes[0].faces, TARGET_COLOR))
@@ -233,8 +237,12 @@ def _root(
     return vertices.mean(1, keepdim=True)
 
 
-def _faces(bodies: EvaluationBodies, predictor: Predictor, rows: EvalRows) -> np.ndarray:
-    return bodies.model("skel", first_gender(predictor, rows)).faces.cpu().numpy()
+def _faces(
+    bodies: EvaluationBodies, predictor: Predictor, protocol: EvaluationProtocol, rows: EvalRows
+) -> np.ndarray:
+    gender = str(predicted_genders(predictor, protocol, rows)[0])
+    faces = bodies.model(predictor.body, gender).faces
+    return faces.cpu().numpy() if isinstance(faces, torch.Tensor) else np.asarray(faces, np.int64)
 
 
 def _photograph(result: ProtocolResult, rows: EvalRows) -> tuple[np.ndarray, Crop] | None:

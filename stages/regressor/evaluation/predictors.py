@@ -1,4 +1,5 @@
-"""What evaluation scores, each a `protocols.Predictor`: checkpoint, stored results, baselines.
+"""What evaluation scores, each a `query.Predictor`: checkpoint, baselines; `stored.py` has results
+of other programs.
 
 A checkpoint has to beat the mean pose; the SKEL labels bound what training on them can reach.
 """
@@ -8,22 +9,20 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import InputError, UsageError
-from pipeline.provenance import file_record
-from pipeline.readers.npz import NpzFile
 from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import ImageSource, decode, picture_size
 from stages.regressor.evaluation.eval_rows import EvalRows
-from stages.regressor.evaluation.query import Gender, Prediction, Query
+from stages.regressor.evaluation.query import Body, Gender, Prediction, Query
+from stages.regressor.evaluation.stored import Stored
 from stages.regressor.evaluation.trained import (
     Choice,
     Person,
@@ -59,6 +58,7 @@ class CheckpointPredictor:
     """
 
     uses_images = True
+    body: Body = "skel"
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class CheckpointPredictor:
         )  # fmt: skip
         self.path = path
         self.name = self._network.name
-        self.skel_gender: Gender = self._network.gender
+        self.gender: Gender = self._network.gender
         self.standin = self._network.standin
         self._crop, self._focal = crop, focal
         self._choose: Choice = lambda estimates: estimates.final
@@ -178,16 +178,15 @@ def _camera_of(place: int | None, scale: bool, estimates: Estimates) -> Paramete
 class MeanPose:
     """The same pose and shape for every picture, in the middle of the box.
 
-    poses: (46,) radians; betas: (10,) of the SKEL of `skel_gender`; origin: where they come from.
+    poses: (46,) radians; betas: (10,) of the SKEL of `gender`; origin: where they come from.
     """
 
     name = "mean pose"
     uses_images = False
+    body: Body = "skel"
 
-    def __init__(
-        self, poses: np.ndarray, betas: np.ndarray, skel_gender: Gender, origin: str
-    ) -> None:
-        self.skel_gender: Gender = skel_gender
+    def __init__(self, poses: np.ndarray, betas: np.ndarray, gender: Gender, origin: str) -> None:
+        self.gender: Gender = gender
         self._poses = torch.as_tensor(np.asarray(poses, np.float64))
         self._betas = torch.as_tensor(np.asarray(betas, np.float64))
         self._origin = origin
@@ -254,12 +253,13 @@ class SkelLabels:
 
     name = "SKEL label"
     uses_images = False
-    skel_gender: Gender = "column"
+    body: Body = "skel"
+    gender: Gender = "column"
 
     def __init__(self, rows: EvalRows) -> None:
         if rows.skel_poses is None or rows.skel_betas is None or rows.skel_trans is None:
             raise InputError("these rows have no SKEL labels")
-        self._stored = _Stored(
+        self._stored = Stored(
             rows.row, rows.skel_poses, rows.skel_betas, rows.skel_trans, rows.cam_int
         )
 
@@ -268,88 +268,3 @@ class SkelLabels:
 
     def __call__(self, query: Query) -> Prediction:
         return self._stored.answer(query, "the SKEL labels")
-
-
-class StoredPredictions:
-    """Predictions from an npz file, of any program, one protocol each.
-
-    Members: `row` (M,) rows of the label file, `poses` (M, 46) radians, `betas` (M, 10), `cam_t`
-    (M, 3) metres, and `cam_int` (M, 3, 3) or `focal` (M,) pixels; optional `skel_gender`, one text.
-
-    Raises InputError: broken file, missing member, a row twice, or a row that is asked for and not
-    there.
-    """
-
-    uses_images = False
-
-    def __init__(self, path: Path) -> None:
-        file = NpzFile(path)
-        shapes = {"row": (), "poses": (46,), "betas": (10,), "cam_t": (3,)}
-        shapes |= {"cam_int": (3, 3)} if "cam_int" in file.members else {"focal": ()}
-        values: dict[str, np.ndarray] = {}
-        for name, shape in shapes.items():
-            if name not in file.members:
-                raise file.error(name, "is missing; predictions need it")
-            value = file.whole(name)
-            rows = len(values["row"]) if values else len(value)
-            if value.dtype.kind not in "iuf" or value.shape != (rows, *shape):
-                raise file.error(
-                    name, f"expected numbers of shape {(rows, *shape)}, found {value.dtype} of "
-                    f"{value.shape}"
-                )  # fmt: skip
-            values[name] = value
-        row = values["row"].astype(int)
-        if len(np.unique(row)) != len(row):
-            raise file.error("row", "a row is there twice")
-        self._stored = _Stored(
-            row, values["poses"], values["betas"], values["cam_t"], values.get("cam_int"),
-            values.get("focal"),
-        )  # fmt: skip
-        self.name = path.stem
-        self.skel_gender: Gender = "male"
-        if "skel_gender" in file.members:
-            given = str(file.whole("skel_gender").reshape(-1)[0])
-            gender = next((known for known in get_args(Gender) if known == given), None)
-            if gender is None:
-                raise file.error("skel_gender", f"expected male, female or column, found {given}")
-            self.skel_gender = gender
-        self._path = path
-
-    def provenance(self) -> Mapping[str, Any]:
-        record = file_record(self._path)
-        return {"kind": "stored", "file": str(self._path), "sha256": record.sha256}
-
-    def __call__(self, query: Query) -> Prediction:
-        return self._stored.answer(query, str(self._path))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Parameters by row. cam_int (M, 3, 3), or focal (M,) about the labels' principal point."""
-
-    row: np.ndarray
-    poses: np.ndarray
-    betas: np.ndarray
-    translation: np.ndarray
-    cam_int: np.ndarray | None
-    focal: np.ndarray | None = None
-
-    @cached_property
-    def _place(self) -> dict[int, int]:
-        return {row: k for k, row in enumerate(self.row.tolist())}
-
-    def answer(self, query: Query, where: str) -> Prediction:
-        """The stored values of the rows asked for; InputError for one that is not there."""
-        missing = [row for row in query.rows.tolist() if row not in self._place]
-        if missing:
-            raise InputError(f"{where}: no prediction for row {missing[0]}")
-        chosen = np.array([self._place[row] for row in query.rows.tolist()])
-        if self.focal is not None:
-            cam_int = query.cam_int.copy()
-            cam_int[:, 0, 0] = cam_int[:, 1, 1] = self.focal[chosen]
-        else:
-            assert self.cam_int is not None
-            cam_int = self.cam_int[chosen]
-        values = (self.poses[chosen], self.betas[chosen], self.translation[chosen], cam_int)
-        poses, betas, translation, camera = map(torch.as_tensor, values)
-        return Prediction(poses, betas, translation, camera)

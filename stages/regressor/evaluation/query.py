@@ -12,7 +12,8 @@ from torch import Tensor
 from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import ImageSource
 
-Gender = Literal["male", "female", "column"]
+Gender = Literal["male", "female", "neutral", "column"]
+Body = Literal["skel", "smpl"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Query:
 
 
 class Prediction(NamedTuple):
-    """poses (B, 46) radians; betas (B, 10); translation (B, 3) metres, added to the posed body, in
-    the frame of the camera cam_int (B, 3, 3), pixels of the full image; its principal point may be
-    NaN where nothing is projected.
+    """poses: radians, (B, 46) of SKEL, or (B, 72) of SMPL, axis-angle; betas (B, 10); translation
+    (B, 3) metres, added to the posed body, in the frame of the camera cam_int (B, 3, 3), pixels of
+    the full image; its principal point may be NaN where nothing is projected.
     """
 
     poses: Tensor
@@ -55,16 +56,17 @@ class Prediction(NamedTuple):
 
 
 class Predictor(Protocol):
-    """Anything that predicts SKEL bodies.
+    """Anything that predicts SKEL or SMPL bodies.
 
-    name: column heading; uses_images: rows without an image are then skipped (and counted);
-    skel_gender: the SKEL body that its parameters mean, `column`: that of the row's SKEL label;
-    provenance: plain values for the result file.
+    name: column heading; uses_images: rows without an image are then skipped (and counted); body,
+    gender: the model that its parameters mean, gender `column`: that of the row's label of this
+    body; provenance: plain values for the result file.
     """
 
     name: str
     uses_images: bool
-    skel_gender: Gender
+    body: Body
+    gender: Gender
 
     def provenance(self) -> Mapping[str, Any]: ...
 

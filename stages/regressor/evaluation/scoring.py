@@ -24,6 +24,9 @@ from stages.regressor.evaluation.query import Prediction, Predictor, Query
 from stages.regressor.network.camera import project
 
 PRECISION = "float64"
+POSES = {"skel": 46, "smpl": 72}
+"""Numbers of a pose of each body."""
+NOTHING = RowScores({})
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,24 @@ def _scores(
     images: ImageSource | None,
 ) -> RowScores:
     predicted = predict(predictor, rows, protocol, bodies, images)
-    vertices, joints = predicted_body(predictor, predicted, rows, bodies)
+    vertices, joints = predicted_body(predictor, predicted, protocol, rows, bodies)
     values: dict[str, Tensor] = {}
     excess: dict[float, Tensor] = {}
     if protocol.alignment:
         target = truth(protocol, rows, bodies)
-        points = bodies.points(protocol.joints.prediction, vertices, joints)
+        points = compared_points(protocol, predictor, vertices, joints, bodies)
         values |= point_values(protocol, Compared(vertices, points), target)
-    seen = _keypoint_scores(protocol, rows, predicted, vertices, bodies)
+    seen = NOTHING
+    if protocol.pck is not None:
+        points = keypoints_of(predictor, vertices, joints, bodies)
+        seen = _keypoint_scores(protocol, rows, projected(predicted, points))
     if protocol.joint_limits:
         for tolerance in protocol.joint_limits.tolerances:
-            excess[tolerance] = metrics.skel_limit_excess(predicted.poses, tolerance)
+            if predictor.body == "smpl":
+                found = metrics.smpl_limit_excess(predicted.poses[:, 3:], tolerance)
+            else:
+                found = metrics.skel_limit_excess(predicted.poses, tolerance)
+            excess[tolerance] = found
             for part, column in zip(metrics.PART_NAMES, excess[tolerance].unbind(-1), strict=True):
                 values[limit_name(part, tolerance)] = (column > 0).double() * metrics.PERCENT
     return replace(seen, values={**values, **seen.values}, excess=excess)
@@ -151,22 +161,13 @@ def point_values(
     return result
 
 
-def _keypoint_scores(
-    protocol: EvaluationProtocol,
-    rows: EvalRows,
-    predicted: Prediction,
-    vertices: Tensor,
-    bodies: EvaluationBodies,
-) -> RowScores:
-    """PCK and distance of 2D keypoints; nothing where the protocol has none."""
-    if protocol.pck is None:
-        return RowScores({})
-    assert rows.keypoints_2d is not None
-    keypoints = torch.as_tensor(rows.keypoints_2d, device=vertices.device)
+def _keypoint_scores(protocol: EvaluationProtocol, rows: EvalRows, pixels: Tensor) -> RowScores:
+    """PCK and distance of 2D keypoints (B, 44, 2), pixels."""
+    assert rows.keypoints_2d is not None and protocol.pck is not None
+    keypoints = torch.as_tensor(rows.keypoints_2d, device=pixels.device)
     confidence = keypoints[..., 2]
     visible = confidence > protocol.pck.min_confidence
-    side = torch.as_tensor(rows.box.max(1), device=vertices.device)
-    pixels = projected_keypoints(predicted, vertices, bodies)
+    side = torch.as_tensor(rows.box.max(1), device=pixels.device)
     distance = metrics.box_distance(pixels, keypoints[..., :2], side)
     hits = {limit: metrics.within(distance, visible, limit) for limit in protocol.pck.thresholds}
     # NaN for a row without visible points.
@@ -176,11 +177,44 @@ def _keypoint_scores(
     return RowScores({**distances, **shares}, hits=hits, visible=visible)
 
 
-def projected_keypoints(
-    predicted: Prediction, vertices: Tensor, bodies: EvaluationBodies
+def keypoints_of(
+    predictor: Predictor, vertices: Tensor, joints: Tensor, bodies: EvaluationBodies
 ) -> Tensor:
-    """(B, 44, 2) pixels of the predicted body (root near the origin) under its own camera."""
-    points = bodies.points("keypoints_44", vertices, None)
+    """(B, 44, 3) keypoints of the predicted body."""
+    if predictor.body == "smpl":
+        return bodies.smpl_keypoints(vertices, joints)
+    return bodies.points("keypoints_44", vertices, None)
+
+
+def compared_points(
+    protocol: EvaluationProtocol,
+    predictor: Predictor,
+    vertices: Tensor,
+    joints: Tensor,
+    bodies: EvaluationBodies,
+) -> Tensor:
+    """(B, K, 3) points of the predicted body: of an SMPL body those of the truth, where that is
+    SMPL too, so that a perfect prediction is 0 mm off.
+
+    Raises:
+        InputError: the protocol compares SKEL's own joints, and the body is SMPL's.
+    """
+    chosen = protocol.joints.prediction
+    if predictor.body == "smpl":
+        if protocol.truth.body == "skel":
+            raise InputError(
+                f"{predictor.name}: protocol {protocol.name} compares with SKEL's own joints, SMPL "
+                "has others; add --skel-fit, or take another protocol"
+            )
+        if protocol.truth.body == "smpl":
+            chosen = protocol.joints.truth
+        elif chosen == "keypoints_44":
+            return bodies.smpl_keypoints(vertices, joints)
+    return bodies.points(chosen, vertices, joints)
+
+
+def projected(predicted: Prediction, points: Tensor) -> Tensor:
+    """(B, K, 2) pixels of points of the predicted body (root near the origin), own camera."""
     return project(points + predicted.translation[:, None], predicted.cam_int)
 
 
@@ -215,18 +249,34 @@ def smpl_genders(protocol: EvaluationProtocol, rows: EvalRows) -> np.ndarray:
     return np.where(rows.gender == "", protocol.truth.unknown_gender, rows.gender)
 
 
+def predicted_genders(
+    predictor: Predictor, protocol: EvaluationProtocol, rows: EvalRows
+) -> np.ndarray:
+    """(B,) which body a prediction means. Raises InputError: that of labels that are not there."""
+    if predictor.gender != "column":
+        return np.full(len(rows), predictor.gender)
+    if predictor.body == "smpl":
+        return smpl_genders(protocol, rows)
+    if rows.skel_gender is None:
+        raise InputError(
+            f"{predictor.name}: takes the gender of the SKEL label, but these rows have none"
+        )
+    return rows.skel_gender
+
+
 def predicted_body(
-    predictor: Predictor, predicted: Prediction, rows: EvalRows, bodies: EvaluationBodies
+    predictor: Predictor,
+    predicted: Prediction,
+    protocol: EvaluationProtocol,
+    rows: EvalRows,
+    bodies: EvaluationBodies,
 ) -> tuple[Tensor, Tensor]:
     """Skin and joints of the prediction, without its camera translation."""
-    genders = np.full(len(rows), predictor.skel_gender)
-    if predictor.skel_gender == "column":
-        if rows.skel_gender is None:
-            raise InputError(
-                f"{predictor.name}: takes the gender of the SKEL label, but these rows have none"
-            )
-        genders = rows.skel_gender
+    genders = predicted_genders(predictor, protocol, rows)
     zero = torch.zeros(len(rows), 3, dtype=torch.float64, device=bodies.device)
+    if predictor.body == "smpl":
+        values = (predicted.poses, predicted.betas, zero)
+        return bodies.smpl(genders, *(value.cpu().numpy() for value in values))
     return bodies.skel(genders, predicted.poses, predicted.betas, zero)
 
 
@@ -255,8 +305,11 @@ def predict(
     answer = predictor(query)
     found = {}
     for name, shape in (
-        ("poses", (46,)), ("betas", (10,)), ("translation", (3,)), ("cam_int", (3, 3)),
-    ):  # fmt: skip
+        ("poses", (POSES[predictor.body],)),
+        ("betas", (10,)),
+        ("translation", (3,)),
+        ("cam_int", (3, 3)),
+    ):
         value = getattr(answer, name)
         if value.shape != (len(rows), *shape):
             raise InputError(

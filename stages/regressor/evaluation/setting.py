@@ -17,6 +17,7 @@ from stages.regressor.evaluation.eval_rows import EvalRows
 from stages.regressor.evaluation.predictors import CheckpointPredictor, FocalRule, MeanPose
 from stages.regressor.evaluation.protocols import EvaluationProtocol
 from stages.regressor.evaluation.query import Predictor
+from stages.regressor.evaluation.scoring import predicted_genders
 
 FOCAL_WORDS = ("auto", "protocol", "labels", "predicted", "patch", "diagonal")
 
@@ -59,8 +60,9 @@ def find_models(given: Path | None, rows: EvalRows, predictors: Sequence[Predict
 
 
 def check_bodies(
-    bodies: EvaluationBodies, rows: EvalRows, predictors: Sequence[Predictor], path: Path
-) -> None:
+    protocol: EvaluationProtocol, bodies: EvaluationBodies, rows: EvalRows,
+    predictors: Sequence[Predictor], path: Path,
+) -> None:  # fmt: skip
     """Refuse shards or a checkpoint of the stand-in on licensed bodies, and the reverse."""
     made = [
         (f"the checkpoint {predictor.path} was trained on", predictor.standin)
@@ -72,7 +74,8 @@ def check_bodies(
     if not made:
         return
     # Loaded by the first prediction in any case.
-    here = bool(bodies.model("skel", first_gender(predictors[0], rows)).standin)
+    first = predicted_genders(predictors[0], protocol, rows.take(np.arange(min(len(rows), 1))))
+    here = bool(bodies.model(predictors[0].body, str(first[0])).standin)
     kind = {True: "the stand-in body", False: "licensed body models"}
     for what, standin in made:
         if standin != here:
@@ -80,14 +83,6 @@ def check_bodies(
                 f"{bodies.directory}: holds {kind[here]}, but {what} {kind[standin]}; its numbers "
                 "would mean other bodies; give the matching --models"
             )
-
-
-def first_gender(predictor: Predictor, rows: EvalRows) -> str:
-    """Gender of the body that a predictor means for the first row."""
-    if predictor.skel_gender != "column":
-        return predictor.skel_gender
-    assert rows.skel_gender is not None
-    return str(rows.skel_gender[0])
 
 
 def open_pictures(rows: EvalRows, needed: bool, protocol: EvaluationProtocol) -> ImageSource | None:
