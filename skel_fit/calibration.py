@@ -21,7 +21,7 @@ import numpy as np
 from skel_fit.atomic import whole_file
 from skel_fit.errors import ModelFileError
 from skel_fit.npy_header import read_npy_header
-from skel_fit.strict_npz import DAMAGE
+from skel_fit.strict_npz import DAMAGE, plain_members
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def read_calibrations(path: Path) -> CalibrationFile:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+            if sum(member.file_size for member in plain_members(archive)) > _LARGEST:
                 raise ValueError(f"more than {_LARGEST >> 20} MB")
             return _parsed(archive)
     except DAMAGE as error:

@@ -35,6 +35,7 @@ from skel_fit.skel import (
     SKEL,
     SkelArrays,
 )
+from skel_fit.strict_npz import plain_members
 
 Kind = Literal["skel", "smpl", "smplh", "smplx"]
 
@@ -298,7 +299,7 @@ class _NpyArray:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
+        members = plain_members(archive)
     names = [member.filename for member in members]
     if len(set(names)) != len(names):
         raise ValueError("a zip file with two members of one name")

@@ -25,16 +25,31 @@ DAMAGE = (
 """What damaged bytes can raise."""
 
 
+def plain_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The members of an untrusted zip, stored or deflated, as numpy and torch write them.
+
+    Raises ValueError: packed otherwise; lzma and bz2 raise errors of their own.
+    """
+    for info in archive.infolist():
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"member '{info.filename}' is compressed in a way that neither numpy nor torch "
+                "writes; save the file again with them"
+            )
+    return archive.infolist()
+
+
 def read_strict(path: Path, kinds: Mapping[str, Kind], largest: int) -> dict[str, np.ndarray]:
     """The members of a file that has exactly these, of these kinds, in C order and finite.
 
     largest: bytes of all members together. Raises one of `DAMAGE`; a ValueError names the member.
     """
     with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if len(members) != len(archive.infolist()):
+        every = plain_members(archive)
+        members = {info.filename.removesuffix(".npy"): info for info in every}
+        if len(members) != len(every):
             raise ValueError("two members of one name")
-        if sum(info.file_size for info in archive.infolist()) > largest:
+        if sum(info.file_size for info in every) > largest:
             raise ValueError(f"more than {largest >> 20} MB")
         if odd := sorted(members.keys() ^ kinds.keys()):
             known = "unknown" if odd[0] in members else "missing"

@@ -13,10 +13,14 @@ import pytest
 import torch
 from scipy import sparse
 
+from pipeline.readers.pickles import PickleError
+from pipeline.readers.torch_files import load_torch_file
 from skel_fit.bodies.map_files import find_map
 from skel_fit.bodies.surface_map import SurfaceMap
+from skel_fit.calibration import read_calibrations
 from skel_fit.default_body import default_body_directory
-from skel_fit.model_files import load_skel
+from skel_fit.errors import ModelFileError
+from skel_fit.model_files import load_skel, load_smpl
 from stages import cli
 
 WIDTH = 10_475
@@ -91,7 +95,7 @@ def test_sparse_matrices_become_maps(models, tmp_path, entries, write, capsys):
     assert "fits the SKEL of this folder" in capsys.readouterr().out
 
 
-def test_triangle_numbers_become_a_map(models, tmp_path):
+def test_triangle_numbers_become_a_map(models, tmp_path, capsys):
     """mhr2smpl_mapping.npz with the triangles of the PLY beside it."""
     faces = np.stack((np.arange(100), np.arange(1, 101), np.arange(2, 102)), axis=1)
     write_ply(tmp_path / "mhr_face_mask.ply", 18_439, faces)
@@ -102,8 +106,12 @@ def test_triangle_numbers_become_a_map(models, tmp_path):
     found = SurfaceMap.read(models / "maps" / "mhr.npz")
     assert (found.source, found.source_vertices) == ("mhr", 18_439)
     np.testing.assert_array_equal(found.columns, faces[number])
-    (tmp_path / "mhr_face_mask.ply").write_bytes(b"ply\nend_header\n")
-    assert cli.run(["maps", "add", str(file), "--models", str(models)]) == 5
+    no_list = b"format binary_little_endian 1.0\nelement vertex 0\nelement face 0\n"
+    for header in (b"", no_list):
+        ply = tmp_path / "mhr_face_mask.ply"
+        ply.write_bytes(b"ply\n" + header + b"end_header\n")
+        assert cli.run(["maps", "add", str(file), "--models", str(models)]) == 5
+        assert "not a binary PLY file of triangles" in capsys.readouterr().err
 
 
 class _Harm:
@@ -163,3 +171,34 @@ def test_an_npz_of_other_members_is_refused(models, tmp_path, capsys):
         archive.writestr("triangle_ids.npy", stream.getvalue())
     assert cli.run(["maps", "add", str(file), "--models", str(models)]) == 5
     assert "triangle_ids (6890) and baryc_coords" in capsys.readouterr().err
+
+
+def repacked(path: Path) -> Path:
+    """The zip with members compressed as zipfile can and numpy never does, and damaged."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    path = path.with_name(f"repacked{path.suffix}")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+        places = [info.header_offset + 60 + len(info.filename) for info in archive.infolist()]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place : place + 8] = bytes(8)
+    path.write_bytes(data)
+    return path
+
+
+def test_zips_are_stored_or_deflated(tmp_path, entries):
+    """Other ways of packing raise errors of their own: each of these readers refuses them."""
+    np.savez(tmp_path / "a.npz", v_template=np.zeros((6890, 3)))
+    plain, tensors = tmp_path / "a.npz", write_pt(tmp_path / "a.pt", entries)
+    for file, read in (
+        (plain, SurfaceMap.read),
+        (plain, read_calibrations),
+        (plain, lambda path: load_smpl(path, "male")),
+        (tensors, load_torch_file),
+    ):
+        with pytest.raises((ModelFileError, PickleError), match="compressed in a way") as caught:
+            read(repacked(file))
+        assert str(caught.value).count("\n") == 0

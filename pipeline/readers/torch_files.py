@@ -19,6 +19,7 @@ from pipeline.readers.pickles import (
     storage_reference,
 )
 from skel_fit.restricted_pickle import load
+from skel_fit.strict_npz import plain_members
 
 _PICKLE = "/data.pkl"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, NotImplementedError,
@@ -46,10 +47,11 @@ def load_torch_file(path: Path) -> Any:
 
 
 def _load(archive: zipfile.ZipFile) -> Any:
-    names = [name for name in archive.namelist() if name.endswith(_PICKLE)]
+    members = plain_members(archive)
+    names = [info.filename for info in members if info.filename.endswith(_PICKLE)]
     if len(names) != 1:
         raise PickleError(f"{len(names)} pickles in a file of torch.save, expected one")
-    if sum(info.file_size for info in archive.infolist()) > MAX_OBJECT_BYTES:
+    if sum(info.file_size for info in members) > MAX_OBJECT_BYTES:
         raise PickleError(f"more than {MAX_OBJECT_BYTES} bytes; save what you need of it apart")
     folder = names[0].removesuffix("data.pkl")
     order = f"{folder}byteorder"
@@ -69,4 +71,4 @@ def _load(archive: zipfile.ZipFile) -> Any:
     with archive.open(names[0]) as stream:
         size = archive.getinfo(names[0]).file_size
         content = load(stream, size, LABEL_NAMES, persistent)
-    return plain_values(content, sum(info.file_size for info in archive.infolist()))
+    return plain_values(content, sum(info.file_size for info in members))

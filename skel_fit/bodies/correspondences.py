@@ -131,6 +131,8 @@ def _ply_parts(lines: list[str], body: bytes) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError("lists of another kind")
         elif words[:1] == ["property"] and element == "vertex":
             kinds.append((words[2], _PLY_TYPES[words[1]]))
+    if not list_kind:
+        raise ValueError("faces without a list of their corners")
     vertex = np.dtype(kinds)
     face = np.dtype([("count", "u1"), ("corners", list_kind, 3)])
     size = counts["vertex"] * vertex.itemsize
