@@ -303,7 +303,11 @@ def test_eleven_numbers_have_two_meanings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("shape", np.zeros((8, 12)), r"'shape': shape \(8, 12\), expected .*\(rows, 16\)"),
+        (
+            "shape",
+            np.zeros((8, 12)),
+            r"'shape': float64 of shape \(8, 12\), expected .*\(rows, 16\)",
+        ),
         ("cam_ext", foreign.bedlam()["cam_ext"].transpose(0, 2, 1), "'cam_ext': transposed"),
         ("pose_cam", np.array([np.zeros(165)] * 7 + [None], object), "'pose_cam': Python objects"),
         ("trans_cam", np.zeros((8, 2)), "'trans_cam'"),

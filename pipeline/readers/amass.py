@@ -76,7 +76,7 @@ def open_amass(
     else:
         name = WIDTHS[table.specs["poses"].shape[0]]
         columns = FamilyColumns(name, "betas", "trans", full="poses")
-        layout = BodyLayout(name, columns.names, columns, identity="sequence")
+        layout = BodyLayout(name, columns.sizes, columns, identity="sequence")
         source = BodySource(FORMAT, table, layout, options)
     timed = any(rate in table.specs for rate in RATES)
     source.up = stated_up(path, up, in_camera=False) or ("z" if timed else None)
@@ -94,6 +94,7 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
     frames = len(poses)
     if not frames:
         raise InputError(f"{path}: member 'poses': {NO_ROWS}")
+    poses = member(path, content, "poses", poses.shape[1:], frames=frames)
     betas = member(path, content, "betas", (None,))
     if len(betas) < 10:
         raise InputError(f"{path}: member 'betas': {len(betas)} numbers, expected 10 or more")

@@ -6,6 +6,8 @@ the shift of `cam_ext`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pipeline.errors import InputError
@@ -86,7 +88,7 @@ def open_bedlam(
     if place.shape != (3,) or place.dtype.kind not in "iuf":
         raise file.error("trans_cam", f"{place.dtype} of {place.shape} a row, expected (rows, 3)")
     _check_extrinsics(file, table)
-    count = file.members["shape"].shape[-1]
+    count = math.prod(table.specs["shape"].shape)
     used = _betas_used(file, table, count, eleventh)
     specs = table.specs
     points = specs.get("gtkps")
@@ -111,7 +113,7 @@ def open_bedlam(
     )
     layout = Layout(poses=(), betas=None, kid=kid, **picture)
     identity = "sub" if "sub" in specs else None
-    body = BodyLayout(SMPLX, columns.names, columns, identity=identity, picture=layout)
+    body = BodyLayout(SMPLX, columns.sizes, columns, identity=identity, picture=layout)
     return BodySource(FORMAT, table, body, options)
 
 
@@ -119,10 +121,12 @@ def _betas_used(file: NpzFile, table: Table, count: int, eleventh: str) -> int:
     """How many numbers of `shape` count."""
     if eleventh not in ("", "component", "kid"):
         raise InputError(f"{file.path}: option eleventh {eleventh!r}, expected component or kid")
-    if count not in _COUNTS or len(file.members["shape"].shape) != 2:
+    spec = table.specs["shape"]
+    if spec.shape != (count,) or count not in _COUNTS or spec.dtype.kind not in "iuf":
         raise file.error(
             "shape",
-            f"shape {file.members['shape'].shape}, expected (rows, 10), (rows, 11) or (rows, 16)",
+            f"{spec.dtype} of shape {file.members['shape'].shape}, expected numbers (rows, 10), "
+            "(rows, 11) or (rows, 16)",
         )
     if count != 11 or eleventh == "component":
         return count

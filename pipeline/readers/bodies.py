@@ -6,6 +6,7 @@ body; pictures, genders, ranges of rows and what is carried into the shards are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from pipeline.readers.tables import Table
 from pipeline.row_checks import Verdicts
 
 VERTICES = "vertices"
+_NAMES = "biufSU"
+"""Kinds of what tells people apart."""
 NEAREST = "nearest"
 """What the option `skel_gender` says for: male or female as the label's body, else whichever SKEL
 body is nearer, identity by identity."""
@@ -45,7 +48,8 @@ _NO_PICTURE = Layout(poses=(), betas=None)
 class BodyLayout:
     """Which column holds what, and what the columns make.
 
-    body: name of the body. columns: that `parameters` needs. parameters: see `ParametersOf`.
+    body: name of the body. columns: those that `parameters` needs, with how many real numbers a row
+    of each has; None: one or more. parameters: see `ParametersOf`.
     vertices: vertices a row, where the parameters are `vertices`; None: other parameters.
     identity: column of numbers or names of people; "": one person in the whole source; None: a
     person of its own in every row. left_out: columns that shards do not carry (meshes).
@@ -53,7 +57,7 @@ class BodyLayout:
     """
 
     body: str
-    columns: tuple[str, ...]
+    columns: Mapping[str, int | None]
     parameters: ParametersOf
     vertices: int | None = None
     identity: str | None = None
@@ -151,4 +155,13 @@ class BodySource(LabelSource):
         for name in wanted:
             if name not in self._table.specs:
                 raise InputError(f"{self.path}: member '{name}': needed, the option skip names it")
+        for name, size in own.columns.items():
+            self._numeric(name)
+            found = math.prod(self.fields[name].shape)
+            if found < 1 or size not in (None, found):
+                raise self._wrong(name, f"{size or 'one or more'} numbers a row")
+        if own.identity:
+            spec = self.fields[own.identity]
+            if spec.shape not in ((), (1,)) or spec.dtype.kind not in _NAMES:
+                raise self._wrong(own.identity, "one number or name of a person a row")
         super()._check_columns()

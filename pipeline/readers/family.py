@@ -50,10 +50,12 @@ class FamilyColumns:
     betas_used: int | None = None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Every column that is needed."""
-        rest = (self.full, self.betas, self.transl, self.shift)
-        return (*(name for name in rest if name), *(column for _, column in self.parts))
+    def sizes(self) -> dict[str, int | None]:
+        """Every column that is needed, as `bodies.BodyLayout.columns`."""
+        widths = dict(_FULL[self.body])
+        whole = {self.full: sum(widths.values()), self.betas: None, self.transl: 3, self.shift: 16}
+        parts = {column: widths[name] for name, column in self.parts}
+        return {name: size for name, size in (whole | parts).items() if name}
 
     def __call__(
         self, fields: Mapping[str, np.ndarray], verdicts: Verdicts

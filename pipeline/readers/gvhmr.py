@@ -63,7 +63,7 @@ def open_gvhmr(
     columns = FamilyColumns(SMPLX, "betas", "transl", parts=parts, flat_hands=False)
     cam_int = "cam_int" if "cam_int" in table.specs else None
     picture = Layout(poses=(), betas=None, cam_int=cam_int)
-    layout = BodyLayout(SMPLX, columns.names, columns, identity="sequence", picture=picture)
+    layout = BodyLayout(SMPLX, columns.sizes, columns, identity="sequence", picture=picture)
     source = BodySource(FORMAT, table, layout, options)
     source.up = stated_up(path, up, in_camera=in_camera) or "y"
     return source

@@ -66,7 +66,7 @@ def open_moyo(
         raise InputError(f"{path}: option template {template!r}, expected model or nothing")
     table = folder_table(path, pattern, partial(_load, own=template == ""))
     columns = FamilyColumns(SMPLX, "betas", "trans", full="poses", betas_used=_BETAS)
-    layout = BodyLayout(SMPLX, columns.names, columns, identity="sequence")
+    layout = BodyLayout(SMPLX, columns.sizes, columns, identity="sequence")
     source = BodySource(FORMAT, table, layout, options)
     source.up = stated_up(path, up, in_camera=False) or "z"
     return source
@@ -74,7 +74,7 @@ def open_moyo(
 
 def _load(path: Path, *, root: Path, own: bool) -> MemoryTable:
     content = read_content(path)
-    if own and content.get(_TEMPLATE):
+    if own and np.asarray(content.get(_TEMPLATE, "")).any():
         raise InputError(
             f"{path}: member '{_TEMPLATE}': the person's own template, so betas do not give the "
             "person; take MOYO's files in AMASS's format, or accept the model's template with "

@@ -62,7 +62,7 @@ def open_prompthmr(
     in_camera = frame == "camera"
     table = folder_table(path, pattern, partial(_load, camera=in_camera))
     columns = FamilyColumns(SMPLX, "betas", "trans", full="poses")
-    layout = BodyLayout(SMPLX, columns.names, columns, identity="sequence")
+    layout = BodyLayout(SMPLX, columns.sizes, columns, identity="sequence")
     source = BodySource(FORMAT, table, layout, options)
     source.up = stated_up(path, up, in_camera=in_camera)
     return source

@@ -22,6 +22,7 @@ from pipeline.readers.members import listed
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.sequences import folder_table, with_place
 from pipeline.readers.tables import MemoryTable
+from pipeline.readers.tracks import member
 from pipeline.row_checks import Verdicts
 
 FORMAT = "sam-3d-body"
@@ -85,7 +86,7 @@ def open_sam3d(
     }
     layout = BodyLayout(
         body=BODY,
-        columns=(_MESH, _MOVE),
+        columns={_MESH: 3 * BODY_VERTICES, _MOVE: 3},
         parameters=_meshes,
         vertices=BODY_VERTICES,
         identity="" if identity == "one" else None,
@@ -120,11 +121,11 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
     camera = _camera(file, content)
     if camera is not None:
         columns["cam_int"] = camera[None]
-    box = content.get("bbox")
-    if box is not None and box.shape == (4,) and "center" not in content:
-        corners = box.astype(np.float64)
-        columns["center"] = (corners[:2] + corners[2:])[None] / 2
-        columns["scale"] = np.array([(corners[2:] - corners[:2]).max() / UNIT_200PX])
+    if "bbox" in content and "center" not in content:
+        corners = member(path, content, "bbox", (4,)).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns["center"] = (corners[:2] + corners[2:])[None] / 2
+            columns["scale"] = np.array([(corners[2:] - corners[:2]).max() / UNIT_200PX])
     return with_place(path, root, 1, columns, {})
 
 
@@ -134,23 +135,29 @@ def _camera(file: NpzFile, content: Mapping[str, np.ndarray]) -> np.ndarray | No
 
     Raises InputError: keypoints that no pinhole camera projects.
     """
-    points, pixels = content.get(_POINTS_3D), content.get(_POINTS_2D)
-    if points is None or pixels is None:
+    if _POINTS_3D not in content or _POINTS_2D not in content:
         return None
-    if points.ndim != 2 or points.shape[1] != 3 or pixels.shape != (len(points), 2):
-        raise file.error(_POINTS_2D, f"shape {pixels.shape}, {_POINTS_3D} has {points.shape}")
+    points = member(file.path, content, _POINTS_3D, (None, 3))
+    pixels = member(file.path, content, _POINTS_2D, (len(points), 2))
     focal, centre, rms = pinhole(points + content[_MOVE], pixels)
-    if not rms <= _REPROJECTION:
+    if not (rms <= _REPROJECTION and focal > 0.0):
         raise file.error(
             _POINTS_2D,
-            f"{_POINTS_3D} + {_MOVE} project {rms:.0f} px (rms) beside it with the best camera; "
-            "they are not of one camera, or y and z are not those of the outputs",
+            f"{_POINTS_3D} + {_MOVE} project {rms:.0f} px (rms) beside it with the best camera "
+            f"(focal length {focal:.0f} px); they are not of one camera, or y and z are not those "
+            "of the outputs",
         )
-    given = content.get("focal_length")
-    if given is not None and given.size == 1 and abs(float(given.ravel()[0]) / focal - 1) > 0.01:
-        raise file.error(
-            "focal_length", f"{float(given.ravel()[0]):.1f} px, the keypoints say {focal:.1f} px"
-        )
+    if "focal_length" in content:
+        given = content["focal_length"]
+        if given.size != 1 or given.dtype.kind not in "iuf":
+            raise file.error(
+                "focal_length", f"{given.dtype} of shape {given.shape}, expected one number"
+            )
+        if not abs(float(given.ravel()[0]) / focal - 1) <= 0.01:
+            raise file.error(
+                "focal_length",
+                f"{float(given.ravel()[0]):.1f} px, the keypoints say {focal:.1f} px",
+            )
     return np.array([[focal, 0.0, centre[0]], [0.0, focal, centre[1]], [0.0, 0.0, 1.0]])
 
 

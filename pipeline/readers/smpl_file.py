@@ -80,7 +80,7 @@ def open_smpl_file(
         source = LabelSource(FORMAT, table, Layout(("poses",), "betas", "trans"), options)
     else:
         columns = FamilyColumns(WIDTHS[width], "betas", "trans", full="poses")
-        layout = BodyLayout(columns.body, columns.names, columns, identity="sequence")
+        layout = BodyLayout(columns.body, columns.sizes, columns, identity="sequence")
         source = BodySource(FORMAT, table, layout, options)
     source.up = stated_up(path, up, in_camera=False)
     return source
@@ -116,6 +116,10 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
     betas = np.zeros(10)
     if "shapeParameters" in content:
         betas = member(path, content, "shapeParameters", (None,))
+        if len(betas) < 10:
+            raise InputError(
+                f"{path}: member 'shapeParameters': {len(betas)} numbers, expected 10 or more"
+            )
     gender = _count(path, content, "gender", len(GENDERS)) if "gender" in content else 0
     constants = {"betas": betas, "gender": np.array(GENDERS[gender])}
     if "frameRate" in content:

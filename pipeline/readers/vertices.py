@@ -68,14 +68,14 @@ def open_vertices(
     for name in sorted(REQUIRED - file.members.keys()):
         raise file.error(name, "missing; a file of meshes has vertices (n, V, 3) and body")
     shape, dtype = file.members[VERTICES].shape, file.members[VERTICES].dtype
-    if len(shape) != 3 or shape[2] != 3 or dtype.kind != "f":
+    if len(shape) != 3 or not shape[1] or shape[2] != 3 or dtype.kind != "f":
         raise file.error(VERTICES, f"{dtype} of shape {shape}, expected numbers (n, V, 3), metres")
     faces = _FACES if _FACES in file.members else ""
     table = rows_first(file, VERTICES, ",".join(name for name in (skip, faces) if name))
     picture = {part: name for part, name in _PICTURE.items() if name in table.specs}
     layout = BodyLayout(
         body=_body(file),
-        columns=(VERTICES,),
+        columns={VERTICES: None},
         parameters=_meshes,
         vertices=shape[1],
         identity="identity" if "identity" in table.specs else None,
