@@ -73,7 +73,7 @@ def described_maps(models: Path) -> list[tuple[str, str]]:
     except ModelFileError as error:
         raise InputError(str(error)) from error
     own = "SKEL's own triangles: no map is needed"
-    return [*lines, ("smpl, smplh", own)]
+    return [*lines, ("smpl, smplh, skel", own)]
 
 
 def _skel(models: Path, load: Callable[[Path, str], SKEL]) -> SKEL:

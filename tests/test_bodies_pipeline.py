@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import pipeline.identities as stage
 from pipeline import open_dataset
@@ -50,8 +51,6 @@ def _fake():
 @pytest.fixture(scope="module")
 def meshes() -> np.ndarray:
     """Three small poses of two men as SMPL-X meshes, float32."""
-    import torch
-
     generator = torch.Generator().manual_seed(3)
     poses = 0.15 * torch.randn(ROWS, 46, generator=generator)
     betas = torch.randn(2, 10, generator=generator)[[0, 1, 0]]
@@ -134,6 +133,20 @@ def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path,
     (out / SHAPES_FILE).unlink()
     with pytest.raises(InputError, match="absent"):
         verify(out)
+
+
+def test_meshes_of_smpl_are_a_body_of_their_own(models, tmp_path):
+    """Called smpl, as a user calls them: no parameters of SMPL, no map needed."""
+    skel, poses = load_skel(models, "male"), np.zeros((2, 46), np.float32)
+    poses[1, 3] = 0.3
+    skins = skel(*map(torch.as_tensor, (poses, np.zeros((2, 10), "f4"), np.zeros((2, 3), "f4"))))
+    path = tmp_path / "smpl.npz"
+    np.savez(path, vertices=skins.skin_vertices.numpy(), body="smpl", identity=np.zeros(2, int))
+    assert convert(_request(path, tmp_path / "out", models), _quiet).ok
+    data, plan = open_dataset(tmp_path / "out"), RunDirectory(tmp_path / "out").plan()
+    assert plan.body is not None and (plan.body.name, plan.body.map_name) == ("smpl_mesh", "")
+    assert plan.fit["recipe"] == "surface" and data["vertex_error_mean"].max() < 0.002
+    assert abs(data["skel_poses"][1, 3] - 0.3) < 0.02 and verify(tmp_path / "out").ok
 
 
 def _shuffled(content: dict) -> None:

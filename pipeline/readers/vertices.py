@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.readers.base import SMPL
 from pipeline.readers.bodies import VERTICES, BodyLayout, BodySource
 from pipeline.readers.formats import SKIP, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, Layout
@@ -20,6 +21,7 @@ from pipeline.readers.members import rows_first
 from pipeline.readers.npz import NpzFile
 from pipeline.row_checks import Verdicts
 from pipeline.up_axis import UPS
+from skel_fit.bodies.map_files import SMPL_MESH
 
 FORMAT = "vertices"
 REQUIRED = frozenset((VERTICES, "body"))
@@ -36,7 +38,7 @@ DESCRIBED = Format(
     body="any that there is a map for",
     members=(
         Member("vertices", "(n, V, 3)", "metres"),
-        Member("body", "text", "name of the body, such as `smplx` or `mhr`"),
+        Member("body", "text", "name of the body, such as `smpl`, `smplx` or `mhr`"),
         Member("identity", "(n) numbers or names", "whose shape; absent: one a row", False),
         Member("gender", "(n) text, or one", "`male`, `female`, `neutral`", needed=False),
         Member("faces", "(F, 3)", "triangles; must be those of the map", needed=False),
@@ -103,7 +105,7 @@ def _body(file: NpzFile) -> str:
     name = text.strip().lower().replace("-", "").replace(" ", "_")
     if len(names) != 1 or not name.isidentifier() or len(name) > _LONGEST_NAME:
         raise file.error("body", f"{names[:3].tolist()}, expected one name, such as smplx or mhr")
-    return name
+    return SMPL_MESH if name == SMPL else name
 
 
 def _faces(file: NpzFile, vertices: int) -> np.ndarray:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skel_fit.bodies.surface_map import TARGET_VERTICES, SurfaceMap
 from skel_fit.errors import ModelFileError
-from skel_fit.skel import SKEL
+
+if TYPE_CHECKING:
+    from skel_fit.skel import SKEL
 
 FOLDER = "maps"
 """Of the users' maps, in their models folder."""
 SHIPPED = Path(__file__).parent / "maps"
-OWN_TOPOLOGY = ("smpl", "smplh", "skel")
+SMPL_MESH = "smpl_mesh"
+"""Bare meshes of SMPL: labels called `smpl` are its parameters."""
+OWN_TOPOLOGY = ("smpl", SMPL_MESH, "smplh", "skel")
 """Bodies that have SKEL's own vertices and triangles."""
 
 
