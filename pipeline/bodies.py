@@ -16,7 +16,7 @@ from pipeline.identity_shapes import SHAPES_FILE, read_shapes
 from pipeline.manifest import missing_models
 from pipeline.plan import BodyRecord, CalibrationRecord, ModelRecord, Plan
 from pipeline.provenance import file_record
-from pipeline.readers.base import SMPL, AnnotationSource, BodyRows
+from pipeline.readers.base import SMPL, AnnotationRows, AnnotationSource, BodyRows
 from pipeline.up_axis import moved_points
 from skel_fit.errors import ModelFileError
 from skel_fit.models import BodyModels
@@ -266,19 +266,24 @@ class BodyFitter:
         """How far stored roots are from those that the labels state: `skel_fit.root_departure`."""
         import torch
 
+        from skel_fit.bodies.source_body import SourceRoot
         from skel_fit.bodies.surface_fit import stated_translation
         from skel_fit.root import root_angles, root_rotation
 
         model = self.held.skel(genders[1], "float64")
-        _, root = self._posed(self.held.source(genders[0]), labels, turn)
+        root = _stated_root(self.held.source(genders[0]), labels, turn)
         assert root is not None  # recipes that keep a root are refused where none is stated
-        angles, betas, trans = (torch.as_tensor(values) for values in skel)
-        offsets = torch.as_tensor(self.shapes.offsets[self.shapes.places(labels.identity)])
-        exact = stated_translation(model, root, betas, offsets)
-        back = root.orient.transpose(1, 2)
-        shift = (back @ (trans - exact)[:, :, None])[:, :, 0]
-        turned = root_angles(model, back @ root_rotation(model, angles[:, :3]))
-        return turned.numpy(), shift.numpy()
+        root = SourceRoot(*(part.to(model.device) for part in root))
+        offsets = self.shapes.offsets[self.shapes.places(labels.identity)]
+        angles, betas, trans, away = (
+            torch.as_tensor(values).to(model.device) for values in (*skel, offsets)
+        )
+        with torch.no_grad():
+            exact = stated_translation(model, root, betas, away)
+            back = root.orient.transpose(1, 2)
+            shift = (back @ (trans - exact)[:, :, None])[:, :, 0]
+            turned = root_angles(model, back @ root_rotation(model, angles[:, :3]))
+        return turned.cpu().numpy(), shift.cpu().numpy()
 
     def _posed(
         self, body: SourceBody, labels: BodyRows, turn: np.ndarray | None
@@ -287,12 +292,9 @@ class BodyFitter:
         import torch
 
         surfaces = body.surface(labels.parameters)
-        root = body.root(labels.parameters) if body.states_root else None
         if turn is not None:
-            matrix = torch.as_tensor(turn, dtype=torch.float64)
-            surfaces = moved_points(surfaces, matrix)
-            root = None if root is None else root.turned(matrix)
-        return surfaces, root
+            surfaces = moved_points(surfaces, torch.as_tensor(turn, dtype=torch.float64))
+        return surfaces, _stated_root(body, labels, turn)
 
     def _map(self, gender: str) -> SurfaceMap:
         """The map, which must be the plan's."""
@@ -307,10 +309,23 @@ class BodyFitter:
         return found
 
 
-def check_surfaces(source: AnnotationSource, models: Models, gender: str, rows: np.ndarray) -> None:
+def _stated_root(body: SourceBody, labels: BodyRows, turn: np.ndarray | None) -> SourceRoot | None:
+    """The roots that labels state, in the axes that `turn` leads to; None where they state none."""
+    import torch
+
+    if not body.states_root:
+        return None
+    root = body.root(labels.parameters)
+    return root if turn is None else root.turned(torch.as_tensor(turn, dtype=torch.float64))
+
+
+def check_surfaces(
+    source: AnnotationSource, models: Models, gender: str, rows: AnnotationRows | None
+) -> None:
     """Refuse labels whose mapped mesh is no person: another topology under the same name.
 
-    rows: some accepted rows. gender: of a SKEL body that is needed. Raises InputError.
+    rows: some accepted rows, None: there are none. gender: of a SKEL body that is needed. Raises
+    InputError.
     """
     import torch
 
@@ -325,18 +340,20 @@ def check_surfaces(source: AnnotationSource, models: Models, gender: str, rows: 
     faces = skel.faces.cpu().numpy()
     edges = np.unique(np.sort(np.concatenate((faces[:, :2], faces[:, 1:])), axis=1), axis=0)
     template = skel.template.detach().cpu().double().numpy()
-    own = np.linalg.norm(template[edges[:, 0]] - template[edges[:, 1]], axis=1)
-    for row in rows.tolist():
-        read = source.read(row, row + 1)
-        assert read.other is not None
-        body = models.source(str(read.smpl_gender[0]))
+    still = np.linalg.norm(template[edges[:, 0]] - template[edges[:, 1]], axis=1)
+    if rows is None:
+        return
+    assert rows.other is not None
+    for place, row in enumerate(rows.source_row.tolist()):
+        body = models.source(str(rows.smpl_gender[place]))
         try:
-            mesh = found.apply(body.surface(read.other.parameters))[0]
+            own = rows.other.take(np.array([place]))
+            mesh = found.apply(body.surface(own.parameters))[0]
         except ValueError as error:
             raise InputError(f"{source.path}: row {row}: {error}") from None
         first, second = (mesh[torch.as_tensor(edges[:, k])] for k in range(2))
         length = torch.linalg.vector_norm(first - second, dim=1).numpy()
-        factor = np.exp(np.median(np.abs(np.log((length + 1e-6) / (own + 1e-6)))))
+        factor = np.exp(np.median(np.abs(np.log((length + 1e-6) / (still + 1e-6)))))
         if not factor < _WRONG_TOPOLOGY:
             raise InputError(
                 f"{source.path}: row {row}: its mesh as SKEL's skin has edges {factor:.0f} times "

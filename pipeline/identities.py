@@ -7,19 +7,29 @@ whose digest is in the plan. A shape depends on its identity's own rows alone: p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import InputError
-from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, read_shapes
-from pipeline.output_files import make_directory, remove, write_bytes
+from pipeline.errors import InputError, UsageError
+from pipeline.identity_shapes import (
+    BASIS,
+    PART,
+    PARTS_FOLDER,
+    SHAPES_FILE,
+    part_file,
+    parts_are_ours,
+    read_shapes,
+)
+from pipeline.output_files import make_directory, remove, temporaries, write_bytes
 from pipeline.plan import IdentityRecord, Plan
-from pipeline.readers.base import AnnotationRows, AnnotationSource, joined_bodies
-from skel_fit.bodies.identity_shapes import IdentityShapes
+from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.readers.chosen import joined_rows, read_batches, taken
+from skel_fit.bodies.identity_shapes import GENDERS, IdentityShapes
 
 if TYPE_CHECKING:
     from pipeline.bodies import Models
@@ -34,7 +44,8 @@ _MISFIT = 0.06
 class People:
     """Which rows the shapes of a source's identities are found from.
 
-    names: (k,) int64 identities, rising; rows: of each, in rising order, at most `MOST_MESHES`.
+    names: (k,) int64 identities, in the order of their first rows, so that the file is read
+    forwards; rows: of each, in rising order, at most `MOST_MESHES`.
     """
 
     names: np.ndarray
@@ -47,7 +58,8 @@ class People:
         order = np.argsort(identity, kind="stable")
         names, first = np.unique(identity[order], return_index=True)
         groups = np.split(order, first[1:])
-        return People(names, tuple(_spread(rows, some) for rows in groups))
+        places = np.argsort([rows[0] for rows in groups]) if len(names) else np.zeros(0, int)
+        return People(names[places], tuple(_spread(groups[k], some) for k in places))
 
     def parts(self) -> list[range]:
         """Ranges of identities that are solved together."""
@@ -71,17 +83,12 @@ def solve_identities(
     """The plan with the shapes of its people, found now as far as parts of them are not there.
 
     plan: without shapes; its id says whose the parts are. The parts stay until `forget_parts`.
-    Raises InputError where shapes fit nothing.
+    Raises InputError where shapes fit nothing, UsageError where the folder of the parts is another.
     """
     people = People.of(source, _most())
-    folder = directory / PARTS_FOLDER
-    make_directory(folder)
-    basis = folder / "basis"
-    if not basis.is_file() or basis.read_bytes() != plan.plan_id.encode():
-        _clear(folder)
-        write_bytes(basis, plan.plan_id.encode())
     parts = people.parts()
-    files = [folder / f"part-{index:05d}.npz" for index in range(len(parts))]
+    files = [part_file(directory, index) for index in range(len(parts))]
+    _begin(plan, directory)
     done = [_readable(file) for file in files]
     count = sum(len(part) for part, shapes in zip(parts, done, strict=True) if shapes is not None)
     report("identities", {"total": len(people.names), "done": count})
@@ -89,22 +96,47 @@ def solve_identities(
         if done[index] is not None:
             continue
         shapes = solve_part(plan, source, models, people, part)
-        _check_fit(source, shapes)
         shapes.write(files[index])
         done[index] = shapes
         report("identities_done", {"count": len(part)})
     report("identities_end", {})
     found = _joined([shapes for shapes in done if shapes is not None])
+    _check_fit(source, found, report)
     found.write(directory / SHAPES_FILE)
     return replace(plan, identities=IdentityRecord(len(found.names), found.digest()))
 
 
-def forget_parts(directory: Path) -> None:
-    """Remove the parts: their shapes are in the plan now."""
+def _begin(plan: Plan, directory: Path) -> None:
+    """The folder of the parts, with no part of another plan in it."""
     folder = directory / PARTS_FOLDER
-    if folder.is_dir():
-        _clear(folder)
+    if not parts_are_ours(directory):
+        raise UsageError(
+            f"{folder}: holds files of yours, and the shapes of people would be written there; "
+            "give another output directory, or move them"
+        )
+    make_directory(folder)
+    basis = folder / BASIS
+    if not basis.is_file() or basis.read_bytes() != plan.plan_id.encode():
+        _remove_ours(directory)
+        write_bytes(basis, plan.plan_id.encode())
+
+
+def forget_parts(directory: Path) -> None:
+    """Remove the parts, nothing else: their shapes are in the plan now."""
+    folder = directory / PARTS_FOLDER
+    if not (folder / BASIS).is_file() or not parts_are_ours(directory):
+        return
+    _remove_ours(directory)
+    with contextlib.suppress(OSError):  # somebody else's files are in it
         folder.rmdir()
+
+
+def _remove_ours(directory: Path) -> None:
+    """The parts before their basis: without it they would look like somebody else's."""
+    folder = directory / PARTS_FOLDER
+    parts = [file for file in folder.iterdir() if PART.fullmatch(file.name) and file.is_file()]
+    for file in (*sorted(parts), *temporaries(folder), folder / BASIS):
+        remove(file)
 
 
 def unsolved(plan: Plan) -> Plan:
@@ -128,17 +160,8 @@ def solve_part(
     plan: Plan, source: AnnotationSource, models: Models, people: People, part: Sequence[int]
 ) -> IdentityShapes:
     """Shapes of some identities, by their places in `people`; one without a usable row has none."""
-    import torch
-
-    from skel_fit.bodies.identities import fit_identity
-    from skel_fit.bodies.surface_fit import map_weights
-
-    meshes, names, genders = [], [], []
-    at_rest, smpl_gender = False, ""
-    for place in part:
-        rows = _usable(source, people, place)
-        if rows is None:
-            continue
+    groups: dict[tuple[str, str], list[AnnotationRows]] = {}
+    for rows in _usable(source, people, part):
         wanted = set(rows.skel_gender.tolist())
         labels = set(rows.smpl_gender.tolist())
         if len(wanted) > 1 or len(labels) > 1:
@@ -146,79 +169,82 @@ def solve_part(
                 f"{source.path}: row {rows.source_row[0]}: its person has other genders in other "
                 f"rows ({', '.join(sorted(labels | wanted))}); one person has one shape"
             )
-        assert rows.other is not None
-        smpl_gender = labels.pop()
-        body = models.source(smpl_gender)
-        at_rest = body.has_rest
-        if at_rest:
-            shape = {"betas": rows.other.parameters["betas"].mean(axis=0, keepdims=True)}
-            meshes.append(body.rest(shape))
-        else:
-            meshes.append(body.surface(rows.other.parameters))
-        names += [int(people.names[place])] * len(meshes[-1])
-        genders += [wanted.copy().pop()] * len(meshes[-1])
-    if not meshes:
-        return IdentityShapes.empty()
-    needed = [g for g in ("male", "female") if g in genders or "unknown" in genders]
+        groups.setdefault((labels.pop(), wanted.pop()), []).append(rows)
+    # apart by genders: what counts of a mesh is its person's, whoever else is in the part
+    return _joined([_solve_group(plan, models, *pair, groups[pair]) for pair in sorted(groups)])
+
+
+def _solve_group(
+    plan: Plan, models: Models, label: str, wanted: str, people: list[AnnotationRows]
+) -> IdentityShapes:
+    """Shapes of identities of one gender: `label` of their labels' body, `wanted` of SKEL, which
+    may be unknown."""
+    import torch
+
+    from skel_fit.bodies.identities import UNKNOWN, fit_identity
+    from skel_fit.bodies.surface_fit import map_weights
+
+    body = models.source(label)
+    needed = GENDERS if wanted == UNKNOWN else (wanted,)
     skels = {gender: models.skel(gender, plan.request.frame.dtype) for gender in needed}
-    body = models.source(smpl_gender)
     _, found = models.map(needed[0])
-    mapped = torch.cat([found.apply(mesh) for mesh in meshes])
+    names, mapped = [], []
+    for rows in people:
+        assert rows.other is not None
+        given = rows.other.parameters
+        if body.has_rest:
+            mesh = body.rest({"betas": given["betas"].mean(axis=0, keepdims=True)})
+        else:
+            mesh = body.surface(given)
+        mapped.append(found.apply(mesh))
+        names += [int(rows.other.identity[0])] * len(mesh)
+    masks = body.mask_weights()
     return fit_identity(
         skels,
-        mapped,
+        torch.cat(mapped),
         np.array(names, np.int64),
-        np.array(genders),
-        at_rest=at_rest,
+        np.full(len(names), wanted),
+        at_rest=body.has_rest,
         config=plan.request.frame,
-        vertex_weights=map_weights(skels[needed[0]], found, body.mask_weights()),
+        vertex_weights={
+            gender: map_weights(skel, models.map(gender)[1], masks)
+            for gender, skel in skels.items()
+        },
     )
 
 
-def _usable(source: AnnotationSource, people: People, place: int) -> AnnotationRows | None:
-    """Accepted rows of an identity: of those chosen, else the first ones that there are."""
-    chosen = _read(source, people.rows[place])
-    good = np.flatnonzero(chosen.reasons == "")
-    if not len(good):
-        every = np.flatnonzero(source.identities() == people.names[place])
-        accepted = (row for row in every.tolist() if _accepted(source, row))
-        first = [row for row, _ in zip(accepted, range(_most()), strict=False)]
-        if not first:
-            return None
-        chosen = _read(source, np.array(first))
-        good = np.arange(len(first))
-    return _taken(chosen, good)
+def _usable(
+    source: AnnotationSource, people: People, part: Sequence[int]
+) -> Iterator[AnnotationRows]:
+    """Accepted rows of each identity: of those chosen, else the first ones that there are."""
+    chosen = np.sort(np.concatenate([people.rows[place] for place in part]))
+    found = _by_person(read_batches(source, chosen), people.names[part], len(chosen))
+    lost = [name for name in people.names[part].tolist() if name not in found]
+    if lost:
+        every = np.flatnonzero(np.isin(source.identities(), lost))
+        found |= _by_person(read_batches(source, every), np.array(lost), _most())
+    for name in people.names[part].tolist():
+        if name in found:
+            yield found[name]
 
 
-def _accepted(source: AnnotationSource, row: int) -> bool:
-    return bool(source.read(row, row + 1).reasons[0] == "")
-
-
-def _read(source: AnnotationSource, rows: np.ndarray) -> AnnotationRows:
-    """The listed rows, rising."""
-    pieces = [source.read(int(run[0]), int(run[-1]) + 1) for run in _runs(rows)]
-    if len(pieces) == 1:
-        return pieces[0]
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(piece, name) for piece in pieces])
-        for name in ("source_row", "poses", "betas", "transl", "smpl_gender", "skel_gender",
-                     "reasons")
-    }  # fmt: skip
-    return AnnotationRows(**joined, fields={}, other=joined_bodies(pieces))
-
-
-def _runs(rows: np.ndarray) -> Iterator[np.ndarray]:
-    yield from np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-
-
-def _taken(rows: AnnotationRows, places: np.ndarray) -> AnnotationRows:
-    assert rows.other is not None
-    some: dict[str, Any] = {
-        name: getattr(rows, name)[places]
-        for name in ("source_row", "poses", "betas", "transl", "smpl_gender", "skel_gender",
-                     "reasons")
-    }  # fmt: skip
-    return AnnotationRows(**some, fields={}, other=rows.other.take(places))
+def _by_person(
+    batches: Iterable[AnnotationRows], names: np.ndarray, most: int
+) -> dict[int, AnnotationRows]:
+    """The first accepted rows of each identity, at most so many; of some there may be none."""
+    found: dict[int, list[AnnotationRows]] = {name: [] for name in names.tolist()}
+    room = dict.fromkeys(found, most)
+    for rows in batches:
+        assert rows.other is not None
+        good = rows.reasons == ""
+        for name in np.unique(rows.other.identity[good]).tolist():
+            own = np.flatnonzero(good & (rows.other.identity == name))[: room[name]]
+            room[name] -= len(own)
+            if len(own):
+                found[name].append(taken(rows, own))
+        if not any(room.values()):
+            break
+    return {name: joined_rows(parts) for name, parts in found.items() if parts}
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
@@ -238,12 +264,25 @@ def _joined(parts: list[IdentityShapes]) -> IdentityShapes:
     return IdentityShapes.joined(parts or [IdentityShapes.empty()])
 
 
-def _check_fit(source: AnnotationSource, shapes: IdentityShapes) -> None:
-    if len(shapes.names) and np.median(shapes.error) > _MISFIT:
+def _check_fit(source: AnnotationSource, shapes: IdentityShapes, report: Report) -> None:
+    """Refuse meshes that are something else; say who of the people has a shape that fits badly."""
+    if not len(shapes.names):
+        return
+    median = float(np.median(shapes.error))
+    if median > _MISFIT:
         raise InputError(
-            f"{source.path}: shapes fit their meshes to {np.median(shapes.error) * 1000:.0f} mm "
+            f"{source.path}: shapes fit their meshes to {median * 1000:.0f} mm "
             f"only: these are no meshes of {source.body}, or in another unit than metres"
         )
+    bad = np.flatnonzero(shapes.error > _MISFIT)
+    if len(bad):
+        worst = bad[np.argmax(shapes.error[bad])]
+        row = int(np.argmax(source.identities() == shapes.names[worst]))
+        report(
+            "misfits",
+            {"count": len(bad), "of": len(shapes.names), "row": row,
+             "error": float(shapes.error[worst])},
+        )  # fmt: skip
 
 
 def _readable(file: Path) -> IdentityShapes | None:
@@ -254,8 +293,3 @@ def _readable(file: Path) -> IdentityShapes | None:
     except InputError:
         remove(file)
         return None
-
-
-def _clear(folder: Path) -> None:
-    for file in sorted(folder.iterdir()):
-        remove(file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.output_files import TEMPORARY_SUFFIX
 from pipeline.plan import Plan
 from pipeline.readers.base import AnnotationRows, AnnotationSource
 from skel_fit.bodies.identity_shapes import IdentityShapes
@@ -16,6 +18,29 @@ from skel_fit.errors import ModelFileError
 SHAPES_FILE = "identities.npz"
 PARTS_FOLDER = "identities"
 """Folder of the shapes that are found so far, while they are being found."""
+BASIS = "basis"
+"""File in it: the id of the plan, without shapes, that the parts are of."""
+PART = re.compile(r"part-\d{5,}\.npz")
+_PLAN_ID = re.compile(rb"[0-9a-f]{64}")
+
+
+def part_file(directory: Path, index: int) -> Path:
+    """A part of the shapes of a run."""
+    return directory / PARTS_FOLDER / f"part-{index:05d}.npz"
+
+
+def parts_are_ours(directory: Path) -> bool:
+    """Whether the folder of the parts of a run is a conversion's: absent, empty or with its basis.
+
+    Anything else there is somebody's own folder of that name.
+    """
+    folder, basis = directory / PARTS_FOLDER, directory / PARTS_FOLDER / BASIS
+    if not folder.is_dir():
+        return not folder.exists()
+    if basis.is_file():
+        with basis.open("rb") as stream:
+            return _PLAN_ID.fullmatch(stream.read(65)) is not None
+    return all(file.name.endswith(TEMPORARY_SUFFIX) for file in folder.iterdir())
 
 
 class IdentifiedSource(AnnotationSource):

@@ -20,6 +20,7 @@ from pipeline.output_files import make_directory
 from pipeline.plan import BodyRecord, Plan
 from pipeline.provenance import code_version, file_record, software
 from pipeline.readers.base import SMPL, AnnotationSource
+from pipeline.readers.chosen import first_accepted
 from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
 from pipeline.task import SourceLocation, as_fitted, check_unchanged, locate
@@ -27,6 +28,8 @@ from pipeline.up_axis import OPTION
 
 _SMPL_GENDERS = ("neutral", "male", "female")
 _SKEL_GENDERS = ("male", "female")
+_TRIED = 3
+"""Rows that a map is tried on."""
 
 
 @dataclass(frozen=True)
@@ -203,10 +206,7 @@ def checked_body(
     record = factory.record(models, gender)
     assert models is not None
     held = Models(models, factory.body, factory.vertices)
-    some = (row for row in range(source.rows) if source.read(row, row + 1).reasons[0] == "")
-    check_surfaces(
-        source, held, gender, np.array([row for row, _ in zip(some, range(3), strict=False)])
-    )
+    check_surfaces(source, held, gender, first_accepted(source, _TRIED))
     return record
 
 

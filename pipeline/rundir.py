@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.attempts import MAX_FAILURES, Attempts, Failure, Search
 from pipeline.concessions import Concessions, read_concessions, write_concessions
 from pipeline.errors import InputError, UsageError
-from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE
+from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, parts_are_ours
 from pipeline.locking import held, is_held
 from pipeline.output_files import (
     TEMPORARY_SUFFIX,
@@ -93,7 +93,9 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file; give an output directory")
-        ours = {".lock", SHAPES_FILE, PARTS_FOLDER, *FOLDERS}
+        ours = {".lock", SHAPES_FILE, *FOLDERS}
+        if parts_are_ours(self.path):
+            ours.add(PARTS_FOLDER)
         other = [
             found.name
             for found in self.path.iterdir()

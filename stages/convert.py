@@ -229,6 +229,11 @@ class Shown:
             self._say(self._people.summed_up())
             self._people.close()
             self._people = None
+        elif event == "misfits":
+            self._say(
+                f"shapes of {data['count']} of {data['of']} people fit their meshes badly, worst "
+                f"row {data['row']}'s person: {1000 * data['error']:.0f} mm; look at these rows"
+            )
         elif event == "damaged":  # comes before the start
             self._say(f"shard {data['shard']} is redone: {data['reason']}")
         elif event == "start":

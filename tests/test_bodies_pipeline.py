@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,18 +14,22 @@ import torch
 
 import pipeline.identities as stage
 from pipeline import open_dataset
-from pipeline.errors import InputError
+from pipeline.bodies import BodyFitter, Models
+from pipeline.errors import InputError, UsageError
 from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, read_shapes
 from pipeline.own_file import own_file
 from pipeline.readers import open_source
+from pipeline.readers.base import BodyRows
+from pipeline.readers.chosen import first_accepted
 from pipeline.readers.sam3d import pinhole
 from pipeline.run import Request, convert, preview
 from pipeline.rundir import RunDirectory
 from pipeline.upload import fetch
 from pipeline.verify import verify
 from skel_fit import load_skel
-from skel_fit.bodies import SurfaceMap
+from skel_fit.bodies import IdentityShapes, SurfaceMap
 from skel_fit.bodies.map_files import SHIPPED
+from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.default_body import default_body_directory
 from tests.foreign_bodies import SMPLX_VERTICES, fake_body
 
@@ -147,6 +153,155 @@ def test_meshes_of_smpl_are_a_body_of_their_own(models, tmp_path):
     assert plan.body is not None and (plan.body.name, plan.body.map_name) == ("smpl_mesh", "")
     assert plan.fit["recipe"] == "surface" and data["vertex_error_mean"].max() < 0.002
     assert abs(data["skel_poses"][1, 3] - 0.3) < 0.02 and verify(tmp_path / "out").ok
+
+
+# ---- the stage of people's shapes ----
+
+
+def test_a_folder_of_that_name_keeps_its_files(label_file, models, tmp_path):
+    """`identities/` of the user is refused before anything is written; parts go by name."""
+    out = tmp_path / "out"
+    mine = out / PARTS_FOLDER / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="identities"):
+        convert(_request(label_file, out, models), _quiet)
+    stage.forget_parts(out)
+    assert [file.name for file in out.rglob("*")] == [PARTS_FOLDER, "mine.txt"]
+
+    (out / PARTS_FOLDER / "basis").write_text("a" * 64)
+    for name in ("part-00000.npz", ".part-00001.npz.1.tmp"):
+        (out / PARTS_FOLDER / name).write_bytes(b"ours")
+    (out / PARTS_FOLDER / "part-00002.npz").mkdir()
+    stage.forget_parts(out)
+    assert sorted(file.name for file in mine.parent.iterdir()) == ["mine.txt", "part-00002.npz"]
+    with pytest.raises(UsageError, match="holds files of yours"):
+        stage.solve_identities(
+            _plan(label_file, models), open_source(label_file), None, out, _quiet
+        )
+
+
+def _plan(path: Path, models: Path):
+    return preview(_request(path, path.parent / "nothing", models, None)).plan
+
+
+def test_a_shape_does_not_depend_on_who_shares_its_part(label_file, models, monkeypatch):
+    """Meshes and vertices that count are the person's own, bit for bit (that `fit_identity` keeps
+    people apart is tested with it)."""
+    with np.load(label_file) as file:
+        content = dict(file)
+    some = {name: values[:2] if values.ndim else values for name, values in content.items()}
+    np.savez(label_file, **some | {"gender": np.array(["male", "female"])})
+    plan = _plan(label_file, models)
+    source = open_source(label_file, smpl_gender="column", skel_gender="nearest")
+    given: list[dict] = []
+
+    def fit(skels, meshes, names, genders, *, vertex_weights, **more):
+        for name in names:
+            own = meshes[names == name].numpy().tobytes()
+            weights = vertex_weights[genders[names == name][0]].tobytes()
+            given[-1][int(name)] = own, weights
+        return IdentityShapes.empty()
+
+    monkeypatch.setattr("skel_fit.bodies.identities.fit_identity", fit)
+    held, people = Models(models, "smplx", SMPLX_VERTICES), stage.People.of(source, 1)
+    for part in ([0, 1], [0], [1]):
+        given.append({})
+        stage.solve_part(plan, source, held, people, part)
+    assert given[0] == given[1] | given[2] and len(given[0]) == 2
+    assert given[0][0][1] != given[0][1][1]
+
+
+def _with_errors(errors: np.ndarray) -> IdentityShapes:
+    count = len(errors)
+    zeros = np.zeros((count, 13))
+    return IdentityShapes(
+        np.arange(count), np.full(count, "male"), zeros[:, :10], zeros[:, 10:],
+        np.stack((errors, np.full(count, -1.0)), axis=1),
+        np.ones(count, np.int64), np.ones(count, np.int64),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [1, 100])
+def test_one_person_who_fits_badly_is_told_and_refuses_nothing(
+    label_file, models, tmp_path, monkeypatch, part
+):
+    """However the people are cut into parts; most of them are another thing, and are refused."""
+    with np.load(label_file) as file:
+        np.savez(label_file, **dict(file) | {"identity": np.arange(ROWS + 1)})
+    source, plan = open_source(label_file), _plan(label_file, models)
+    monkeypatch.setattr(stage, "_PART_MESHES", part)
+    for bad, events in ((1, []), (3, [])):
+        errors = np.where(np.arange(ROWS + 1) < bad, 0.2, 0.001)
+        shapes = _with_errors(errors)
+        monkeypatch.setattr(stage, "solve_part", lambda *given, s=shapes: s.take(list(given[-1])))
+        out = tmp_path / f"{bad}"
+
+        def run(out=out, events=events):
+            return stage.solve_identities(
+                plan, source, None, out, lambda *event: events.append(event)
+            )
+
+        if bad == 1:
+            assert run().identities.sha256 == shapes.digest()
+            assert ("misfits", {"count": 1, "of": 4, "row": 0, "error": 0.2}) in events
+        else:
+            with pytest.raises(InputError, match="200 mm only"):
+                run()
+            assert not (out / SHAPES_FILE).exists()
+
+
+def test_a_compressed_file_is_read_once_a_part(label_file, monkeypatch):
+    """Rows of several people in turn, one without a mesh among those that were chosen: one pass
+    for the chosen rows, one for the others of that person."""
+    with np.load(label_file) as file:
+        content = dict(file)
+    twice = {name: np.concatenate((v, v)) if v.ndim else v for name, v in content.items()}
+    twice["identity"] = np.array(["ann", "ben", "ann", "cat", "ann", "ben", "ann", "dan"])
+    twice["identity"][[3, 4]] = "cat"
+    np.savez_compressed(label_file, **twice)
+    opened, real = [], zipfile.ZipFile.open
+
+    def counted(self, name, *more, **options):
+        opened.append(str(getattr(name, "filename", name)))
+        return real(self, name, *more, **options)
+
+    source = open_source(label_file)
+    people = stage.People.of(source, 1)
+    assert [rows.tolist() for rows in people.rows] == [[0], [1], [3], [7]]
+    monkeypatch.setattr(zipfile.ZipFile, "open", counted)
+    found = list(stage._usable(source, people, range(4)))
+    assert [rows.source_row.tolist() for rows in found] == [[0], [1], [4]]
+    assert opened.count("vertices.npy") == 2
+    again = open_source(label_file)
+    opened.clear()
+    first = first_accepted(again, 5)
+    assert first is not None and first.source_row.tolist() == [0, 1, 2, 4, 5]
+    assert opened.count("vertices.npy") == 1
+
+
+def test_roots_are_compared_on_the_device_of_the_model(models, monkeypatch):
+    """And no surface is posed for it. `meta` is a device that the CPU's tensors do not meet."""
+
+    class Stop(Exception): ...
+
+    def stop(model, root, betas, offsets):
+        raise Stop([v.device.type for v in (*root, betas, offsets)])
+
+    class Body:
+        states_root = True
+
+        def root(self, parameters):
+            return SourceRoot(*(torch.zeros(2, *shape) for shape in ((3, 3), (3,), (3,))))
+
+    skel = load_skel(default_body_directory(), "male").to("meta")
+    held = SimpleNamespace(skel=lambda *given: skel, source=lambda gender: Body())
+    fitter = BodyFitter(held, None, _with_errors(np.zeros(2)), None)
+    monkeypatch.setattr("skel_fit.bodies.surface_fit.stated_translation", stop)
+    body = tuple(np.zeros((2, size)) for size in (46, 10, 3))
+    with pytest.raises(Stop) as caught:
+        fitter.root_departures(("male", "male"), BodyRows("smplx", {}, np.arange(2)), body)
+    assert set(caught.value.args[0]) == {"meta"}
 
 
 def _shuffled(content: dict) -> None:

@@ -39,15 +39,15 @@ def fit_identity(
     *,
     at_rest: bool,
     config: FitConfig | None = None,
-    vertex_weights: np.ndarray | None = None,
+    vertex_weights: np.ndarray | Mapping[str, np.ndarray] | None = None,
 ) -> IdentityShapes:
     """The shape of each identity from its meshes.
 
     skels: by gender; meshes: (m, 6890, 3) float64, metres, in SKEL's topology, finite; identity:
     (m,) int64; genders: (m,) male, female or unknown (both are tried, the nearer one is taken);
-    at_rest: one rest mesh for each identity, whose offset is kept; vertex_weights: (6890,), None:
-    those of `surface_weights`. An identity's shape depends on its own meshes alone. Raises
-    ValueError where shapes do not fit.
+    at_rest: one rest mesh for each identity, whose offset is kept; vertex_weights: (6890,), also by
+    the gender of SKEL; None: those of `surface_weights`. An identity's shape depends on its own
+    meshes alone. Raises ValueError where shapes do not fit.
     """
     identity = np.asarray(identity, np.int64)
     genders = np.asarray(genders)
@@ -69,7 +69,8 @@ def fit_identity(
         if not len(rows):
             continue
         skel = skels[gender]
-        found = _shaped(skel, meshes[rows], identity[rows], config, vertex_weights)
+        weights = vertex_weights[gender] if isinstance(vertex_weights, Mapping) else vertex_weights
+        found = _shaped(skel, meshes[rows], identity[rows], config, weights)
         own, start, place = np.unique(identity[rows], return_index=True, return_inverse=True)
         at = np.searchsorted(names, own)
         sums = np.bincount(place, found.error) / np.bincount(place)

@@ -78,7 +78,7 @@ class FamilyBody:
         return summed
 
     def surface(self, parameters: Parameters) -> Tensor:
-        rest, joints = self._shaped(parameters)
+        rest, joints = self._shaped(parameters), self._joints(parameters)
         return (
             self._in_blocks(self._posed, self._local(parameters), rest, joints)
             + _tensor(_given(parameters, "transl", 3))[:, None]
@@ -86,11 +86,10 @@ class FamilyBody:
 
     def rest(self, parameters: Parameters) -> Tensor:
         shape = {name: parameters[name] for name in ("betas",)}
-        return self._shaped(shape)[0]
+        return self._shaped(shape)
 
     def root(self, parameters: Parameters) -> SourceRoot:
-        _, joints = self._shaped(parameters)
-        pelvis = joints[:, 0]
+        pelvis = self._joints(parameters)[:, 0]
         orient = axis_angle_to_matrix(_tensor(_given(parameters, "global_orient", 3)))
         return SourceRoot(orient, pelvis, pelvis + _tensor(_given(parameters, "transl", 3)))
 
@@ -106,8 +105,8 @@ class FamilyBody:
         vectors = np.concatenate(parts, axis=1)
         return axis_angle_to_matrix(_tensor(vectors).view(len(vectors), -1, 3))
 
-    def _shaped(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Rest vertices (n, V, 3) and joints (n, J, 3) of the shapes."""
+    def _shape(self, parameters: Parameters) -> tuple[np.ndarray, int, int]:
+        """Coefficients (n, B + E) of the shapes and expressions, and how many of each."""
         betas = np.asarray(parameters["betas"], np.float64)
         count, known = betas.shape[1], self.arrays.directions.shape[2]
         if count > known:
@@ -115,20 +114,33 @@ class FamilyBody:
                 f"betas: {count} numbers a row, the model file {self.arrays.path.name} has {known} "
                 "shape directions; name the file of the version that the labels were made with"
             )
-        directions, of_joints = self._directions[:, :count], self._joint_directions[..., :count]
         expression = parameters.get("expression")
-        if expression is not None and self.arrays.expressions.shape[2]:
-            size = min(expression.shape[1], self.arrays.expressions.shape[2])
-            betas = np.concatenate((betas, np.asarray(expression, np.float64)[:, :size]), axis=1)
+        if expression is None or not self.arrays.expressions.shape[2]:
+            return betas, count, 0
+        size = min(expression.shape[1], self.arrays.expressions.shape[2])
+        given = np.asarray(expression, np.float64)[:, :size]
+        return np.concatenate((betas, given), axis=1), count, size
+
+    def _shaped(self, parameters: Parameters) -> Tensor:
+        """Rest vertices (n, V, 3) of the shapes."""
+        shape, count, size = self._shape(parameters)
+        directions = self._directions[:, :count]
+        if size:
             directions = torch.cat((directions, self._expressions[:, :size]), dim=1)
-            of_joints = torch.cat((of_joints, self._joint_expressions[..., :size]), dim=2)
 
-        def shaped(shape: Tensor) -> Tensor:
-            return self._template + (shape @ directions.T).view(len(shape), -1, 3)
+        def shaped(own: Tensor) -> Tensor:
+            return self._template + (own @ directions.T).view(len(own), -1, 3)
 
-        rest = self._in_blocks(shaped, _tensor(betas))
-        moved = (of_joints * _tensor(betas)[:, None, None]).sum(dim=3)
-        return rest, self._regressor @ self._template + moved
+        return self._in_blocks(shaped, _tensor(shape))
+
+    def _joints(self, parameters: Parameters) -> Tensor:
+        """Rest joints (n, J, 3) of the shapes."""
+        shape, count, size = self._shape(parameters)
+        directions = self._joint_directions[..., :count]
+        if size:
+            directions = torch.cat((directions, self._joint_expressions[..., :size]), dim=2)
+        moved = (directions * _tensor(shape)[:, None, None]).sum(dim=3)
+        return self._regressor @ self._template + moved
 
     def _posed(self, local: Tensor, rest: Tensor, joints: Tensor) -> Tensor:
         parents = self.arrays.parents
