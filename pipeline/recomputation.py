@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.provenance import code_version, software
 from pipeline.readers.base import AnnotationRows, AnnotationSource, BodyRows, joined_bodies
 from pipeline.receipts import ShardState, shard_path
-from pipeline.row_checks import CRASHED
+from pipeline.row_checks import CRASHED, in_camera
 from pipeline.shards import open_shard, read_column
 from pipeline.task import shard_columns
 from pipeline.up_axis import turned
@@ -257,7 +257,8 @@ def expected_reasons(rows: AnnotationRows, concessions: Concessions) -> np.ndarr
     reasons[crashed & (reasons == "")] = CRASHED
     if rows.other is not None:  # the fit rejects nothing that readers accept
         return reasons.astype(np.str_)
-    for reason, bad in smpl_rejections(rows.poses, rows.betas, rows.transl):
+    place = in_camera(rows.transl, rows.cameras)
+    for reason, bad in smpl_rejections(rows.poses, rows.betas, place):
         reasons[bad & (reasons == "")] = reason
     return reasons.astype(np.str_)
 

@@ -58,6 +58,8 @@ _LIKELY = {
 
 MESH_SIZE = (0.2, 4.0)
 """Metres: the longest side of a person's bounding box."""
+_TURN_OF_PELVIS = 2.0
+"""Metres: more than a camera's turn about SMPL's pelvis, R J - J, can add to a translation."""
 MIN_BOX = 1.0
 MAX_BOX = 1e5
 MAX_BOX_DIAGONALS = 4.0
@@ -100,11 +102,33 @@ class Verdicts:
 
 
 def check_body(
-    verdicts: Verdicts, poses: np.ndarray, betas: np.ndarray, transl: np.ndarray, max_beta: float
+    verdicts: Verdicts,
+    poses: np.ndarray,
+    betas: np.ndarray,
+    transl: np.ndarray,
+    max_beta: float,
+    cameras: np.ndarray | None = None,
 ) -> None:
-    """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64."""
-    for reason, bad in smpl_rejections(poses, betas, transl, max_beta):
+    """poses: (n, 72) radians; betas: (n, 10); transl: (n, 3) metres; float64. cameras: (n, 4, 4)
+    world -> camera, where bodies of a world are wanted in the camera."""
+    place = in_camera(transl, cameras)
+    for reason, bad in smpl_rejections(poses, betas, place, max_beta):
         verdicts.reject(bad, reason)
+    if cameras is not None:  # the fit, which knows the pelvis, must not find a row farther away
+        with np.errstate(over="ignore", invalid="ignore"):
+            far = np.linalg.norm(place, axis=1) > MAX_TRANSLATION - _TURN_OF_PELVIS
+        verdicts.reject(far, "transl_out_of_range")
+
+
+def in_camera(transl: np.ndarray, cameras: np.ndarray | None) -> np.ndarray:
+    """Translations (n, 3) as they are judged, metres: in the camera of a row, up to the turn of
+    its pelvis about the origin, which only a body model knows; of the world where a row's camera
+    is none, and without cameras."""
+    if cameras is None:
+        return transl
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = (cameras[:, :3, :3] @ transl[:, :, None])[:, :, 0] + cameras[:, :3, 3]
+    return np.where(good_extrinsics(cameras)[:, None], moved, transl)
 
 
 def check_vertices(verdicts: Verdicts, vertices: np.ndarray) -> None:

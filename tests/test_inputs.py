@@ -173,6 +173,28 @@ def test_a_world_is_converted_and_verified(
     assert "moved into cameras" in capsys.readouterr().err
 
 
+def test_a_translation_is_judged_once_and_in_the_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """900 m in a world that a camera is 200 m behind: too far. 1.2 km in a world that a camera is
+    1.2 km in: not far. What the reader says is what the fit does, and what `verify` expects."""
+    content = foreign.threedpw()
+    cameras = np.tile(np.eye(4), (4, 1, 1))
+    trans = np.zeros((4, 3))
+    for row, (world, shift) in enumerate(((900.0, 200.0), (1200.0, -1195.0), (5.0, 994.0))):
+        trans[row, 2], cameras[row, 2, 3] = world, shift
+    cameras[3, 0, 0], trans[3, 2] = np.nan, 1200.0
+    content |= {"cam_poses": cameras, "trans": [trans, trans]}
+    for name in ("poses", "betas", "trans", "genders", "campose_valid", "poses2d"):
+        content[name] = content[name][:1]
+    path = write(tmp_path, "3dpw", content)
+    far = "transl_out_of_range"
+    assert open_source(path).read(0, 4).reasons.tolist() == [far, "", far, far]
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["convert", path.name, "--models", "default-body"]) == 0
+    assert cli.run(["verify", "outputs/downtown_walking_00"]) == 0
+
+
 def test_emdb(tmp_path: Path) -> None:
     content = foreign.emdb()
     source = open_source(write(tmp_path, "emdb"), smpl_gender="column", skel_gender="column")

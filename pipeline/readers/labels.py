@@ -104,8 +104,10 @@ class LabelSource(AnnotationSource):
         verdicts = Verdicts.empty(stop - start)
         body = self._body(fields, verdicts, stop - start)
         genders = self._genders(fields, verdicts, stop - start)
-        row_checks.check_body(verdicts, *body, self._options.max_beta)
-        cameras = self._cameras(fields, verdicts)
+        cameras = self._cameras(fields)
+        row_checks.check_body(verdicts, *body, self._options.max_beta, cameras)
+        if cameras is not None:
+            row_checks.check_extrinsics(verdicts, cameras)
         self._check_picture(fields, verdicts)
         return AnnotationRows(
             np.arange(start, stop),
@@ -180,12 +182,8 @@ class LabelSource(AnnotationSource):
         verdicts.reject((skel_column != "male") & (skel_column != "female"), "unknown_gender")
         return smpl_column, skel_column
 
-    def _cameras(self, fields: Mapping[str, np.ndarray], verdicts: Verdicts) -> np.ndarray | None:
-        if not self._layout.cam_ext:
-            return None
-        cameras = as_float64(fields[self._layout.cam_ext])
-        row_checks.check_extrinsics(verdicts, cameras)
-        return cameras
+    def _cameras(self, fields: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        return as_float64(fields[self._layout.cam_ext]) if self._layout.cam_ext else None
 
     # ---- picture ----
 
