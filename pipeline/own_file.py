@@ -30,6 +30,8 @@ _GENDERED = {"male", "female"}
 _OF_FILES = ("up", "smpl_gender", "skel_gender", "option")
 _UP_WORDS = {"z": "z is up", "y": "y is up", "y-down": "in the camera's axes, y down"}
 _NOT_STANDIN = ("smplh", "smplx")
+_SHARD_BYTES = 1 << 29
+"""Of the meshes of a shard, a third of what `run` expects a worker to need."""
 _GIANT = 30.0
 """Metres that no person's box measures at its distance; a person's is 0.5 to 5."""
 _WIDE = {
@@ -119,6 +121,9 @@ def own_file(
     }
     if motion:
         content["fit"] = {"sequence": {}}
+    if source.vertices is not None:
+        usual = Manifest.model_fields["shard_rows"].default
+        content["shard_rows"] = min(usual, _rows_in_memory(source.vertices))
     manifest = validated(Manifest, content, path)
     return OwnFile(manifest, root, _described(source, manifest))
 
@@ -130,6 +135,11 @@ def manifest_yaml(found: OwnFile) -> str:
     content = found.manifest.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     return f"# {found.described}\n# Paths start at the data root: --data-root.\n{text}"
+
+
+def _rows_in_memory(vertices: int) -> int:
+    """Rows of a shard of meshes, a power of two: a worker holds them whole, twice in float64."""
+    return 1 << ((_SHARD_BYTES // (2 * 24 * vertices)) | 1).bit_length() - 1
 
 
 def _name(path: Path) -> str:

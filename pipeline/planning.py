@@ -106,6 +106,7 @@ def _plan(
     source.check()
     if source.up is not None:  # also where it is the default: the plan says it
         options[OPTION] = source.up
+    options |= labels.recorded
     files = tuple(file_record(Path(path)) for path in source.files)
     fields = {name: (np.dtype(spec.dtype), spec.shape) for name, spec in source.fields.items()}
     if factory.needs_models:

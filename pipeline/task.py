@@ -242,6 +242,7 @@ def open_plan_source(
     directory: of the run, with the shapes of people where the plan has such.
     """
     from pipeline.readers import open_source
+    from pipeline.readers.sequences import options_of_plan
 
     source = open_source(
         path,
@@ -250,7 +251,7 @@ def open_plan_source(
         smpl_gender=plan.smpl_gender,
         skel_gender=plan.skel_gender,
         image_root=plan.image_root,
-        **plan.source_options,
+        **options_of_plan(plan.source_format, plan.source_options),
     )
     opened = as_fitted(source, plan.fitter)
     return opened if directory is None else identified(opened, plan, directory)

@@ -392,6 +392,11 @@ def test_outputs_whose_y_and_z_were_flipped_are_refused(tmp_path):
         open_source(tmp_path / "a.npz").read(0, 1)
 
 
+def test_shards_of_meshes_fit_into_the_memory_of_a_worker(label_file):
+    for path, rows in ((SAM, 512), (label_file, 1024)):
+        assert own_file(path, models="default-body").manifest.shard_rows == rows
+
+
 def test_object_members_are_left_out_unread(tmp_path):
     with np.load(SAM / "img_subj01.npz") as file:
         content = dict(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from pipeline.errors import InputError, UsageError
 from pipeline.manifest import load_manifest
 from pipeline.own_file import Asked, manifest_yaml
 from pipeline.readers import open_source
+from pipeline.run import Request, preview
+from pipeline.task import open_plan_source
 from stages import cli
 
 STAND_IN = Path("default-body")
@@ -162,3 +165,22 @@ def test_a_folder_does_not_hide_the_manifest_of_its_name(
     motion(tmp_path / "demo")
     assert Asked("demo").found(print)[0] == load_manifest("demo")
     assert Asked("./demo", models=STAND_IN).own_file().manifest.source.format == "sequence"
+
+
+def test_plans_of_earlier_versions_keep_their_meaning(tmp_path: Path) -> None:
+    """A plan that names no edition was made when `translation` was carried, not read, and no file
+    of a folder was passed over; new plans name theirs."""
+    folder = tmp_path / "walks"
+    folder.mkdir()
+    motion(folder, trans=None, translation=np.ones((6, 3)))
+    (folder / "my walk.npz").rename(folder / "a.npz")
+    (folder / "b_shape.npz").write_bytes((folder / "a.npz").read_bytes())
+    own = Asked(str(folder), models=STAND_IN).own_file()
+    plan = preview(Request(own.manifest, tmp_path / "out", own.data_root, workers=1)).plan
+    assert plan.source_options == {"up": "z", "edition": "2"} and plan.rows == 6
+    new = open_plan_source(plan, folder, tmp_path)
+    assert (new.read(0, 1).transl == 1).all()
+    old = open_plan_source(replace(plan, source_options={"up": "z"}), folder, tmp_path)
+    assert old.rows == 12 and not old.read(0, 1).transl.any() and "translation" in old.fields
+    with pytest.raises(InputError, match="option edition '3', expected 1, 2"):
+        open_source(folder, edition="3")

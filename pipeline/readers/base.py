@@ -6,9 +6,10 @@ Camera frame x right, y down, z forward; metres and radians (docs/architecture.m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -108,6 +109,8 @@ class AnnotationSource(ABC):
     format: name of the reader. path: what was opened. files: every file the labels come from, in
     order, for provenance. rows: number of rows. fields: original columns, in file order.
     up: which way is up, one of `pipeline.up_axis.UPS`; None: not stated.
+    recorded: options that plans name though nobody gave them: what this version of the reader
+        takes, where others took something else.
     body: of the labels; another than SMPL's has `identities` and `vertices`.
     """
 
@@ -117,6 +120,7 @@ class AnnotationSource(ABC):
     rows: int
     fields: dict[str, FieldSpec]
     up: str | None = None
+    recorded: Mapping[str, str] = MappingProxyType({})
     body: str = SMPL
 
     def identities(self) -> np.ndarray:

@@ -8,6 +8,8 @@ shape (16,), frame rate) are repeated in every row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ from pipeline.readers.tables import JoinedTable, MemoryTable, Table
 from pipeline.up_axis import UPS
 
 FORMAT = "sequence"
-SUFFIXES = (".npz", ".pkl", ".pickle", ".smpl", ".pt")
 POSES = (
     ("poses",),
     ("global_orient_axis_angle", "body_pose_axis_angle"),
@@ -42,9 +43,38 @@ POSES = (
 )
 _AMASS_RATES = {"mocap_framerate", "mocap_frame_rate"}
 _BETAS = ("betas", "shape", "beta", "smpl_betas", "smpl_shape", "shapes")
-_TRANSL = ("trans", "transl", "trans_cam", "translation", "smpl_trans", "root_trans")
-_NO_MOTION = ("shape.npz", "stagei.npz")
-"""How files of AMASS end that hold no motion."""
+_FIRST_TRANSL = ("trans", "transl", "trans_cam")
+
+
+@dataclass(frozen=True)
+class Edition:
+    """What the reader takes, as far as it changed between versions.
+
+    transl: names of translations. suffixes: of label files in a folder. no_motion: how files end
+    that are passed over there (AMASS).
+    """
+
+    transl: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    no_motion: tuple[str, ...]
+
+
+NOW = "2"
+EDITIONS = {
+    "1": Edition(_FIRST_TRANSL, (".npz", ".pkl", ".pickle"), ()),
+    NOW: Edition(
+        (*_FIRST_TRANSL, "translation", "smpl_trans", "root_trans"),
+        (".npz", ".pkl", ".pickle", ".smpl", ".pt"),
+        ("shape.npz", "stagei.npz"),
+    ),
+}
+SUFFIXES = EDITIONS[NOW].suffixes
+_EDITION = "edition"
+EDITION = (
+    _EDITION,
+    "`1`: translations and files of a folder as before 2026-11-29; `2` (default) is recorded in "
+    "plans, plans that say nothing mean `1`",
+)
 DESCRIBED = Format(
     name=FORMAT,
     title="AMASS (SMPL+H) and plain files of poses",
@@ -57,7 +87,9 @@ DESCRIBED = Format(
             "axis-angle, radians, the root first",
         ),
         Member(" | ".join(_BETAS), "(10 or more) or (F, 10 or more)", "the first 10 count"),
-        Member(" | ".join(_TRANSL), "(F, 3) or (3)", "metres; absent: zeros", needed=False),
+        Member(
+            " | ".join(EDITIONS[NOW].transl), "(F, 3) or (3)", "metres; absent: zeros", needed=False
+        ),
         Member("gender", "text, once or a frame", "`male`, `female`, `neutral`", needed=False),
         Member(
             "mocap_framerate | mocap_frame_rate | frame_rate | framerate | fps",
@@ -67,7 +99,7 @@ DESCRIBED = Format(
         ),
     ),
     gives="One row a frame: every member, `sequence`, `frame`; what a file has once is repeated",
-    options=(PATTERN, SKIP, UP),
+    options=(PATTERN, SKIP, UP, EDITION),
     traps=(
         "With `mocap_framerate` or `mocap_frame_rate` a file is AMASS's: z is up. Others do not "
         "say which way is up: say it with `--up`.",
@@ -80,24 +112,44 @@ DESCRIBED = Format(
 
 
 def open_sequences(
-    path: Path, options: LabelOptions, *, pattern: str = "**/*", skip: str = "", up: str = ""
+    path: Path,
+    options: LabelOptions,
+    *,
+    pattern: str = "**/*",
+    skip: str = "",
+    up: str = "",
+    edition: str = NOW,
 ) -> LabelSource:
     """A sequence file, or all in a folder.
 
     pattern: which files of a folder, e.g. `**/*_poses.npz` for AMASS. skip: members to leave out,
     separated by commas. up: which way is up, `z`, `y` or `y-down`; AMASS files (with a frame rate
-    of the motion capture) are z unless it says otherwise.
+    of the motion capture) are z unless it says otherwise. edition: one of EDITIONS.
     """
-    known = stated_up(path, up, in_camera=False)
-    table = folder_table(path, pattern, partial(_load, skip=skip))
+    known, taken = stated_up(path, up, in_camera=False), edition_of(path, edition)
+    load = partial(_load, skip=skip, names=taken.transl)
+    table = folder_table(path, pattern, load, taken)
     layout = Layout(
         poses=next(names for names in POSES if all(name in table.specs for name in names)),
         betas=first_of(table.specs, _BETAS),
-        transl=first_of(table.specs, _TRANSL),
+        transl=first_of(table.specs, taken.transl),
     )
     source = LabelSource(FORMAT, table, layout, options)
+    source.recorded = {_EDITION: edition}
     source.up = known or ("z" if _AMASS_RATES & table.specs.keys() else None)
     return source
+
+
+def edition_of(path: Path, edition: str) -> Edition:
+    """What an edition takes. Raises InputError: no such one."""
+    if edition not in EDITIONS:
+        raise InputError(f"{path}: option edition {edition!r}, expected {', '.join(EDITIONS)}")
+    return EDITIONS[edition]
+
+
+def options_of_plan(format: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a plan as the version that made it meant them."""
+    return {_EDITION: "1", **options} if format in (FORMAT, "single-image") else dict(options)
 
 
 def stated_up(path: Path, up: str, *, in_camera: bool) -> str | None:
@@ -113,27 +165,31 @@ def stated_up(path: Path, up: str, *, in_camera: bool) -> str | None:
     return "y-down" if in_camera else up or None
 
 
-def folder_table(path: Path, pattern: str, load: Any) -> Table:
+def folder_table(path: Path, pattern: str, load: Any, edition: Edition = EDITIONS[NOW]) -> Table:
     """The table of a file or of all label files in a folder, in the order of their names.
 
     load(path, root=...) -> MemoryTable.
     """
     if not path.is_dir():
         return ReloadedTable(path, partial(load, root=path.parent))
-    files = label_files(path, pattern)
+    files = label_files(path, pattern, edition)
     if not files:
-        raise InputError(f"{path}: no {' or '.join(SUFFIXES)} file matches '{pattern}'")
+        raise InputError(f"{path}: no {' or '.join(edition.suffixes)} file matches '{pattern}'")
     return JoinedTable(path, [ReloadedTable(file, partial(load, root=path)) for file in files])
 
 
-def label_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+def label_files(
+    folder: Path, pattern: str = "**/*", edition: Edition = EDITIONS[NOW]
+) -> list[Path]:
     """Files of a folder that may hold sequences, sorted by name."""
     if not stays_inside(pattern):
         raise InputError(f"{folder}: pattern '{pattern}' leads out of the folder")
     found = [
         file
         for file in folder.glob(pattern)
-        if file.suffix in SUFFIXES and not file.name.endswith(_NO_MOTION) and file.is_file()
+        if file.suffix in edition.suffixes
+        and not file.name.endswith(edition.no_motion)
+        and file.is_file()
     ]
     return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
 
@@ -160,34 +216,34 @@ def with_place(path: Path, root: Path, rows: int, columns: dict, constants: dict
     return MemoryTable(path, rows, columns, constants)
 
 
-def _load(path: Path, *, root: Path, skip: str) -> MemoryTable:
+def _load(path: Path, *, root: Path, skip: str, names: tuple[str, ...]) -> MemoryTable:
     content = dropped(path, read_content(path), skip)
-    names = next((names for names in POSES if all(name in content for name in names)), None)
-    if names is None:
+    poses = next((names for names in POSES if all(name in content for name in names)), None)
+    if poses is None:
         raise InputError(
             f"{path}: member 'poses': missing, and no global_orient with body_pose; the file has "
             f"{listed(content)}"
         )
-    first = as_array(f"{path}", names[0], content[names[0]])
-    if first.ndim == 1 and len(names) == 1:
+    first = as_array(f"{path}", poses[0], content[poses[0]])
+    if first.ndim == 1 and len(poses) == 1:
         raise InputError(
-            f"{path}: member '{names[0]}': shape {first.shape}, expected a row a frame, (frames, "
+            f"{path}: member '{poses[0]}': shape {first.shape}, expected a row a frame, (frames, "
             "72); one pose is (1, 72)"
         )
     rows = first.shape[0] if first.ndim else 0
     if rows == 0:
-        raise InputError(f"{path}: member '{names[0]}': {NO_ROWS}")
+        raise InputError(f"{path}: member '{poses[0]}': {NO_ROWS}")
     betas = first_of(content, _BETAS)
     if betas is None:
         raise InputError(f"{path}: member 'betas': missing; the file has {listed(content)}")
     # One shape for the whole sequence, also where its length happens to be the number of rows.
     once = tuple(
         name
-        for name in (betas, first_of(content, _TRANSL))
+        for name in (betas, first_of(content, names))
         if name and np.ndim(as_array(f"{path}", name, content[name])) == 1
     )
     columns, constants = rows_and_constants(path, content, rows, once)
-    for name in names:
+    for name in poses:
         if name not in columns:
-            raise InputError(f"{path}: member '{name}': expected {rows} rows as in '{names[0]}'")
+            raise InputError(f"{path}: member '{name}': expected {rows} rows as in '{poses[0]}'")
     return with_place(path, root, rows, columns, constants)

@@ -16,7 +16,7 @@ from pipeline.readers.formats import PATTERN, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
 from pipeline.readers.members import listed
 from pipeline.readers.reloaded import as_array, read_content
-from pipeline.readers.sequences import folder_table, with_place
+from pipeline.readers.sequences import EDITION, NOW, edition_of, folder_table, with_place
 from pipeline.readers.tables import MemoryTable
 
 FORMAT = "single-image"
@@ -32,22 +32,27 @@ DESCRIBED = Format(
         Member("pred_cam_t", "(3)", "metres, in the camera"),
     ),
     gives="One row a file: entries of the dictionary, `verts`, `pred_cam_t`, `sequence`, `frame`",
-    options=(PATTERN,),
+    options=(PATTERN, EDITION),
     traps=("Axis-angle entries are taken where they exist, else the matrices.",),
     example="person_0.npz",
 )
 _POSES = (("global_orient_axis_angle", "body_pose_axis_angle"), ("global_orient", "body_pose"))
 
 
-def open_single_images(path: Path, options: LabelOptions, *, pattern: str = "**/*") -> LabelSource:
-    """A single-image fit, or all in a folder: one row a file. pattern: which files of a folder.
+def open_single_images(
+    path: Path, options: LabelOptions, *, pattern: str = "**/*", edition: str = NOW
+) -> LabelSource:
+    """A single-image fit, or all in a folder: one row a file. pattern: which files of a folder;
+    edition: `sequences.EDITIONS`.
 
     Columns: the entries of pred_smpl_parms, verts (6890, 3) and pred_cam_t (3,), the translation.
     """
-    table = folder_table(path, pattern, _load)
+    table = folder_table(path, pattern, _load, edition_of(path, edition))
     poses = next(names for names in _POSES if all(name in table.specs for name in names))
     layout = Layout(poses=poses, betas="betas", transl="pred_cam_t")
-    return LabelSource(FORMAT, table, layout, options)
+    source = LabelSource(FORMAT, table, layout, options)
+    source.recorded = {EDITION[0]: edition}
+    return source
 
 
 def _load(path: Path, *, root: Path) -> MemoryTable:
