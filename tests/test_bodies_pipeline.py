@@ -34,6 +34,7 @@ from skel_fit.default_body import default_body_directory
 from tests.foreign_bodies import SMPLX_VERTICES, fake_body
 
 SAM = Path(__file__).parent / "data" / "bodies"
+DOCS = Path(__file__).parents[1] / "docs"
 ROWS = 3
 
 
@@ -419,3 +420,13 @@ def test_the_shipped_maps_lead_to_the_stand_in():
     assert files
     for path in files:
         SurfaceMap.read(path).check_target(skel)
+
+
+def test_the_page_about_bodies_runs_as_it_is_written(monkeypatch):
+    text = (DOCS / "bodies.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(DOCS.parent)
+    names: dict = {}
+    exec(compile(code, "docs/bodies.md", "exec"), names)
+    assert (names["result"].vertex_error_mean < 0.018).all()
+    assert set(names["result"].status) == {"converged"}

@@ -18,6 +18,7 @@ from skel_fit.anatomy import NUM_BETAS
 from skel_fit.bodies.identity_shapes import GENDERS, IdentityShapes
 from skel_fit.bodies.weights import surface_weights
 from skel_fit.fit import solver_of
+from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
 from skel_fit.solver.crew import rows_over_threads
@@ -33,7 +34,7 @@ UNKNOWN = "unknown"
 @rows_over_threads()
 def fit_identity(
     skels: Mapping[str, SKEL],
-    meshes: Tensor,
+    meshes: Numbers,
     identity: np.ndarray,
     genders: np.ndarray,
     *,
@@ -43,14 +44,14 @@ def fit_identity(
 ) -> IdentityShapes:
     """The shape of each identity from its meshes.
 
-    skels: by gender; meshes: (m, 6890, 3) float64, metres, in SKEL's topology, finite; identity:
+    skels: by gender; meshes: (m, 6890, 3), metres, in SKEL's topology, finite; identity:
     (m,) int64; genders: (m,) male, female or unknown (both are tried, the nearer one is taken);
     at_rest: one rest mesh for each identity, whose offset is kept; vertex_weights: (6890,), also by
     the gender of SKEL; None: those of `surface_weights`. An identity's shape depends on its own
     meshes alone. Raises ValueError where shapes do not fit.
     """
     identity = np.asarray(identity, np.int64)
-    genders = np.asarray(genders)
+    genders, meshes = np.asarray(genders), torch.as_tensor(meshes)
     if meshes.ndim != 3 or len(meshes) != len(identity) or len(genders) != len(identity):
         raise ValueError(
             f"meshes {tuple(meshes.shape)}, identity {identity.shape}, genders {genders.shape}: "
