@@ -27,6 +27,7 @@ from stages.demo_images import demo_images
 from stages.evaluate import evaluate
 from stages.export import export
 from stages.fetch import fetch
+from stages.from_photo import photo
 from stages.import_checkpoint import export_checkpoint, import_checkpoint
 from stages.import_opensim import import_opensim
 from stages.layers import layers
@@ -46,7 +47,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for verb in (
     convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
     default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, layers,
-    import_checkpoint, export_checkpoint, moyo_hard, view, refine,
+    import_checkpoint, export_checkpoint, moyo_hard, view, refine, photo,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(maps, name="maps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_heat_moves_a_point_and_cold_does_not() -> None:
 def test_people_are_found_where_the_label_has_them(people: Rendered, finder: Finder) -> None:
     errors = []
     for row in range(len(people)):
-        found = [p for p in finder.find(people.picture(row)) if p.refusal() is None]
+        found = [p for p in finder.find(people.picture(row)) if not p.refusal]
         assert found
         errors.append(min((people.errors(row, p.landmarks.pixels) for p in found), key=np.nanmean))
     assert np.nanmedian(errors) < 0.03 and np.nanmean(np.array(errors) < 0.05) > 0.85
@@ -168,7 +169,7 @@ def test_two_people_are_two_from_left_to_right(people: Rendered, finder: Finder)
         half = 120.0 * people.columns["scale"][row]
         matrix = np.array([[1, 0, half - middle[0]], [0, 1, half - middle[1]]]) * (200 / half)
         parts.append(cv2.warpAffine(picture, matrix, (400, 400), borderMode=cv2.BORDER_REPLICATE))
-    found = [p for p in finder.find(np.concatenate(parts, 1)) if p.refusal() is None]
+    found = [p for p in finder.find(np.concatenate(parts, 1)) if not p.refusal]
     assert len(found) == 2
     left, right = (person.landmarks.pixels[:, 0] for person in found)
     assert left.max() < 420 and right.min() > 380
@@ -179,7 +180,7 @@ def test_a_small_person_is_found_in_a_tile(people: Rendered, finder: Finder) -> 
     wide = np.full((1000, 1000, 3), 90, np.uint8)
     wide[650 : 650 + len(small), 600 : 600 + small.shape[1]] = small
     assert not finder.detector.look(wide, 0.5)
-    found = [p for p in finder.find(wide) if p.refusal() is None]
+    found = [p for p in finder.find(wide) if not p.refusal]
     assert len(found) == 1
     own = (found[0].landmarks.pixels - (600, 650)) * 2
     assert np.nanmedian(people.errors(1, own)) < 0.04
@@ -196,15 +197,30 @@ def test_a_small_person_is_found_in_a_tile(people: Rendered, finder: Finder) -> 
     ids=["one pixel", "a line", "black", "noise"],
 )
 def test_nobody_is_nobody(picture: np.ndarray, finder: Finder) -> None:
-    assert [p for p in finder.find(picture) if p.refusal() is None] == []
+    assert [p for p in finder.find(picture) if not p.refusal] == []
 
 
 def test_a_refusal_has_the_numbers(people: Rendered, finder: Finder) -> None:
     sure = finder.find(people.picture(0))[0]
-    assert sure.refusal() is None
-    assert "detector 0.31" in str(replace(sure, score=0.31).refusal())
-    doubtful = replace(sure, landmarks=replace(sure.landmarks, flag=0.42))
-    assert "landmarks 0.42" in str(doubtful.refusal())
+    assert sure.gated().refusal == ""
+    assert "detector 0.31" in replace(sure, score=0.31).gated().refusal
+    marks = replace(sure.landmarks, flag=0.9)
+    doubtful = replace(sure, landmarks=marks)
+    assert doubtful.gated().refusal == ""
+    assert "landmarks 0.90, expected 0.98" in replace(doubtful, tile=True).gated().refusal
+
+
+def test_who_is_judged_to_be_nobody_lets_the_search_go_on(people: Rendered, finder: Finder) -> None:
+    asked: list[int] = []
+
+    def judge(seen: Sequence[Sighting]) -> list[str]:
+        asked.append(len(seen))
+        return ["a bollard"] * len(seen) if len(asked) == 1 else [""] * len(seen)
+
+    found = finder.find(people.picture(0), judge)
+    assert asked[0] == 1 and len(asked) > 1
+    taken = [person for person in found if not person.refusal]
+    assert taken and all(person.tile for person in taken)
 
 
 def test_who_is_seen_twice_is_kept_once(people: Rendered, finder: Finder) -> None:

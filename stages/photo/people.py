@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stages.photo.detector import LEAST_SCORE, Detection, Detector
 from stages.photo.landmarks import Landmarker, Landmarks, Region
 
-LEAST_FLAG = 0.8
-"""What the landmark network must say of a person. It gave a bollard 0.99: `fitting.GATES`."""
-MOST_COST = 4.0
-"""Most that a fit may cost for a body to be believed."""
+LEAST_FLAG, LEAST_FLAG_IN_TILE = 0.8, 0.98
+"""What the landmark network must say of a person. Tiles are many, and so are their false alarms."""
 _SAME = 0.15
 """Mean distance of two people's landmarks, over their size, below which they are one."""
 _PASSES = 3
@@ -23,21 +21,27 @@ LEAST_SIDE = 16
 
 @dataclass(frozen=True)
 class Sighting:
-    """A person in a picture. score: of the detection."""
+    """What may be a person in a picture. score: of the detection; tile: found in a part of the
+    picture only; refusal: why it is not taken for a person, with the numbers, "": it is."""
 
     score: float
     landmarks: Landmarks
+    tile: bool = False
+    refusal: str = ""
 
-    def refusal(self) -> str | None:
-        """Why it is not taken for a person, with the numbers; None: it is."""
+    def gated(self) -> Sighting:
+        """The same with what score and flag say against it."""
+        flag, least = self.landmarks.flag, LEAST_FLAG_IN_TILE if self.tile else LEAST_FLAG
+        refusal = ""
         if self.score < LEAST_SCORE:
-            return f"not a person: detector {self.score:.2f}, expected {LEAST_SCORE:g} or more"
-        if self.landmarks.flag < LEAST_FLAG:
-            return (
-                f"not a person: landmarks {self.landmarks.flag:.2f}, expected {LEAST_FLAG:g} "
-                "or more"
-            )
-        return None
+            refusal = f"detector {self.score:.2f}, expected {LEAST_SCORE:g} or more"
+        elif not flag >= least:
+            refusal = f"landmarks {flag:.2f}, expected {least:g} or more"
+        return replace(self, refusal=refusal and f"not a person: {refusal}")
+
+
+Judge = Callable[[Sequence[Sighting]], Sequence[str]]
+"""Further reasons against sightings, "" where there are none."""
 
 
 class Finder:
@@ -47,27 +51,39 @@ class Finder:
         self.detector = Detector()
         self.landmarker = Landmarker()
 
-    def find(self, picture: np.ndarray) -> list[Sighting]:
-        """Everybody in a picture (H, W, 3) uint8 RGB, from left to right, refused ones too."""
+    def find(self, picture: np.ndarray, judge: Judge | None = None) -> list[Sighting]:
+        """Everybody in a picture (H, W, 3) uint8 RGB, from left to right, refused ones too.
+
+        Tiles are looked at where nobody else is taken for a person. judge: asked of those whom
+        score and flag let pass.
+        """
         if min(picture.shape[:2]) < LEAST_SIDE:
             return []
         people: list[Sighting] = []
-        for found in self.detector.search(picture):
-            people = once([*people, *(self.look(picture, each) for each in found)])
-            if any(person.refusal() is None for person in people):
+        for level, found in enumerate(self.detector.search(picture)):
+            seen = [self.look(picture, each, tile=level > 0).gated() for each in found]
+            people = once([*people, *judged(seen, judge)])
+            if any(not person.refusal for person in people):
                 break
         return sorted(people, key=lambda person: float(person.landmarks.pixels[:, 0].mean()))
 
-    def look(self, picture: np.ndarray, found: Detection) -> Sighting:
+    def look(self, picture: np.ndarray, found: Detection, *, tile: bool = False) -> Sighting:
         """The landmarks of somebody detected."""
         region = Region.around(found.hips, found.top)
-        return Sighting(found.score, self.landmarker(picture, region, passes=_PASSES))
+        return Sighting(found.score, self.landmarker(picture, region, passes=_PASSES), tile)
+
+
+def judged(people: Sequence[Sighting], judge: Judge | None) -> list[Sighting]:
+    """The same people with what `judge` says against those who passed so far."""
+    passed = [person for person in people if not person.refusal]
+    reasons = iter(judge(passed) if judge is not None and passed else [""] * len(passed))
+    return [p if p.refusal else replace(p, refusal=next(reasons)) for p in people]
 
 
 def once(people: Sequence[Sighting]) -> list[Sighting]:
-    """Without those that are somebody already seen, the surest kept."""
+    """Without those that are somebody already seen; who passed, then the surest, is kept."""
     kept: list[Sighting] = []
-    for person in sorted(people, key=lambda p: -p.score * p.landmarks.flag):
+    for person in sorted(people, key=lambda p: (bool(p.refusal), -p.score * p.landmarks.flag)):
         if not any(same(person.landmarks, other.landmarks) for other in kept):
             kept.append(person)
     return kept

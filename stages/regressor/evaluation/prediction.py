@@ -357,7 +357,7 @@ def _write_pictures(
             rows = [views_picture(bodies[k], wish.views) for k in mine]
             write_bytes(Path(f"{stem}.views.png"), png_bytes(np.concatenate(rows)))
         for number, k in enumerate(mine if "glb" in wish.save else []):
-            write_bytes(Path(f"{stem}.{number}.glb"), glb_bytes(_parts(bodies[k])))
+            write_bytes(Path(f"{stem}.{number}.glb"), glb_bytes(body_parts(bodies[k])))
 
 
 def views_picture(body: Posed, views: Sequence[str]) -> np.ndarray:
@@ -382,7 +382,8 @@ def _overlay(
     return picture
 
 
-def _parts(body: Posed) -> list[Part]:
+def body_parts(body: Posed) -> list[Part]:
+    """Skin and skeleton of a body for a GLB file."""
     return [
         Part("skin", body.skin, body.faces, (*SKIN, _SKIN_ALPHA)),
         Part("skeleton", body.bones, body.bone_faces, _BONE_COLOR),

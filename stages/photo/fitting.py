@@ -1,0 +1,208 @@
+"""From landmarks of people to SKEL bodies: what counts how much, height, and what is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from skel_fit.anatomy import JOINT_NAMES, JOINTS
+from skel_fit.body_points import SKIN, BodyPoints, blazepose_points
+from skel_fit.keypoint_fit import (
+    Cameras,
+    KeypointFit,
+    KeypointFitConfig,
+    Places,
+    Start,
+    fit_skel_to_keypoints,
+)
+from skel_fit.pose_prior import PosePrior, pose_prior
+from skel_fit.skel import SKEL
+from stages.photo.landmarks import Landmarks
+
+POINTS: BodyPoints = blazepose_points()
+_TORSO = list(POINTS.torso)
+_LEAST_WEIGHT = 0.05
+_START_WEIGHT = 1e-3
+"""Of the torso's 3D points that the picture does not show: enough to start from."""
+MOST_COST, MOST_COST_IN_TILE = 2.0, 1.5
+"""Robust squared standard deviations a point above which a body is not believed. Renders that are
+right cost 0.3, 1.2 at most; what is none, or is turned round, 1.1 to 4."""
+LEAST_SEEN = 12
+"""Landmarks with a weight that must lie in the picture."""
+HEIGHTS = (0.4, 2.6)
+"""Metres that a person may be tall."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Landmarks of n people or frames: pixels (n, 33, 2), visibility (n, 33) 0 to 1, world
+    (n, 33, 3) metres from the middle of the hips; size: height and width of the picture, px."""
+
+    pixels: np.ndarray
+    visibility: np.ndarray
+    world: np.ndarray
+    size: tuple[int, int]
+
+    @staticmethod
+    def of(people: Sequence[Landmarks], size: tuple[int, int]) -> Marks:
+        return Marks(
+            np.array([p.pixels for p in people]).reshape(-1, 33, 2),
+            np.array([p.visibility for p in people]).reshape(-1, 33),
+            np.array([p.world for p in people]).reshape(-1, 33, 3),
+            size,
+        )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def rows(self, index: np.ndarray | slice) -> Marks:
+        return Marks(self.pixels[index], self.visibility[index], self.world[index], self.size)
+
+    @property
+    def inside(self) -> np.ndarray:
+        """(n, 33) bool: in the picture."""
+        height, width = self.size
+        return np.asarray(((self.pixels >= 0) & (self.pixels < (width, height))).all(-1))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(n, 33) how much each counts: its visibility; nothing outside the picture, where the
+        network has only guessed."""
+        return np.where(self.inside, self.visibility.clip(_LEAST_WEIGHT, 1.0), 0.0)
+
+    @property
+    def places(self) -> Places:
+        """The world landmarks as soft 3D points; the torso's in any case, for the start."""
+        weights = self.weights
+        weights[:, _TORSO] = np.maximum(weights[:, _TORSO], _START_WEIGHT)
+        return Places(self.world, weights)
+
+    def seen(self) -> np.ndarray:
+        """(n,) landmarks that count and lie in the picture."""
+        counted: np.ndarray = (self.inside & (POINTS.weights > 0)).sum(1)
+        return counted
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A pinhole camera. cam_int: (3, 3) px; source: where the focal length is from, in words."""
+
+    cam_int: np.ndarray
+    source: str
+
+    @staticmethod
+    def of(size: tuple[int, int], focal: float | None) -> Lens:
+        """Of a picture of height and width; focal: px, None: the picture's diagonal."""
+        cameras = Cameras.assumed(size[1], size[0]).intrinsics
+        if focal is None:
+            return Lens(cameras, "assumed: the picture's diagonal")
+        cam_int = cameras.copy()
+        cam_int[0, 0] = cam_int[1, 1] = focal
+        return Lens(cam_int, "given")
+
+    @property
+    def focal(self) -> float:
+        return float(self.cam_int[0, 0])
+
+
+class Fitter:
+    """Fits one SKEL model to landmarks. height: metres that everybody is tall, None: as it fits."""
+
+    def __init__(
+        self, skel: SKEL, prior: PosePrior | None = None, height: float | None = None
+    ) -> None:
+        self.skel = skel
+        self.prior = prior or pose_prior("wide")
+        self.height = height
+        self._stature = _stature_of(skel)
+
+    def stature(self, betas: np.ndarray) -> np.ndarray:
+        """(n,) metres from sole to crown of shapes (n, 10) at rest."""
+        level, slope = self._stature
+        return level + betas @ slope
+
+    def fit(self, marks: Marks, lens: Lens, start: Start | None = None) -> KeypointFit:
+        """Fit every row; start: where the search begins, else the world landmarks' torso."""
+        found = self._fit(marks, lens, start)
+        if self.height is None:
+            return found
+        return self.with_shape(marks, lens, found, self.tall(found.betas, self.height))
+
+    def tall(self, betas: np.ndarray, height: float) -> np.ndarray:
+        """The nearest shapes (n, 10) of a height."""
+        level, slope = self._stature
+        missing = height - (level + betas @ slope)
+        return betas + missing[:, None] * slope / (slope @ slope)
+
+    def with_shape(
+        self, marks: Marks, lens: Lens, found: KeypointFit, betas: np.ndarray
+    ) -> KeypointFit:
+        """Fits again from `found` with given shapes (n or 1, 10)."""
+        betas = np.broadcast_to(betas, found.betas.shape)
+        nearer = (self.stature(betas) / self.stature(found.betas))[:, None]
+        start = Start(found.poses, betas.copy(), found.trans * nearer)
+        return self._fit(marks, lens, start, fit_betas=False)
+
+    def _fit(
+        self, marks: Marks, lens: Lens, start: Start | None, *, fit_betas: bool = True
+    ) -> KeypointFit:
+        return fit_skel_to_keypoints(
+            self.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int),
+            places=marks.places, start=start, prior=self.prior,
+            config=KeypointFitConfig(fit_betas=fit_betas),
+        )  # fmt: skip
+
+
+def refusals(fit: KeypointFit, marks: Marks, tiles: Sequence[bool]) -> list[str]:
+    """Why each body is not believed, with the numbers; "" where it is. tiles: as `Sighting`."""
+    reasons = []
+    for status, cost, seen, tile in zip(fit.status, fit.cost, marks.seen(), tiles, strict=True):
+        most = MOST_COST_IN_TILE if tile else MOST_COST
+        if status.is_rejected:
+            reasons.append(f"no body: {status.reason}")
+        elif seen < LEAST_SEEN:
+            reasons.append(
+                f"too little of a person: {seen} landmarks in the picture, expected {LEAST_SEEN} "
+                "or more"
+            )
+        elif not cost <= most:
+            reasons.append(f"no body fits: cost {cost:.1f} a landmark, expected {most:g} or less")
+        else:
+            reasons.append("")
+    return reasons
+
+
+def shown_bones(marks: Marks) -> np.ndarray:
+    """(n, 24) bool: a landmark in the picture rides on the bone or on one that hangs on it; the
+    other bones follow the prior alone."""
+    return (marks.weights > 0) @ _carried()
+
+
+@cache
+def _carried() -> np.ndarray:
+    """(33, 24) bool: the bone of each landmark that counts, and those that it hangs on."""
+    carried = np.zeros((len(POINTS), len(JOINTS)), bool)
+    for point, name in enumerate(POINTS.names):
+        if POINTS.weights[point] == 0:
+            continue
+        bone = int(POINTS.bone[point])
+        if bone == SKIN:
+            side, _, part = name.partition(" ")
+            bone = JOINT_NAMES.index(_SKIN_BONES[part] + side[0] if part in _SKIN_BONES else "head")
+        while bone >= 0:
+            carried[point, bone] = True
+            bone = JOINTS[bone].parent
+    return carried
+
+
+_SKIN_BONES = {"heel": "calcn_", "foot index": "toes_"}
+
+
+def _stature_of(skel: SKEL) -> tuple[float, np.ndarray]:
+    template = skel.template.double().cpu().numpy()
+    slopes = skel.shapedirs.double().cpu().numpy()
+    top, sole = template[:, 1].argmax(), template[:, 1].argmin()
+    return float(template[top, 1] - template[sole, 1]), slopes[top, 1] - slopes[sole, 1]

@@ -1,0 +1,228 @@
+"""`hmr-skel photo`: bodies of people in photographs, and a line for everything that is none."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
+from skel_fit.default_body import default_body_directory
+from skel_fit.model_files import load_skel
+from stages.cli import run
+from stages.photo.fitting import Fitter, Lens, Marks, refusals, shown_bones
+from stages.photo.landmarks import Landmarks, Region
+from tests.photo_pictures import SHARED, runners
+
+SIZE = (480, 640)
+
+
+@pytest.fixture(scope="module")
+def fitter() -> Fitter:
+    return Fitter(load_skel(default_body_directory(), "male"))
+
+
+@pytest.fixture(scope="module")
+def marks(fitter: Fitter) -> Marks:
+    """The points of a standing body, seen exactly."""
+    nobody = Marks(np.zeros((1, 33, 2)), np.ones((1, 33)), np.zeros((1, 33, 3)), SIZE)
+    at_rest = fitter.fit(_standing(nobody), Lens.of(SIZE, 700.0))
+    pixels = at_rest.points[..., :2] / at_rest.points[..., 2:] * 700.0 + (320, 240)
+    middle = at_rest.points[:, [23, 24]].mean(1, keepdims=True)
+    return Marks(pixels, np.ones((1, 33)), at_rest.points - middle, SIZE)
+
+
+def _standing(marks: Marks) -> Marks:
+    """Somebody who faces the camera, arms hanging, sketched in metres."""
+    world = np.zeros((33, 3))
+    for k, (x, y) in {
+        11: (0.18, -0.5), 13: (0.22, -0.22), 15: (0.24, 0.02), 23: (0.1, 0.0), 25: (0.1, 0.42),
+        27: (0.1, 0.84), 29: (0.1, 0.9), 31: (0.12, 0.92), 0: (0.0, -0.72), 2: (0.03, -0.76),
+        7: (0.08, -0.74), 17: (0.25, 0.1), 19: (0.24, 0.1), 21: (0.22, 0.06),
+    }.items():  # fmt: skip
+        world[k] = (x, y, 0.0)
+        twin = k + 1 if k >= 7 else {0: 0, 2: 5}[k]
+        if twin != k:
+            world[twin] = (-x, y, 0.0)
+    pixels = world[:, :2] / 4.0 * 700.0 + (320, 240)
+    return Marks(pixels[None], marks.visibility, world[None], marks.size)
+
+
+def test_height_is_kept_and_moves_the_person(fitter: Fitter, marks: Marks) -> None:
+    lens = Lens.of(SIZE, 700.0)
+    free = fitter.fit(marks, lens)
+    tall, small = (Fitter(fitter.skel, height=h).fit(marks, lens) for h in (1.95, 1.55))
+    assert fitter.stature(tall.betas)[0] == pytest.approx(1.95, abs=1e-6)
+    assert fitter.stature(small.betas)[0] == pytest.approx(1.55, abs=1e-6)
+    ratio = tall.trans[0, 2] / small.trans[0, 2]
+    assert ratio == pytest.approx(1.95 / 1.55, rel=0.03)  # twice as tall is twice as far
+    assert np.abs(tall.poses - free.poses)[0, 3:].max() < 0.25
+
+
+def test_what_is_outside_counts_nothing_and_is_drawn_as_unseen(
+    fitter: Fitter, marks: Marks
+) -> None:
+    cut = Marks(marks.pixels + np.array([0.0, 175.0]), marks.visibility, marks.world, SIZE)
+    gone = ~cut.inside[0]
+    assert gone[[25, 27, 29, 31]].all() and not gone[[11, 13]].any()
+    assert (cut.weights[0][gone] == 0).all() and (cut.places.weights[0][gone] < 0.01).all()
+    wild = cut.pixels.copy()
+    wild[0, gone] += 3000.0
+    lens = Lens.of(SIZE, 700.0)
+    one, other = (fitter.fit(Marks(p, cut.visibility, cut.world, SIZE), lens)
+                  for p in (cut.pixels, wild))  # fmt: skip
+    np.testing.assert_array_equal(one.poses, other.poses)
+    knee = POSE_NAMES.index("knee_angle_r")
+    assert not one.observed[0, knee] and fitter.fit(marks, lens).observed[0, knee]
+    shown = dict(zip(JOINT_NAMES, shown_bones(cut)[0], strict=True))
+    assert shown["humerus_r"] and shown["head"] and not shown["tibia_r"] and not shown["toes_l"]
+    assert shown_bones(marks).all()
+
+
+def test_bodies_that_do_not_fit_are_refused_with_the_number(fitter: Fitter, marks: Marks) -> None:
+    lens = Lens.of(SIZE, 700.0)
+    random = np.random.default_rng(0)
+    shuffled = Marks(marks.pixels[:, random.permutation(33)], marks.visibility, marks.world, SIZE)
+    few = Marks(marks.pixels + np.array([0.0, 330.0]), marks.visibility, marks.world, SIZE)
+    for seen, reason in ((marks, ""), (shuffled, "no body fits: cost"), (few, "too little of a")):
+        (said,) = refusals(fitter.fit(seen, lens), seen, [False])
+        assert said.startswith(reason) and bool(said) == bool(reason)
+
+
+def test_an_assumed_lens_says_so() -> None:
+    assert Lens.of((300, 400), None).focal == 500.0
+    assert Lens.of((300, 400), None).source.startswith("assumed")
+    given = Lens.of((300, 400), 900.0)
+    assert (given.focal, given.source) == (900.0, "given")
+    np.testing.assert_array_equal(given.cam_int[:2, 2], [200.0, 150.0])
+
+
+def test_marks_come_from_landmarks() -> None:
+    region = Region(np.zeros(2), 1.0, 0.0)
+    one = Landmarks(np.ones((33, 2)), np.ones(33), np.ones((33, 3)), 1.0, region, region)
+    assert len(Marks.of([one, one], SIZE)) == 2 and len(Marks.of([], SIZE)) == 0
+
+
+# ---- the verb -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people, one of them lying in the file as cameras store it, and what is nobody."""
+    root = tmp_path_factory.mktemp("photographs")
+    people = runners()
+    shutil.copy(people.path(1), root / "runner.jpg")
+    picture = cv2.imread(str(people.path(1)))
+    lying = cv2.imencode(".jpg", cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE))[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    turned = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    (root / "turned.jpg").write_bytes(lying[:2] + turned + lying[2:])
+    cv2.imwrite(str(root / "black.png"), np.zeros((200, 300, 3), np.uint8))
+    cv2.imwrite(str(root / "dot.png"), np.zeros((1, 1, 3), np.uint8))
+    (root / "broken.jpg").write_bytes((root / "runner.jpg").read_bytes()[:700])
+    (root / "text.png").write_text("no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    out = tmp_path_factory.mktemp("results") / "out"
+    arguments = ["photo", str(folder), "--out", str(out), "--models", "default-body", "--quiet"]
+    return out, run(arguments)
+
+
+def test_every_picture_has_a_status(folder: Path, out: tuple[Path, int]) -> None:
+    made, code = out
+    told = json.loads((made / "people.json").read_text())["pictures"]
+    found = {Path(name).name: each["status"] for name, each in told.items()}
+    assert code == 3  # two cannot be read
+    assert found == {
+        "runner.jpg": "fitted", "turned.jpg": "fitted", "black.png": "no person",
+        "dot.png": "no person", "broken.jpg": found["broken.jpg"], "text.png": "unreadable",
+    }  # fmt: skip
+    assert found["broken.jpg"] in ("unreadable", "no person")
+    assert "too small" in told[str(folder / "dot.png")]["line"]
+    assert "damaged or not a picture" in told[str(folder / "text.png")]["line"]
+    assert {p.name for p in made.glob("*.overlay.png")} == {
+        "runner.overlay.png", "turned.overlay.png",
+    }  # fmt: skip
+
+
+def test_the_body_lies_on_the_person(out: tuple[Path, int]) -> None:
+    people = runners()
+    with np.load(out[0] / "people.npz") as file:
+        names = [Path(name).name for name in file["image"].tolist()]
+        row = names.index("runner.jpg")
+        assert file["status"][row] == "fitted"
+        places, lens = file["points"][row], file["cam_int"][row]
+        turned = file["points"][names.index("turned.jpg")]
+        poses, sd = file["poses"], file["poses_sd"]
+    pixels = places[:, :2] / places[:, 2:] * lens[0, 0] + lens[:2, 2]
+    assert np.nanmedian(people.errors(1, pixels)) < 0.035
+    assert np.linalg.norm(places - turned, axis=1)[list(SHARED)].mean() < 0.1  # EXIF was heeded
+    assert np.isfinite(poses[row]).all() and (sd[row] > 0).all()
+
+
+def test_tables_say_the_same_in_degrees(out: tuple[Path, int]) -> None:
+    with np.load(out[0] / "people.npz") as file:
+        poses, observed, sd = file["poses"], file["observed"], file["poses_sd"]
+    with (out[0] / "people.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    told = json.loads((out[0] / "people.json").read_text())["people"]
+    assert len(lines) == len(told) == len(poses)
+    for k, name in enumerate(POSE_NAMES):
+        for row, line in enumerate(lines):
+            if line["status"] != "fitted":
+                assert line[f"{name}_deg"] == ""
+                continue
+            assert float(line[f"{name}_deg"]) == pytest.approx(np.degrees(poses[row, k]), abs=1e-2)
+            assert float(line[f"{name}_sd_deg"]) == pytest.approx(np.degrees(sd[row, k]), abs=1e-2)
+            assert line[f"{name}_observed"] == str(int(observed[row, k]))
+            assert told[row]["angles"][name]["observed"] == bool(observed[row, k])
+    knee = told[0]["angles"]["knee_angle_r"]
+    assert knee["observed"] and 0 < knee["sd"] < 30
+
+
+def test_the_overlay_shows_a_body_where_the_person_is(folder: Path, out: tuple[Path, int]) -> None:
+    before = cv2.imread(str(folder / "runner.jpg")).astype(int)
+    after = cv2.imread(str(out[0] / "runner.overlay.png")).astype(int)
+    changed = np.abs(before - after).max(2) > 12
+    rows, columns = np.nonzero(changed)
+    people = runners()
+    middle, half = people.columns["center"][1], 100 * people.columns["scale"][1]
+    assert 0.02 < changed.mean() < 0.3
+    assert abs(np.array([columns.mean(), rows.mean()]) - middle).max() < 0.2 * half
+    assert (out[0] / "runner.0.glb").stat().st_size > 100_000
+    assert (out[0] / "runner.views.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--focal", "-3"], "--focal -3: expected pixels"),
+        (["--height", "17"], "--height 17: expected metres, 0.4 to 2.6"),
+        (["--save", "pdf"], "--save pdf: expected some of npz"),
+        (["--models", "nowhere"], "nowhere: no such folder"),
+        (["--checkpoint", "none.pt"], "none.pt"),
+    ],
+)
+def test_refusals_are_one_line(
+    folder: Path, tmp_path: Path, more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["photo", str(folder / "runner.jpg"), "--out", str(tmp_path / "out"), *more])
+    said = capsys.readouterr().err.strip()
+    assert code in (2, 5) and told in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_over_a_picture_that_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(runners().path(0), tmp_path / "a.overlay.png")
+    assert run(["photo", str(tmp_path / "a.overlay.png"), "--out", str(tmp_path)]) == 2
+    assert "is read here and is not written over" in capsys.readouterr().err
