@@ -34,8 +34,11 @@ from skel_fit.sequence import (
     fit_sequence,
 )
 from skel_fit.solver.branches import Candidates, Describer, cheapest_path
+from skel_fit.solver.curvature import Pairs, Twists
 from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver
+from skel_fit.solver.kernels_numba import NumbaKernels
+from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.plans import stored_limits
 from skel_fit.solver.smoothing import SequenceProblem, solve_block_tridiagonal
 from skel_fit.status import costly_rows, limited_rows
@@ -189,9 +192,10 @@ def test_blocks_are_the_gauss_newton_matrix_of_the_sequence(coupled):
         assert not blocks[:, held].any() and not blocks[:, :, held].any()
 
 
+@pytest.mark.parametrize("kernels", [NumbaKernels, TorchKernels])
 @settings(max_examples=25)
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_block_tridiagonal_solution_is_that_of_the_dense_system(n, f, seed):
+def test_block_tridiagonal_solution_is_that_of_the_dense_system(kernels, n, f, seed):
     random = np.random.default_rng(seed)
     factor = random.normal(size=(n * f, n * f))
     cut = np.kron(np.eye(n) + np.eye(n, k=-1), np.ones((f, f)))
@@ -201,12 +205,61 @@ def test_block_tridiagonal_solution_is_that_of_the_dense_system(n, f, seed):
     grid = full.reshape(n, f, n, f)
     diagonal = np.stack([grid[t, :, t] for t in range(n)])
     beside = np.array([grid[t, :, t + 1] for t in range(n - 1)]).reshape(n - 1, f, f)
-    found = solve_block_tridiagonal(diagonal, beside, extra, held, right)
+    found = solve_block_tridiagonal(kernels.solve_tridiagonal, diagonal, beside, extra, held, right)
     free = ~held.reshape(-1)
     expected = np.zeros(n * f)
     system = full + np.diag(extra.reshape(-1))
     expected[free] = np.linalg.solve(system[free][:, free], right.reshape(-1)[free])
     assert np.abs(found.reshape(-1) - expected).max() < 1e-6 * (1 + np.abs(expected).max())
+
+
+def test_a_system_that_is_not_positive_is_lifted():
+    diagonal, beside = np.full((2, 1, 1), 1.0), np.full((1, 1, 1), 1.0)
+    right, free = np.ones((2, 1)), np.zeros((2, 1), bool)
+    nothing = np.zeros((2, 1))
+    found = [
+        solve_block_tridiagonal(kernels.solve_tridiagonal, diagonal, beside, nothing, free, right)
+        for kernels in (NumbaKernels, TorchKernels)
+    ]
+    assert np.allclose(found[0], 0.5, atol=1e-4) and np.allclose(*found, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_coupled_residuals_are_those_of_the_torch_twin(pair, weight):
+    random = torch.Generator().manual_seed(1)
+    solver = Solver.of(*pair, EXACT)
+    count, block = len(pair[0].template), 16
+    skin, targets = torch.randn(2, count, 3, block, generator=random).to(solver.dtype)
+    turns = axis_angle_to_matrix(torch.randn(11, 3, generator=random).double())
+    masses = solver.plans[-1].vertices.masses
+    twin = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
+    assert isinstance(solver.kernels, NumbaKernels)
+    mine, other = (k.couple(skin, targets, turns, masses, weight) for k in (solver.kernels, twin))
+    for one, two in zip(mine, other, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=3e-5)
+    assert torch.equal(mine[0][:, :, 11:], skin[:, :, 11:])
+
+
+def test_curvature_between_two_poses_is_that_of_the_torch_twin(pair):
+    random = torch.Generator().manual_seed(2)
+    solver = Solver.of(*pair, EXACT)
+    tables = solver.plans[-1].tables
+    first, second = (torch.as_tensor(p) for p in (tables.pair_first, tables.pair_second))
+    twin = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
+    owner = twin.skeleton.joint_of_parameter[:31]
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(3, *shape, generator=random).double()
+
+    one, two = (Twists(drawn(31, 3), drawn(31, 3), drawn(24, 3, 4)) for _ in range(2))
+    blocks = drawn(len(first), 4, 4)
+    blocks = blocks + blocks.transpose(2, 3)
+    pairs = Pairs(first, second, twin.subtree)
+    for left, right in ((one, two), (one, one)):
+        mine, other = (
+            k.curvature(left, right, blocks, pairs, owner) for k in (solver.kernels, twin)
+        )
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
 # --- smoothing -------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 Sums `Abar_k M_kl Abar_l^T` over the subtrees below two joints (docs/solver.md). For one pose both
 transforms are its own; between neighbouring frames of a sequence (docs/sequences.md) the left one
-belongs to the first frame and the right one to the second. Compiled twin, of one pose:
-`numba_minimise.curvature`.
+belongs to the first frame and the right one to the second. Compiled twins: of one pose
+`numba_minimise.curvature`, of two `numba_smoothing.twist_products`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,10 @@ def curvature(first: Twists, second: Twists, blocks: Tensor, pairs: Pairs, owner
     torque = torque + torch.linalg.cross(b[..., :3, 3], e)
     matrix = (first.axes[:, :, None] * torque[:, owner]).sum(dim=-1)
     return matrix + (first.shift[:, :, None] * force[:, owner]).sum(dim=-1)
+
+
+Curvature = Callable[[Twists, Twists, Tensor, Pairs, Tensor], Tensor]
+"""`curvature`, or its compiled twin."""
 
 
 def unpacked(pair_moments: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from skel_fit.anatomy import REGIONS
 from skel_fit.kinematics import Identity
+from skel_fit.solver.curvature import Pairs, Twists
 from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.solver.numba_minimise import extra_energy, minimise
+from skel_fit.solver.numba_smoothing import couple, solve_tridiagonal, twist_products
 from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
@@ -123,6 +125,40 @@ class NumbaKernels:
         totals = torch.empty(len(REGIONS), n, dtype=torch.float64)
         judge(*skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
         return squares, totals, largest
+
+    def couple(
+        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """wanted (V,3,n), own (k,), between (k-1,) of neighbouring frames, as the torch twin."""
+        k = turns.shape[0]
+        wanted = torch.empty_like(skin)
+        own = torch.zeros(k, dtype=torch.float64)
+        between = torch.zeros(max(k - 1, 0), dtype=torch.float64)
+        turned = turns.permute(1, 2, 0).to(skin.dtype).contiguous()
+        strength = skin.new_tensor(weight).numpy()[()]
+        arrays = _arrays(skin, targets, turned)
+        couple(*arrays, masses, strength, *_arrays(wanted, own, between))
+        return wanted, own, between
+
+    def curvature(
+        self, first: Twists, second: Twists, blocks: Tensor, pairs: Pairs, owner: Tensor
+    ) -> Tensor:
+        """J_first^T J_second (n,p,p), as `curvature.curvature`."""
+        n, parameters = first.axes.shape[:2]
+        out = torch.empty(n, parameters, parameters, dtype=torch.float64)
+        sides = (_arrays(*(part.contiguous() for part in side)) for side in (first, second))
+        shared = _arrays(owner.contiguous(), pairs.first, pairs.second, blocks.contiguous())
+        twist_products(self.skeleton.parents, *shared, *sides, out.numpy())
+        return out
+
+    @staticmethod
+    def solve_tridiagonal(
+        blocks: np.ndarray, beside: np.ndarray, right: np.ndarray
+    ) -> np.ndarray | None:
+        """x (n,f) of a block-tridiagonal system, as the torch twin."""
+        out = right.copy()
+        work = np.empty_like(blocks), np.empty_like(beside)
+        return out if solve_tridiagonal(blocks, beside, *work, out) else None
 
     def extra_energy(
         self,

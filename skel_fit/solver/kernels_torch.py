@@ -25,7 +25,7 @@ from skel_fit.rotations import (
     rotation_about_axis,
     wrap_angle,
 )
-from skel_fit.solver.curvature import Pairs, unpacked
+from skel_fit.solver.curvature import Curvature, Pairs, Twists, curvature, unpacked
 from skel_fit.solver.search_torch import Search, extra_energy
 from skel_fit.solver.tables import (
     PARAMETERS,
@@ -49,8 +49,10 @@ class TorchKernels:
         smpl_tree: SmplTree[np.ndarray] | None,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        curvature_of: Curvature = curvature,
     ) -> None:
-        self.dtype, self.device = dtype, torch.device(device)
+        """curvature_of: what makes Gauss-Newton matrices."""
+        self.dtype, self.device, self._curvature_of = dtype, torch.device(device), curvature_of
         self.host_decides = self.device.type == "cpu"
         self._uploaded: dict[tuple[int, str], tuple[object, Tensor]] = {}
         self.axes = self._tensor(skeleton.axes)
@@ -204,6 +206,64 @@ class TorchKernels:
             rows.append(total)
         return torch.stack(rows, dim=1)
 
+    def couple(
+        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Residuals of neighbouring frames, coupled by the velocity of the skin.
+
+        skin, targets (V,3,n) in the root frame, m; turns (k,3,3) global orientations of the first
+        k <= n frames; masses (V,) of sum 1. Returns wanted (V,3,n): skin less the coupled residual
+        r_t + weight (2 r_t - r_{t-1} - r_{t+1}), taken in the world; own (k,) and between (k-1,),
+        float64: mean squares of residuals and of their changes.
+        """
+        k = turns.shape[0]
+        turns = turns.to(skin.dtype)
+        # frames first, points last: one small matrix product a frame
+        world = turns @ (skin - targets)[:, :, :k].permute(2, 1, 0)
+        change = world[1:] - world[:-1]
+        own, between = (self._mean_squares(points, masses) for points in (world, change))
+        world[1:] += weight * change
+        world[:-1] -= weight * change
+        wanted = skin.clone()
+        wanted[:, :, :k] -= (turns.transpose(1, 2) @ world).permute(2, 1, 0)
+        return wanted, own, between
+
+    def _mean_squares(self, points: Tensor, masses: np.ndarray) -> Tensor:
+        """(n,) float64 of points (n,3,V)."""
+        return points.double().square().sum(dim=1) @ self._kept(masses).double()
+
+    @staticmethod
+    def solve_tridiagonal(
+        blocks: np.ndarray, beside: np.ndarray, right: np.ndarray
+    ) -> np.ndarray | None:
+        """x (n,f) of a symmetric system with `blocks` (n,f,f) on its diagonal and `beside`
+        (n-1,f,f) right of it, by block Cholesky on the host; None where it is not positive."""
+        # torch's matrix library: its threads are the caller's choice, scipy's spin on small blocks
+        diagonal, across, wanted = (torch.from_numpy(part) for part in (blocks, beside, right))
+        n, f = right.shape
+        out = torch.empty_like(wanted)
+        factors: list[Tensor] = []
+        sides: list[Tensor] = []
+        block, value = diagonal[0], wanted[0]
+        for t in range(n):
+            factor, failed = torch.linalg.cholesky_ex(block)
+            if failed:
+                return None
+            factors.append(factor)
+            if t == n - 1:
+                out[t] = torch.linalg.solve_triangular(factor, value[:, None], upper=False)[:, 0]
+                break
+            both = torch.cat([across[t], value[:, None]], dim=1)
+            solved = torch.linalg.solve_triangular(factor, both, upper=False)
+            side, out[t] = solved[:, :f], solved[:, f]
+            sides.append(side)
+            block = diagonal[t + 1] - side.T @ side
+            value = wanted[t + 1] - side.T @ out[t]
+        for t in range(n - 1, -1, -1):
+            value = out[t] if t == n - 1 else out[t] - sides[t] @ out[t + 1]
+            out[t] = torch.linalg.solve_triangular(factors[t].T, value[:, None], upper=True)[:, 0]
+        return out.numpy()
+
     def residual_moments(
         self,
         vertices: VertexSet,
@@ -248,6 +308,12 @@ class TorchKernels:
             (member.T @ distances).to(torch.float64),
             distances.amax(dim=0).to(torch.float64),
         )
+
+    def curvature(
+        self, first: Twists, second: Twists, blocks: Tensor, pairs: Pairs, owner: Tensor
+    ) -> Tensor:
+        """J_first^T J_second (n,p,p), as `curvature.curvature`."""
+        return curvature(first, second, blocks, pairs, owner)
 
     # --- inner solver ----------------------------------------------------------------------
 
@@ -311,6 +377,7 @@ class TorchKernels:
         moments, corrective = evaluated
         kept = self._stage(stage)
         return Search(
+            curvature_of=self._curvature_of,
             bones_of=self.bones,
             features_of=self.features,
             feature_of_joint=self.skeleton.feature_of_joint,

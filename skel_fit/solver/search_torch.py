@@ -16,7 +16,7 @@ from torch import Tensor
 from skel_fit.kinematics import Bones, Identity, skinning_transforms
 from skel_fit.rotations import axial
 from skel_fit.solver.box_step import Box, dense_step
-from skel_fit.solver.curvature import Pairs, Twists, curvature
+from skel_fit.solver.curvature import Curvature, Pairs, Twists
 from skel_fit.solver.tables import PARAMETERS, StageTables
 
 FRESH_CURVATURE = 0.1
@@ -27,6 +27,7 @@ _TRIES = 6
 class Search:
     """The model of n rows around `start`: what it takes to evaluate it and to step."""
 
+    curvature_of: Curvature
     bones_of: Callable[[Tensor, Identity], Bones]
     features_of: Callable[[Tensor], Tensor]
     feature_of_joint: Tensor  # (24,) place of the joint's correctives, -1: none
@@ -159,7 +160,7 @@ class Search:
         blocks = self.blocks + joint[:, self.pairs.first] * same
         free = self.free
         own = Twists(bones.axes[:, free], bones.shift[:, free], transforms)
-        matrix = curvature(own, own, blocks, self.pairs, self.owner[free])
+        matrix = self.curvature_of(own, own, blocks, self.pairs, self.owner[free])
         matrix = torch.tril(matrix.transpose(1, 2))
         matrix = matrix + torch.tril(matrix, -1).transpose(1, 2)
         out = matrix.new_zeros(transforms.shape[0], PARAMETERS, PARAMETERS)

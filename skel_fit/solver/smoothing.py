@@ -19,7 +19,7 @@ from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
 from skel_fit.solver.crew import each
-from skel_fit.solver.curvature import Pairs, Twists, curvature, unpacked
+from skel_fit.solver.curvature import Pairs, Twists, unpacked
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
 
@@ -98,32 +98,33 @@ class SequenceProblem:
 
         def own(index: Tensor) -> Tensor:
             look = self.look(index, poses)
-            squares = self._squares(look.residual.permute(2, 1, 0)) + look.extra
-            return squares[: index.numel()]
+            squares = (look.skin - look.targets).double().square().sum(dim=1).T @ masses
+            return (squares + look.extra)[: index.numel()]
 
+        masses = torch.as_tensor(
+            self.solver.plans[-1].vertices.masses, device=poses.device
+        ).double()
         blocks = torch.arange(self.frames, device=poses.device).split(self.solver.width)
         return torch.cat(list(each(own, blocks, self.solver.device)))
 
     def view(self, poses: Tensor) -> View:
         """Visit every vertex of every frame once: shares of the objective, forces."""
 
+        masses = self.solver.plans[-1].vertices.masses
+
         def seen(block: tuple[slice, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             inner, window = block
             look = self.look(window, poses)
             count = window.numel()
-            turn = axis_angle_to_matrix(self.orient[window]).to(look.residual.dtype)
-            # frames first, points last: one small matrix product a frame
-            world = turn @ look.residual[:, :, :count].permute(2, 1, 0)
-            change = world[1:] - world[:-1]  # velocity error, one frame interval
-            own = self._squares(world) + look.extra[:count]
-            between = self._squares(change) * self.weight
+            turns = axis_angle_to_matrix(self.orient[window])
+            wanted, own, between = self.solver.kernels.couple(
+                look.skin, look.targets, turns, masses, self.weight
+            )
+            own = own + look.extra[:count]
+            between = between * self.weight
             # between frames: half a share each, so that a frame knows what its own step changed
             share = own + 0.5 * (_padded(between, 1, 0) + _padded(between, 0, 1))
-            if self.weight > 0.0:
-                world[1:] += self.weight * change
-                world[:-1] -= self.weight * change
-            coupled = (turn.transpose(1, 2) @ world).permute(2, 1, 0)
-            moments, corrective = self._forces(look, coupled)
+            moments, corrective = self._forces(look, wanted, count)
             keep = slice(inner.start - int(window[0]), inner.stop - int(window[0]))
             return share[keep], moments[keep], corrective[keep]
 
@@ -135,13 +136,21 @@ class SequenceProblem:
         halves = 0.5 * (_padded(tied, 1, 0) + _padded(tied, 0, 1))
         return view._replace(shares=view.shares + halves)
 
-    def linearise(self, poses: Tensor, view: View, known: Model | None = None) -> Model:
-        """Gradient and Gauss-Newton matrix at poses (n,49), where `view` was taken; the matrix of
-        `known` where that is given."""
-        if known is not None:
-            return known._replace(gradient=self._gradient(poses, view))
+    def linearise(self, poses: Tensor, view: View) -> Model:
+        """Gradient and Gauss-Newton matrix at poses (n,49), where `view` was taken."""
+        return self.tied(self.untied(poses, view), poses)
+
+    def untied(
+        self, poses: Tensor, view: View, known: Model | None = None, moved: Tensor | None = None
+    ) -> Model:
+        """The model without the ties.
+
+        known: a model whose matrix is kept where neither a frame nor its neighbours `moved` (n,)
+        by `_SMALL_STEP`, rad: it hardly changes; the gradient is exact always.
+        """
         solver, plan = self.solver, self.solver.plans[-1]
-        kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
+        curvature = solver.kernels.curvature
+        kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device, curvature)
         owner = kernels.skeleton.joint_of_parameter
         first, second = (
             torch.as_tensor(part, device=poses.device)
@@ -150,14 +159,25 @@ class SequenceProblem:
         pairs = Pairs(first, second, kernels.subtree)
         keep = torch.as_tensor(plan.tables.free, device=poses.device).double()
         keep = keep[:, None] * keep
+        fresh = torch.ones(self.frames, dtype=torch.bool, device=poses.device)
+        if moved is not None:
+            large = (moved >= _SMALL_STEP).double()
+            fresh = large + _padded(large[1:], 0, 1) + _padded(large[:-1], 1, 0) > 0
 
         def linear(block: tuple[slice, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
             inner, window = block
             # the neighbour to the right is needed, the one to the left is not
             index = window[window >= inner.start]
-            count = index.numel()
+            count, size = index.numel(), inner.stop - inner.start
             shape = self._identity(count)
             moments = solver.pair_moments(plan, shape)
+            if known is not None and not fresh[index].any():
+                forces = (view.moments[index], view.corrective[index])
+                gradient = kernels.gradient(
+                    plan.tables, shape, moments, self._joint_targets(index), forces, poses[index]
+                )
+                beside = known.beside[inner.start : inner.start + min(size, count - 1)]
+                return gradient[:size], known.diagonal[inner], beside
             neighbours = (index > 0).double() + (index < self.frames - 1).double()
             gradient, diagonal, bones = kernels.linearise(
                 plan.tables,
@@ -175,52 +195,28 @@ class SequenceProblem:
                 pairs,
                 owner,
             )
-            size = inner.stop - inner.start
-            return gradient[:size], diagonal[:size], -self.weight * keep * beside[:size]
+            diagonal, beside = diagonal[:size], -self.weight * keep * beside[:size]
+            if known is not None:  # whatever window a frame is in
+                new, pair = fresh[index], fresh[index[:-1]] | fresh[index[1:]]
+                diagonal = torch.where(new[:size, None, None], diagonal, known.diagonal[inner])
+                old = known.beside[inner.start : inner.start + len(beside)]
+                beside = torch.where(pair[: len(beside), None, None], beside, old)
+            return gradient[:size], diagonal, beside
 
         parts = list(each(linear, self._windows(), solver.device))
-        model = Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        return model if self.ties is None else self._tied(model, poses, self.ties * keep.diagonal())
+        return Model(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
-    def _gradient(self, poses: Tensor, view: View) -> Tensor:
-        """Half gradient (n,49) at poses (n,49), where `view` was taken."""
-        solver, tables = self.solver, self.solver.plans[-1].tables
-        kernels = TorchKernels(solver.skeleton, None, solver.dtype, solver.device)
-
-        def of(index: Tensor) -> Tensor:
-            shape = self._identity(index.numel())
-            return kernels.gradient(
-                tables,
-                shape,
-                solver.pair_moments(solver.plans[-1], shape),
-                self._joint_targets(index),
-                (view.moments[index], view.corrective[index]),
-                poses[index],
-            )
-
-        blocks = torch.arange(self.frames, device=poses.device).split(solver.width)
-        gradient = torch.cat(list(each(of, blocks, solver.device)))
-        if self.ties is None:
-            return gradient
-        return gradient + _tie_gradient(poses, self.ties * torch.as_tensor(tables.free).to(poses))
-
-    @staticmethod
-    def _tied(model: Model, poses: Tensor, ties: Tensor) -> Model:
+    def tied(self, model: Model, poses: Tensor) -> Model:
         """The model with what holds neighbours together."""
+        if self.ties is None:
+            return model
+        ties = self.ties * torch.as_tensor(self.solver.plans[-1].tables.free).to(poses)
         around = _padded_rows(ties, 0, 1) + _padded_rows(ties, 1, 0)
         return Model(
             model.gradient + _tie_gradient(poses, ties),
             model.diagonal + torch.diag_embed(around),
             model.beside - torch.diag_embed(ties),
         )
-
-    def _squares(self, points: Tensor) -> Tensor:
-        """Weighted mean squares (n,) of points (n,3,V), float64."""
-        if self.solver.weights is not None:
-            masses = torch.as_tensor(self.solver.weights).to(points)
-            points = points * (masses / masses.sum()).sqrt()
-        squares = torch.linalg.vector_norm(points, dim=2, dtype=torch.float64).square().sum(dim=1)
-        return squares if self.solver.weights is not None else squares / points.shape[2]
 
     def _windows(self) -> list[tuple[slice, Tensor]]:
         """Blocks of frames, and the same with a neighbour at each side."""
@@ -251,14 +247,12 @@ class SequenceProblem:
         extra = solver.kernels.extra_energy(
             plan.tables, shape, solver.joint_targets(targets), poses[index]
         )
-        return Look(transforms, points, targets, skin, skin - targets, extra)
+        return Look(transforms, points, targets, skin, extra)
 
-    def _forces(self, look: Look, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments (n,24,12) and corrective pull (n,207) of residuals (V,3,n) in the root frame."""
+    def _forces(self, look: Look, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Moments (k,24,12) and corrective pull (k,207) of the skin's way from points `wanted`
+        (V,3,n), root frame, of the first k = `count` frames."""
         solver, vertices = self.solver, self.solver.plans[-1].vertices
-        count = residual.shape[2]
-        wanted = look.skin.clone()
-        wanted[:, :, :count] -= residual
         _, moments, pull = solver.kernels.residual_moments(
             vertices, look.transforms, look.points, wanted
         )
@@ -304,7 +298,6 @@ class Look(NamedTuple):
     points: Tensor  # (V,3,n)
     targets: Tensor  # (V,3,n) m
     skin: Tensor  # (V,3,n) m
-    residual: Tensor  # (V,3,n) m
     extra: Tensor  # (n,) joint and prior terms
 
 
@@ -334,11 +327,14 @@ def smooth(
     steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
     for step_number in range(rounds):
         told(step_number)
-        # the matrix hardly changes with small steps; the gradient is exact always
-        model = problem.linearise(poses, view, model if moved.max() < _SMALL_STEP else None)
+        model = problem.untied(poses, view, model, moved)
+        tied = problem.tied(model, poses)
         before = view.shares.sum()
-        for _ in range(_TRIES):
-            step = _step(problem, model, poses, damping)
+        for number in range(_TRIES):
+            step, fall = _step(problem, tied, poses, damping)
+            if fall <= _FLAT * before:  # not worth a look at every vertex
+                last = step if number == 0 else torch.zeros_like(step)
+                return poses + last, steps + 1, torch.ones_like(moved, dtype=torch.bool)
             trial = problem.view(poses + step)
             worse = trial.shares > view.shares
             if trial.shares.sum() <= before:
@@ -357,8 +353,11 @@ def smooth(
     return poses, steps, moved < tolerance
 
 
-def _step(problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor) -> Tensor:
-    """Damped Gauss-Newton step (n,49) of all frames together, inside the limits.
+def _step(
+    problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor
+) -> tuple[Tensor, float]:
+    """Damped Gauss-Newton step (n,49) of all frames together, inside the limits, and by how much
+    the model says that the objective falls.
 
     On the host: the banded solver is there.
     """
@@ -375,7 +374,9 @@ def _step(problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor
     lower, upper = (torch.as_tensor(bound[:, free]) for bound in limits)
 
     def solve(right: Tensor, held: Tensor) -> Tensor:
-        found = solve_block_tridiagonal(diagonal, beside, extra, held.numpy(), right.numpy())
+        found = solve_block_tridiagonal(
+            solver.kernels.solve_tridiagonal, diagonal, beside, extra, held.numpy(), right.numpy()
+        )
         return torch.as_tensor(found)
 
     def times(values: Tensor) -> Tensor:
@@ -383,8 +384,9 @@ def _step(problem: SequenceProblem, model: Model, poses: Tensor, damping: Tensor
 
     box = Box(lower, upper, torch.ones(at.shape[1], dtype=torch.bool))
     step = torch.zeros(poses.shape, dtype=poses.dtype)
-    step[:, free] = box_step(at, gradient, box, times, solve, _ACTIVE_SET_PASSES)
-    return step.to(poses.device)
+    way = box_step(at, gradient, box, times, solve, _ACTIVE_SET_PASSES)
+    step[:, free] = way
+    return step.to(poses.device), -float((way * (2.0 * gradient + times(way))).sum())
 
 
 def _times(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -395,7 +397,12 @@ def _times(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray) -> np.n
     return out
 
 
+Factorised = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]
+"""`solve_tridiagonal` of the kernels."""
+
+
 def solve_block_tridiagonal(
+    factorised: Factorised,
     diagonal: np.ndarray,
     beside: np.ndarray,
     extra: np.ndarray,
@@ -413,44 +420,12 @@ def solve_block_tridiagonal(
     keep = (~held).astype(float)
     blocks = diagonal * keep[:, :, None] * keep[:, None, :]
     blocks[:, range(f), range(f)] += np.where(held, 1.0, extra)
-    below = (beside * keep[:-1, :, None] * keep[1:, None, :]).transpose(0, 2, 1)
+    between = beside * keep[:-1, :, None] * keep[1:, None, :]
     values, lift = right * keep, 0.0
     while True:
-        found = _block_cholesky_solve(blocks, below, values)
+        found = factorised(blocks, between, values)
         if found is not None:
             return found
         new = max(10.0 * lift, 1e-10)
         blocks[:, range(f), range(f)] *= (1.0 + new) / (1.0 + lift)
         lift = new
-
-
-def _block_cholesky_solve(
-    blocks: np.ndarray, below: np.ndarray, right: np.ndarray
-) -> np.ndarray | None:
-    """x (n,f) of the system with `blocks` on its diagonal and `below` (n-1,f,f) under it; None
-    where it is not positive."""
-    # torch's matrix library: its threads are the caller's choice, scipy's spin on small blocks
-    diagonal, under, wanted = (torch.from_numpy(part) for part in (blocks, below, right))
-    n, f = right.shape
-    out = torch.empty_like(wanted)
-    factors: list[Tensor] = []
-    sides: list[Tensor] = []
-    block, value = diagonal[0], wanted[0]
-    for t in range(n):
-        factor, failed = torch.linalg.cholesky_ex(block)
-        if failed:
-            return None
-        factors.append(factor)
-        if t == n - 1:
-            out[t] = torch.linalg.solve_triangular(factor, value[:, None], upper=False)[:, 0]
-            break
-        both = torch.cat([under[t].T, value[:, None]], dim=1)
-        solved = torch.linalg.solve_triangular(factor, both, upper=False)
-        side, out[t] = solved[:, :f], solved[:, f]
-        sides.append(side)
-        block = diagonal[t + 1] - side.T @ side
-        value = wanted[t + 1] - side.T @ out[t]
-    for t in range(n - 1, -1, -1):
-        value = out[t] if t == n - 1 else out[t] - sides[t] @ out[t + 1]
-        out[t] = torch.linalg.solve_triangular(factors[t].T, value[:, None], upper=True)[:, 0]
-    return out.numpy()
