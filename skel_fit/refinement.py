@@ -43,8 +43,8 @@ class RefineConfig:
     """How labels are refined; everything here changes results.
 
     gain: share by which the error on held-out keypoints must fall. near: rad, standard deviation of
-    an angle around the stored label, beside the pose prior. sigma_2d: of a keypoint, as a share of
-    the person's size. seed: of the folds. acceptance: `published` takes every fit with betas below
+    an angle around the body that the search starts from, beside the pose prior. sigma_2d: of a
+    keypoint, as a share of the person's size. seed: of the folds. acceptance: `published` takes every fit with betas below
     2, which is what HSMR's test amounts to; it makes good labels worse (docs/photo.md#refinement).
     """
 
@@ -89,12 +89,14 @@ def refine_labels(
     cameras: Cameras,
     config: RefineConfig | None = None,
     prior: PosePrior | None = None,
+    start: Start | None = None,
 ) -> Refinement:
     """Refine labels by one picture's keypoints each, row by row.
 
     stored: the labels, camera frame; pixels (n, K, 2) and weights (n, K), 0: not seen; prior: None:
-    `pose_prior("wide")`. Rows that cannot be fitted keep their label. Folds are the same for every
-    row and a matter of `config.seed`, so a row depends on no other. Raises ValueError where shapes
+    `pose_prior("wide")`. start: bodies to fit instead, e.g. a network's estimates; the stored ones
+    are then what they have to beat. Rows that cannot be fitted keep their label. Folds are the same
+    for every row and a matter of `config.seed`, so a row depends on no other. Raises ValueError where shapes
     do not fit.
     """
     config = config or RefineConfig()
@@ -103,11 +105,13 @@ def refine_labels(
     stored = Start(*(np.asarray(v, np.float64) for v in (stored.poses, stored.betas, stored.trans)))
     weights = np.asarray(weights, np.float64)
     sizes = _sizes(np.asarray(pixels, np.float64), weights)
-    near = _nearby(prior, stored.poses, config.near)
+    begin = stored if start is None else Start(*(np.asarray(v, np.float64) for v in (
+        start.poses, start.betas, start.trans)))  # fmt: skip
+    near = _nearby(prior, begin.poses, config.near)
 
     def fitted(seen: np.ndarray, uncertainty: bool) -> KeypointFit:
         return fit_skel_to_keypoints(
-            skel, points, pixels, seen, cameras, size=sizes, start=stored, prior=near,
+            skel, points, pixels, seen, cameras, size=sizes, start=begin, prior=near,
             config=options, uncertainty=uncertainty,
         )  # fmt: skip
 

@@ -43,6 +43,22 @@ class Request:
         ),
     ] = None
     models: options.Models = None
+    data_root: options.DataRoot = None
+    benchmark_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROTOCOL=PATH",
+            help="Label file or converted dataset of one of train.benchmarks; repeatable.",
+            show_default="below the data root; for protocols on shards the first DIR",
+        ),
+    ] = None
+    benchmark_images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROTOCOL=PATH", help="And its pictures; repeatable."),
+    ] = None
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also record the run in this project.")
+    ] = None
     device: Annotated[str, typer.Option(help="cpu or cuda; under torchrun one GPU each.")] = "cpu"
     no_lock: options.NoLock = False
     quiet: options.Quiet = False
@@ -51,11 +67,13 @@ class Request:
 @options.command_line(Request)
 def train(request: Request) -> None:
     """Train a regressor on converted datasets, or resume where an earlier run stopped."""
+    from pipeline.extras import require
     from pipeline.guard import Inputs
-    from pipeline.manifest import models_directory
+    from pipeline.manifest import data_root, models_directory
     from pipeline.output_files import make_directory
     from stages.regressor.config import load_recipe
     from stages.regressor.data.rows import Place, load_collection
+    from stages.regressor.training.benchmarks import Places, open_benchmarks
     from stages.regressor.training.distributed import processes
     from stages.regressor.training.reporting import Reporter
     from stages.regressor.training.run_folder import BEST, LAST, SUMMARY, describe
@@ -71,13 +89,18 @@ def train(request: Request) -> None:
         raise UsageError(
             f"--image-names: {len(naming)} given for {len(directories)} datasets; give one for each"
         )
+    if request.wandb is not None:
+        require("wandb", "wandb")
+    benchmark_data = _by_protocol("--benchmark-data", request.benchmark_data)
+    benchmark_images = _by_protocol("--benchmark-images", request.benchmark_images)
     chosen = load_recipe(request.recipe, request.changes or ())
     places = [
         Place(directory, images[k] if images else None, naming[k])
         for k, directory in enumerate(directories)
     ]
     inputs = Inputs(*images, request.models, chosen.model.backbone.weights,
-                    chosen.model.weights)  # fmt: skip
+                    chosen.model.weights, *benchmark_data.values(),
+                    *benchmark_images.values())  # fmt: skip
     for directory in directories:
         inputs = inputs.and_dataset(directory)
     inputs.check(*(request.out / name for name in (LAST, BEST, SUMMARY, ".lock")))
@@ -90,15 +113,32 @@ def train(request: Request) -> None:
             say(f"rows left out: {left_out}", file=sys.stderr)
         make_directory(request.out)
         log = request.out / "tensorboard" if process.is_first else None
-        reporter = Reporter(log, quiet=not speaks)
-        trainer = Trainer(
-            chosen, collection, models, request.out, process, reporter, no_lock=request.no_lock
+        reporter = Reporter(
+            log, quiet=not speaks, wandb=request.wandb, config=chosen.model_dump(mode="json")
         )
+        found = Places(
+            benchmark_data, benchmark_images, data_root(request.data_root), directories[0]
+        )
+        trainer = Trainer(
+            chosen, collection, models, request.out, process, reporter, no_lock=request.no_lock,
+            benchmarks=open_benchmarks(chosen, found, models, collection.standin),
+        )  # fmt: skip
         if speaks:
             say(_opening(trainer), file=sys.stderr)
         result = trainer.run()
     if process.is_first:
         say(aligned([("recipe", chosen.name), *describe(result)]))
+
+
+def _by_protocol(option: str, given: list[str] | None) -> dict[str, Path]:
+    """`PROTOCOL=PATH` options. Raises UsageError."""
+    found: dict[str, Path] = {}
+    for text in given or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in found:
+            raise UsageError(f"{option} {text}: expected PROTOCOL=PATH, each protocol once")
+        found[name] = Path(path)
+    return found
 
 
 def _opening(trainer: Trainer) -> str:

@@ -17,7 +17,8 @@ from skel_fit.model_files import load_skel
 from stages.regressor.config import load_recipe
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
-from stages.regressor.network.mean_parameters import Parameters
+from stages.regressor.network.mean_parameters import Parameters, mean_parameters
+from stages.regressor.network.model import Regressor
 from stages.regressor.network.view import View, crop_keypoints
 from stages.regressor.training.bodies import shape_map
 from stages.regressor.training.losses import Labels, Loss
@@ -405,3 +406,48 @@ def test_bad_recipes_are_named(tmp_path: Path) -> None:
     file.write_text("base: [default, changes/tiny]\ntrain: {epochs: 2}\n")
     assert load_recipe(file, ["train.seed=5"]).train.seed == 5
     assert load_recipe(file).name == "mine" and load_recipe(file).train.epochs == 2
+
+
+# ---- Euler targets ------------------------------------------------------------------------------
+
+
+def test_the_loss_on_angles_counts_degrees_the_shorter_way_round(body: KeypointBody) -> None:
+    """checkpoints.md#euler-target: the sum of the angles' distances, not of rotation matrices."""
+    recipe = load_recipe("published-baseline", ["changes/euler-target"])
+    assert (recipe.model.pose, recipe.loss.pose) == ("angles", "angles")
+    exact, labels = truth(body, recipe)
+    loss = Loss(recipe.loss, recipe.model, body)
+    off = labels.poses.clone()
+    off[:, 6] += 0.1  # a knee
+    off[:, 0] += 2 * math.pi - 0.2  # nearly a whole turn of the pelvis
+    found = loss(
+        estimates(None, exact._replace(code=representation.encode(off))), labels, view()
+    ).terms
+    weights = recipe.loss  # squared distances, HSMR's
+    assert weights.parameters == "l1"  # of the recipe below; changes/baseline keeps it
+    assert found["body"] == pytest.approx(weights.body * 0.1, rel=1e-3)
+    assert found["orientation"] == pytest.approx(weights.orientation * 0.2, rel=1e-3)
+
+
+def test_a_head_of_angles_has_46_of_them_and_starts_at_the_same_mean() -> None:
+    both = [
+        Regressor(load_recipe("tiny", [f"changes/{name}", "changes/euler-target"]).model)
+        for name in ("baseline", "keep-state")
+    ]
+    for network in both:
+        assert network.head.mean_code.shape == (46,)
+        for module in network.head.read_out.values():
+            last = module[-1] if isinstance(module, torch.nn.Sequential) else module
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+        for name, module in network.head.named_modules():
+            if name.startswith("coarse_read_out") and isinstance(module, torch.nn.Linear):
+                torch.nn.init.zeros_(module.weight)
+                torch.nn.init.zeros_(module.bias)
+        found = network.eval()(torch.zeros(2, 3, 128, 96), torch.zeros(2, 3)).final
+        assert torch.allclose(found.code, mean_parameters().code.expand(2, -1), atol=1e-6)
+    # The gradient passes from the rotations to the 46 numbers.
+    network = both[0].train()
+    network(torch.zeros(2, 3, 128, 96), torch.zeros(2, 3)).final.code.sum().backward()
+    assert network.head.read_out["code"].weight.grad.shape[0] == 46
+    assert network.head.read_out["code"].weight.grad.abs().sum() > 0

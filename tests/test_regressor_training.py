@@ -18,11 +18,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.errors import InputError, Locked, PlanMismatch
 from stages.cli import run as command_line
 from stages.regressor.config import EmaConfig, load_recipe
+from stages.regressor.data.images import open_images
 from stages.regressor.data.loader import CropDataset, batches
 from stages.regressor.data.rows import Place, TrainingRows, load_collection
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.eval_readers import read_eval_rows
+from stages.regressor.evaluation.predictors import CheckpointPredictor
+from stages.regressor.evaluation.protocols import load_protocol
+from stages.regressor.evaluation.scoring import run_protocol
 from stages.regressor.network import camera
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.model import Regressor
+from stages.regressor.training.benchmarks import Places, open_benchmarks
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
@@ -30,6 +37,7 @@ from stages.regressor.training.reporting import Reporter, prediction_sheet
 from stages.regressor.training.run_folder import Result, describe
 from stages.regressor.training.schedule import learning_rate
 from stages.regressor.training.trainer import Diverged, Trainer
+from stages.regressor.training.validation import mean_pose_scores
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 HERE = Process(0, 1, torch.device("cpu"))
@@ -57,7 +65,9 @@ def trainer(  # type: ignore[no-untyped-def]
     if edit is not None:
         found = edit(found)
     reporter = Reporter(out / "tensorboard" if log else None, quiet=True)
-    return Trainer(recipe, found, files.models, out, HERE, reporter)
+    there = Places({}, {}, files.data, files.shards)
+    benchmarks = open_benchmarks(recipe, there, files.models, found.standin)
+    return Trainer(recipe, found, files.models, out, HERE, reporter, benchmarks=benchmarks)
 
 
 def weights(out: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
@@ -254,13 +264,120 @@ def test_the_closing_table_says_the_best_score_and_its_step(finished: tuple[Path
     events.Reload()
     best = min(events.Scalars("validation/pa_mpjpe_mm"), key=lambda event: event.value)
     table = dict(describe(result))
-    assert table["best PA-MPJPE"] == f"{best.value:.1f} mm at step {best.step}"
+    share = f"{100 * result.best / result.mean_pose.pa_mpjpe:.0f} % of the mean pose's"
+    assert table["best PA-MPJPE"] == f"{best.value:.1f} mm at step {best.step}, {share}"
     assert table["last PA-MPJPE"] == f"{result.scores.pa_mpjpe:.1f} mm"
     worse = replace(result, best=result.best - 7, best_step=2)
-    assert dict(describe(worse))["best PA-MPJPE"] == f"{best.value - 7:.1f} mm at step 2"
+    assert dict(describe(worse))["best PA-MPJPE"].startswith(f"{best.value - 7:.1f} mm at step 2,")
     summary = json.loads((out / "summary.json").read_text())
     assert summary["best"] == pytest.approx(best.value) and summary["select"] == "pa_mpjpe"
     assert not any(name.startswith("best") for name, _ in describe(replace(result, best=None)))
+
+
+def test_a_run_too_short_to_be_useful_says_so(finished: tuple[Path, Result]) -> None:
+    out, result = finished
+    mean = result.mean_pose.pa_mpjpe
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["mean_pose"]["pa_mpjpe"] == pytest.approx(mean)
+    assert summary["share_of_mean_pose"] == pytest.approx(result.best / mean)
+    assert summary["useful"] is result.useful
+    for share, useful, words in (
+        (1.48, False, "no better than one mean pose for every picture; after 3.0 epochs the run is "
+         "too short to be useful"),
+        (0.95, False, "hardly better than one mean pose for every picture"),
+        (0.65, True, None),
+    ):  # fmt: skip
+        found = replace(result, best=share * mean)
+        assert found.useful is useful
+        line = dict(describe(found)).get("not useful")
+        assert line is None if words is None else line.startswith(words)
+    stuck = replace(result, best=mean, reason="patience")
+    assert "too short" not in dict(describe(stuck))["not useful"]
+    assert replace(result, best=None).useful is None
+
+
+def test_the_mean_pose_is_scored_as_a_prediction_would_be(files: Demo) -> None:
+    """One pose for all: exact where everybody has it, half wrong where half have another."""
+    recipe = load_recipe("tiny", MICRO)
+    rows = load_collection([Place(files.shards)], recipe.data).of("train").rows
+    bodies = RunBodies(files.models, "male", ("female", "male"))
+    one = {f.name: getattr(rows, f.name) for f in fields(TrainingRows)}
+    one |= {n: np.repeat(getattr(rows, n)[:1], 8, 0) for n in ("poses", "betas")}
+    same = TrainingRows(**{n: v[:8].copy() for n, v in one.items()} | {"female": np.zeros(8, bool)})
+    scores = mean_pose_scores(same, same, bodies)
+    assert scores.rows == 8 and scores.mpjpe < 1e-3 and scores.pa_mpjpe < 1e-3
+    turned = same.poses.copy()
+    turned[:4, 1] += np.pi / 2  # the pelvis, which an alignment takes away
+    other = replace(same, poses=turned)
+    found = mean_pose_scores(same, other, bodies)
+    assert found.mpjpe > 50 and found.pa_mpjpe < 1e-3
+    assert mean_pose_scores(same, other.take(np.arange(4, 8)), bodies).mpjpe < 1e-3
+    assert mean_pose_scores(same, same.take(np.arange(0)), bodies) is None
+
+
+def test_benchmarks_are_scored_while_training(
+    files: Demo, finished: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """As `hmr-skel evaluate` scores the checkpoint; the weights are those of a run without."""
+    out = tmp_path / "run"
+    changes = ("train.benchmarks=[demo]", "train.benchmark_rows=7")
+    result = trainer(files, out, *changes, log=True).run()
+    assert equal(weights(out), weights(finished[0]))
+    ours = result.benchmarks["demo"]
+    protocol = load_protocol("demo")
+    assert set(ours) == set(protocol.metrics)
+    rows = read_eval_rows(protocol, files.shards, files.data)
+    rows = rows.take(np.linspace(0, len(rows) - 1, 7).astype(int))
+    network = load_checkpoint(out / "last.pt")
+    ema = {name: network[name] for name in ("recipe", "ema", "standin")}
+    save_checkpoint(tmp_path / "ema.pt", ema)
+    again = run_protocol(
+        protocol, rows, CheckpointPredictor(tmp_path / "ema.pt"), EvaluationBodies(files.models),
+        images=open_images(files.data),
+    ).summary()  # fmt: skip
+    for name, value in ours.items():
+        assert value == pytest.approx(again[name].value, rel=1e-4, abs=1e-6), name
+    logged = scalars(out)
+    assert logged["demo/pa_mpjpe"] == pytest.approx(ours["pa_mpjpe"], rel=1e-5)
+    assert json.loads((out / "summary.json").read_text())["benchmarks"]["demo"] == ours
+    assert dict(describe(result))["demo"].startswith(f"mpjpe {ours['mpjpe']:.1f}, pve ")
+    # A finished run may be entered again with another list: nothing is trained or selected by it.
+    assert trainer(files, out, "train.benchmarks=[]").run().benchmarks["demo"] == ours
+
+
+def test_a_benchmark_can_select_the_best(files: Demo, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = ("train.benchmarks=[demo]", "train.select=demo:pve", "train.epochs=1")
+    result = trainer(files, out, *changes).run()
+    assert result.best == result.benchmarks["demo"]["pve"] and result.useful is None
+    assert dict(describe(result))["best DEMO:PVE"].startswith(f"{result.best:.1f} mm at step")
+    with pytest.raises(PlanMismatch, match=r"recipe.train.benchmark_rows"):
+        trainer(files, out, *changes, "train.benchmark_rows=3").run()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--set", "train.benchmarks=[moyo]"], 5, "no label file for protocol moyo"),
+        (["--set", "train.benchmarks=[nothing]"], 2, "no protocol 'nothing'"),
+        (["--set", "train.select=moyo:pve"], 5, "'moyo' is not among train.benchmarks"),
+        (["--set", "train.benchmarks=[demo]", "--set", "train.select=demo:pck@0.05"], 2,
+         "expected one of mpjpe, pve"),
+        (["--benchmark-data", "demo=x"], 2, "'demo' is none of the recipe's train.benchmarks"),
+        (["--benchmark-data", "demo"], 2, "expected PROTOCOL=PATH"),
+        (["--wandb", "mine"], 2, "wandb is not installed; pip install 'hmr-skel[wandb]'"),
+    ],
+)  # fmt: skip
+def test_wrong_benchmarks_and_loggers_are_one_line(  # type: ignore[no-untyped-def]
+    files: Demo, tmp_path: Path, capsys, monkeypatch, options, code, message
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.chdir(tmp_path)
+    command = train_command(files, tmp_path / "run", "train.epochs=1")[2:]
+    assert command_line([*command, "--quiet", *options]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "last.pt").exists()
 
 
 def load_best(out: Path) -> float:

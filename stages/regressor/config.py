@@ -96,6 +96,8 @@ class ModelConfig(Strict):
     camera: `full_image` perspective with the row's intrinsics, or `crop` (HSMR, f = 5000).
     scale_floor: lower bound of the camera scale s, smooth; 0: unbounded as published
         (regressor.md#d25).
+    pose: what the head reads out and refines: the 24 x 6 numbers of `rotations`, or the 46 `angles`
+        (HSMR's Euler-target ablation, checkpoints.md#euler-target).
     heatmaps: while training, also predict from the image tokens where each keypoint is, as ViTPose
         does; what a backbone without its pretrained weights learns to see with.
     weights: checkpoint of ours, trained or imported, to start the whole network from.
@@ -110,6 +112,7 @@ class ModelConfig(Strict):
     scale_floor: NotNegative
     heatmaps: bool
     weights: Path | None = None
+    pose: Literal["rotations", "angles"] = "rotations"
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -145,6 +148,8 @@ class LossConfig(Strict):
         (regressor.md#i2).
     rotations: predicted rotations `from_angles`, or directly `from_code` without the Euler
         singularity (regressor.md#d26).
+    pose: what `body` and `orientation` compare: joint `rotations`, or `angles`, each the shorter
+        way round (checkpoints.md#euler-target).
     limits: table of joint limits, penalised beyond `limits_tolerance` (radians) with weight
         `limits_weight` (regressor.md#i7).
     mask_flipped_ankles: no rotation loss on ankles of flipped rows (regressor.md#d24).
@@ -169,6 +174,7 @@ class LossConfig(Strict):
     limits_tolerance: NotNegative
     mask_flipped_ankles: bool
     heatmaps: NotNegative
+    pose: Literal["rotations", "angles"] = "rotations"
 
 
 class AugmentConfig(Strict):
@@ -271,7 +277,11 @@ class TrainConfig(Strict):
     the schedule then runs over time-independent epochs all the same. precision: `fp32`, or `bf16`
     for network layers (geometry and losses always fp32). workers: loader processes. validate_every,
     checkpoint_every: epochs, steps. patience: validations without a better one until the run
-    stops (0: never). pictures: validation rows drawn for TensorBoard.
+    stops (0: never). pictures: validation rows drawn for TensorBoard. select: the score that makes
+    best.pt: `mpjpe` or `pa_mpjpe` of the validation split, or `PROTOCOL:METRIC` of a benchmark, as
+    the public code does (`moyo-hard:pve`), which is selection on test data. benchmarks: names of
+    evaluation protocols that are scored at every validation; benchmark_rows: of each, evenly
+    chosen (0: all).
     """
 
     epochs: Count
@@ -284,8 +294,39 @@ class TrainConfig(Strict):
     validate_every: Count
     checkpoint_every: Count
     patience: Annotated[int, Field(ge=0)]
-    select: Literal["mpjpe", "pa_mpjpe"]
+    select: Annotated[str, Field(pattern=r"^(mpjpe|pa_mpjpe|[a-z0-9-]+:[a-z0-9_@.>]+)$")]
     pictures: Annotated[int, Field(ge=0)]
+    benchmarks: tuple[str, ...] = ()
+    benchmark_rows: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _selects_what_is_scored(self) -> TrainConfig:
+        name = self.select.partition(":")[0]
+        if ":" in self.select and name not in self.benchmarks:
+            raise ValueError(f"select: '{name}' is not among train.benchmarks")
+        return self
+
+
+class RefinementConfig(Strict):
+    """Labels refined while the network trains (checkpoints.md#refinement).
+
+    every: steps from one refinement to the next, 0: never; start: steps before the first. rows: of
+    the training set that a refinement looks at, drawn anew each time (0: all). acceptance:
+    `held-out` takes what predicts keypoints that it has not seen; `published` what the public code
+    takes, nearly everything. gain: see `skel_fit.refinement.RefineConfig`; prior: of the pose.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    start: Annotated[int, Field(ge=0)] = 0
+    rows: Annotated[int, Field(ge=0)] = 0
+    acceptance: Literal["held-out", "published"] = "held-out"
+    gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    prior: Literal["motion", "wide", "limits"] = "wide"
+
+    def due(self, step: int) -> bool:
+        """A refinement belongs after `step` steps."""
+        since = step - self.start
+        return bool(self.every) and step > 0 and since >= 0 and since % self.every == 0
 
 
 class Recipe(Strict):
@@ -297,6 +338,7 @@ class Recipe(Strict):
     data: DataConfig
     optimiser: OptimiserConfig
     train: TrainConfig
+    refinement: RefinementConfig = RefinementConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:

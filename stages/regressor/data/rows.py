@@ -29,8 +29,8 @@ from stages.regressor.network.camera import grown_side
 
 Split = Literal["train", "validation", "test"]
 _BOX_UNIT = 200.0
-_RESULTS = ("skel_poses", "skel_betas", "skel_gender", "vertex_error_mean", "vertex_error_max",
-            "status", "source_row")  # fmt: skip
+_RESULTS = ("skel_poses", "skel_betas", "skel_trans", "skel_gender", "vertex_error_mean",
+            "vertex_error_max", "status", "source_row")  # fmt: skip
 _NEEDED = ("imgname", "center", "scale", "cam_int", "gtkps")
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
            "validation": "validation", "test": "test", "test-actors": "test"}  # fmt: skip
@@ -43,7 +43,7 @@ class TrainingRows:
     image: name; source: number of the dataset it comes from; source_row: its row there;
     box_center: (N, 2) pixels; box_side: (N,) pixels; cam_int: (N, 3, 3); keypoints: (N, 44, 3)
     pixels and confidence; poses: (N, 46) radians; betas: (N, 10) of `female` or male SKEL;
-    weight: (N,) of what comes from the fit; split.
+    trans: (N, 3) metres, camera frame; weight: (N,) of what comes from the fit; split.
     """
 
     image: np.ndarray
@@ -55,6 +55,7 @@ class TrainingRows:
     keypoints: np.ndarray
     poses: np.ndarray
     betas: np.ndarray
+    trans: np.ndarray
     female: np.ndarray
     weight: np.ndarray
     split: np.ndarray
@@ -229,6 +230,7 @@ def _read(
         keypoints=keypoints[chosen],
         poses=values["skel_poses"][chosen].astype(np.float32),
         betas=values["skel_betas"][chosen].astype(np.float32),
+        trans=values["skel_trans"][chosen].astype(np.float32),
         female=female[chosen],
         weight=_weights(values["vertex_error_mean"], values["vertex_error_max"], config)[chosen],
         split=_splits(dataset, names, config)[chosen],

@@ -26,6 +26,7 @@ from stages.regressor.evaluation.stored import Stored
 from stages.regressor.evaluation.trained import (
     Choice,
     Person,
+    ReadyNetwork,
     TrainedNetwork,
     patch_intrinsics,
 )
@@ -44,17 +45,13 @@ FocalRule = Literal["labels", "predicted", "patch", "diagonal"] | float
 CROP_RULES = ("recipe", "protocol", "grown", "square")
 
 
-class CheckpointPredictor:
-    """The network of `best.pt` or `last.pt` under a protocol.
+class NetworkPredictor:
+    """A network under a protocol.
 
     crop: cut boxes as the network was trained (`recipe`) or as the protocol's published runs did;
     `grown` to 192:256 or the raw `square`. focal: of the labels, where a row without one stops the
     evaluation; `predicted` by fov; `patch`: 5000 px on 256 px of the crop; the picture's
-    `diagonal`; or pixels. A network with a crop camera has no use for any of them. fov_channels:
-    see `TrainedNetwork`.
-
-    Raises:
-        InputError: see `TrainedNetwork`.
+    `diagonal`; or pixels. A network with a crop camera has no use for any of them.
     """
 
     uses_images = True
@@ -62,21 +59,12 @@ class CheckpointPredictor:
 
     def __init__(
         self,
-        path: Path,
+        network: ReadyNetwork,
         *,
-        device: str = "cpu",
         crop: Literal["recipe", "protocol", "grown", "square"] = "recipe",
         focal: FocalRule = "labels",
-        fov: HumanFOV | None = None,
-        fov_channels: Literal["rgb", "bgr"] = "rgb",
     ) -> None:
-        if focal == "predicted" and fov is None:
-            raise UsageError("a predicted focal length needs the weights of HumanFOV")
-        self._network = TrainedNetwork(
-            path, device=device, focal=fov if focal == "predicted" else None,
-            fov_channels=fov_channels,
-        )  # fmt: skip
-        self.path = path
+        self._network = network
         self.name = self._network.name
         self.gender: Gender = self._network.gender
         self.standin = self._network.standin
@@ -110,26 +98,6 @@ class CheckpointPredictor:
         persons = [self._person(query, k, rule) for k in range(len(query))]
         return self._network.predict(persons, rule, self._choose)
 
-    def layer_cameras(self) -> list[CheckpointPredictor]:
-        """The final body under the camera of each estimate: its (tx, ty) with the final
-        scale, and its scale with the final (tx, ty) (docs/reference/checkpoints.md#layer-cameras).
-        """
-        options = self._network.recipe.model
-        layers = options.decoder.layers
-        if options.head != "coarse_to_fine" or options.coarse_to_fine.state == "single_readout":
-            raise UsageError(f"{self.path}: one estimate alone; --layer-cameras needs layers")
-        places: list[tuple[str, int | None]] = [(f"layer {k}", k) for k in range(layers)]
-        if options.coarse_to_fine.coarse:
-            places.insert(0, ("coarse", None))
-        found = []
-        for kind in ("translation", "scale"):
-            for about, place in places:
-                other = copy.copy(self)
-                other.name = f"{kind} of {about}"
-                other._choose = functools.partial(_camera_of, place, kind == "scale")
-                found.append(other)
-        return found
-
     def _rule(self, query: Query) -> CropRule:
         if self._crop == "recipe":
             return self._network.rule()
@@ -161,6 +129,53 @@ class CheckpointPredictor:
         if isinstance(self._focal, float):
             return np.array(intrinsics(self._focal, *picture_size(images, name)))
         return self._network.intrinsics(decode(data, name), name)
+
+
+class CheckpointPredictor(NetworkPredictor):
+    """The network of `best.pt` or `last.pt` under a protocol; fov_channels: see `ReadyNetwork`.
+
+    Raises:
+        InputError: see `TrainedNetwork`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        crop: Literal["recipe", "protocol", "grown", "square"] = "recipe",
+        focal: FocalRule = "labels",
+        fov: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
+    ) -> None:
+        if focal == "predicted" and fov is None:
+            raise UsageError("a predicted focal length needs the weights of HumanFOV")
+        trained = TrainedNetwork(
+            path, device=device, focal=fov if focal == "predicted" else None,
+            fov_channels=fov_channels,
+        )  # fmt: skip
+        super().__init__(trained, crop=crop, focal=focal)
+        self.path = path
+
+    def layer_cameras(self) -> list[CheckpointPredictor]:
+        """The final body under the camera of each estimate: its (tx, ty) with the final
+        scale, and its scale with the final (tx, ty) (docs/reference/checkpoints.md#layer-cameras).
+        """
+        options = self._network.recipe.model
+        layers = options.decoder.layers
+        if options.head != "coarse_to_fine" or options.coarse_to_fine.state == "single_readout":
+            raise UsageError(f"{self.path}: one estimate alone; --layer-cameras needs layers")
+        places: list[tuple[str, int | None]] = [(f"layer {k}", k) for k in range(layers)]
+        if options.coarse_to_fine.coarse:
+            places.insert(0, ("coarse", None))
+        found = []
+        for kind in ("translation", "scale"):
+            for about, place in places:
+                other = copy.copy(self)
+                other.name = f"{kind} of {about}"
+                other._choose = functools.partial(_camera_of, place, kind == "scale")
+                found.append(other)
+        return found
 
 
 def _camera_of(place: int | None, scale: bool, estimates: Estimates) -> Parameters:

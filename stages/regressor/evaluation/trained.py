@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.provenance import file_record
@@ -58,43 +58,38 @@ class Person:
     turned: bool = False
 
 
-class TrainedNetwork:
-    """The network of a checkpoint (`best.pt` or `last.pt`; averaged weights where there are any).
+class ReadyNetwork:
+    """A network and what it takes to use it on full pictures.
 
-    focal: HumanFOV network for pictures without intrinsics; None: the picture's diagonal is taken,
-    about 53 degrees along it. fov_channels: order in which HumanFOV sees the picture; it needs
-    `rgb`, some published runs gave `bgr` (evaluation reference 4.3).
+    network: in evaluation mode, on `device`. focal: HumanFOV network for pictures without
+    intrinsics; None: the picture's diagonal is taken, about 53 degrees along it. fov_channels:
+    order in which HumanFOV sees the picture; it needs `rgb`, some published runs gave `bgr`
+    (evaluation reference 4.3).
     """
 
     def __init__(
         self,
-        path: Path,
+        recipe: Recipe,
+        network: nn.Module,
+        device: torch.device,
         *,
-        device: str = "cpu",
+        standin: bool,
         focal: HumanFOV | None = None,
         fov_channels: Literal["rgb", "bgr"] = "rgb",
     ) -> None:
-        content = load_checkpoint(path)
-        self.path = path
-        self.device = torch.device(device)
-        self.recipe = _recipe(content, path)
-        self.standin = bool(content.get("standin"))
+        self.recipe, self.network, self.device = recipe, network, device
+        self.standin = standin
         self.gender = self.recipe.data.gender
         self.name = self.recipe.name
         self._focal = focal.to(self.device) if focal is not None else None
         self._fov_channels = fov_channels
-        self.network = _network(self.recipe, content, path).to(self.device)
-        self._scores = content.get("scores")
 
     def provenance(self) -> Mapping[str, Any]:
         """What a result file records."""
         return {
-            "checkpoint": self.path.name,
-            "sha256": file_record(self.path).sha256,
             "recipe": self.recipe.model_dump(mode="json"),
             "gender": self.gender,
             "standin": self.standin,
-            "validation": self._scores,
         }
 
     @property
@@ -177,6 +172,37 @@ class TrainedNetwork:
         view = View(tensor(centers), tensor(sides), tensor([p.cam_int for p in persons]),
                     tensor(affines))  # fmt: skip
         return tensor(images), view
+
+
+class TrainedNetwork(ReadyNetwork):
+    """That of a checkpoint, `best.pt` or `last.pt`; averaged weights where there are any."""
+
+    network: Regressor
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        focal: HumanFOV | None = None,
+        fov_channels: Literal["rgb", "bgr"] = "rgb",
+    ) -> None:
+        content = load_checkpoint(path)
+        recipe, place = _recipe(content, path), torch.device(device)
+        super().__init__(
+            recipe, _network(recipe, content, path).to(place), place,
+            standin=bool(content.get("standin")), focal=focal, fov_channels=fov_channels,
+        )  # fmt: skip
+        self.path = path
+        self._scores = content.get("scores")
+
+    def provenance(self) -> Mapping[str, Any]:
+        return {
+            "checkpoint": self.path.name,
+            "sha256": file_record(self.path).sha256,
+            **super().provenance(),
+            "validation": self._scores,
+        }
 
 
 def crop_rule(*, grow: bool, pixels: Pixels = "continuous") -> CropRule:

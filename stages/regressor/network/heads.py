@@ -13,13 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.regressor.config import CoarseToFineConfig, DecoderConfig
-from stages.regressor.network.mean_parameters import Parameters, mean_parameters
+from stages.regressor.network.mean_parameters import (
+    POSES,
+    Parameters,
+    Pose,
+    mean_parameters,
+)
 from stages.regressor.network.representation import SIZE
 
 HEAD_HIDDEN = 256
 CONDITIONING = 3
-# Numbers of each of `Parameters`.
-_SIZES = {"code": SIZE, "betas": 10, "camera": 3}
+_SIZES = {"betas": 10, "camera": 3}
+
+
+def _sizes(pose: Pose) -> dict[str, int]:
+    """Numbers of each of `Parameters`."""
+    return {"code": SIZE if pose == "rotations" else len(POSES), **_SIZES}
 
 
 class Estimates(NamedTuple):
@@ -107,9 +116,9 @@ class MeanStart(nn.Module):
     mean_betas: Tensor
     mean_camera: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, pose: Pose) -> None:
         super().__init__()
-        for name, value in mean_parameters()._asdict().items():
+        for name, value in mean_parameters(pose)._asdict().items():
             self.register_buffer(f"mean_{name}", value)
 
     def start(self, batch: int) -> Parameters:
@@ -122,9 +131,9 @@ class ReadOut(nn.ModuleDict):
     """Three MLPs: features (B, C) each -> residuals of code, betas and camera
     (regressor.md#coarse)."""
 
-    def __init__(self, width: int, *, zero_init: bool) -> None:
+    def __init__(self, width: int, pose: Pose, *, zero_init: bool) -> None:
         super().__init__()
-        for name, size in _SIZES.items():
+        for name, size in _sizes(pose).items():
             first, last = nn.Linear(width, HEAD_HIDDEN), nn.Linear(HEAD_HIDDEN, size)
             self[name] = nn.Sequential(first, nn.GELU(), last)
             if zero_init:
@@ -144,18 +153,19 @@ class CoarseToFineHead(MeanStart):
     """SKEL-CF: a coarse estimate; three tokens (pose, shape, camera) refine it layer by layer."""
 
     def __init__(
-        self, context_width: int, size: DecoderConfig, options: CoarseToFineConfig
-    ) -> None:
-        super().__init__()
+        self, context_width: int, size: DecoderConfig, options: CoarseToFineConfig,
+        pose: Pose = "rotations",
+    ) -> None:  # fmt: skip
+        super().__init__(pose)
         self.options, self.size = options, size
-        self.read_out = ReadOut(size.width, zero_init=options.zero_init)
+        self.read_out = ReadOut(size.width, pose, zero_init=options.zero_init)
         if options.coarse and options.separate_heads:
-            self.coarse_read_out = ReadOut(context_width, zero_init=options.zero_init)
+            self.coarse_read_out = ReadOut(context_width, pose, zero_init=options.zero_init)
         if options.coarse and options.conditioned_coarse:
             self.coarse_conditioning = nn.Linear(CONDITIONING, context_width)
         extra = CONDITIONING if options.conditioned else 0
         self.embed = nn.ModuleDict(
-            {name: nn.Linear(n + extra, size.width) for name, n in _SIZES.items()}
+            {name: nn.Linear(n + extra, size.width) for name, n in _sizes(pose).items()}
         )
         self.position = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
         count = 1 if options.looped else size.layers
@@ -196,13 +206,13 @@ class CoarseToFineHead(MeanStart):
 class SingleTokenHead(MeanStart):
     """HSMR: one query token, read out once by linear maps; no box numbers (regressor.md#hsmr)."""
 
-    def __init__(self, context_width: int, size: DecoderConfig) -> None:
-        super().__init__()
+    def __init__(self, context_width: int, size: DecoderConfig, pose: Pose = "rotations") -> None:
+        super().__init__(pose)
         self.to_token = nn.Linear(1, size.width)
         self.position = nn.Parameter(torch.randn(1, 1, size.width))
         self.layers = nn.ModuleList(DecoderLayer(size, context_width) for _ in range(size.layers))
         self.read_out = nn.ModuleDict(
-            {name: nn.Linear(size.width, n) for name, n in _SIZES.items()}
+            {name: nn.Linear(size.width, n) for name, n in _sizes(pose).items()}
         )
 
     def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
@@ -219,9 +229,9 @@ class SingleTokenHead(MeanStart):
 class PooledHead(MeanStart):
     """Plain regression: mean + MLPs of the averaged tokens; the baseline that must be beaten."""
 
-    def __init__(self, context_width: int) -> None:
-        super().__init__()
-        self.read_out = ReadOut(context_width, zero_init=False)
+    def __init__(self, context_width: int, pose: Pose = "rotations") -> None:
+        super().__init__(pose)
+        self.read_out = ReadOut(context_width, pose, zero_init=False)
 
     def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
         del box

@@ -6,7 +6,7 @@ is used, so the pelvis tilt is pi: upright, facing the camera.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +28,15 @@ BETAS = (
     -0.651564, 0.303990, -0.518016, 0.477567, 0.217723,
 )  # fmt: skip
 CAMERA = (0.9, 0.0, 0.0)
+Pose = Literal["rotations", "angles"]
+"""What a head reads out: the pose representation, or the angles themselves (Euler target)."""
 
 
 class Parameters(NamedTuple):
     """What the network estimates. Leading dimensions are free.
 
-    code: (..., 144) pose representation; betas: (..., 10); camera: (..., 3) crop camera s, tx, ty.
+    code: (..., 144) pose representation, or (..., 46) angles inside a head of angles; betas:
+    (..., 10); camera: (..., 3) crop camera s, tx, ty.
     """
 
     code: Tensor
@@ -41,7 +44,10 @@ class Parameters(NamedTuple):
     camera: Tensor
 
 
-def mean_parameters() -> Parameters:
-    """The mean as float32 tensors: code (144,), betas (10,), camera (3,)."""
-    code = encode(torch.tensor([POSES], dtype=torch.float64))[0]
+def mean_parameters(pose: Pose = "rotations") -> Parameters:
+    """The mean as float32 tensors: code (144,), or (46,) of a head of angles; betas (10,), camera
+    (3,)."""
+    code = torch.tensor([POSES], dtype=torch.float64)[0]
+    if pose == "rotations":
+        code = encode(code[None])[0]
     return Parameters(code.float(), torch.tensor(BETAS), torch.tensor(CAMERA))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from skel_fit.keypoints import NUM_KEYPOINTS
 from stages.regressor.config import ModelConfig
+from stages.regressor.network import representation
 from stages.regressor.network.heads import (
     CoarseToFineHead,
     Estimates,
@@ -34,11 +35,13 @@ class Regressor(nn.Module):
         width = config.backbone.width
         self.backbone = ViT(config.backbone, *config.input_size)
         if config.head == "coarse_to_fine":
-            self.head: nn.Module = CoarseToFineHead(width, config.decoder, config.coarse_to_fine)
+            self.head: nn.Module = CoarseToFineHead(
+                width, config.decoder, config.coarse_to_fine, config.pose
+            )
         elif config.head == "single_token":
-            self.head = SingleTokenHead(width, config.decoder)
+            self.head = SingleTokenHead(width, config.decoder, config.pose)
         else:
-            self.head = PooledHead(width)
+            self.head = PooledHead(width, config.pose)
         if config.heatmaps:
             # A bias would cancel in the softmax over the tokens.
             self.heatmaps = nn.Linear(width, NUM_KEYPOINTS, bias=False)
@@ -47,10 +50,18 @@ class Regressor(nn.Module):
         tokens = self.backbone(image)
         coarse, layers, _ = self.head(tokens, box)
         return Estimates(
-            None if coarse is None else self._floored(coarse),
-            self._floored(layers),
+            None if coarse is None else self._floored(self._coded(coarse)),
+            self._floored(self._coded(layers)),
             self.heatmaps(tokens).float() if self.config.heatmaps and self.training else None,
         )
+
+    def _coded(self, estimate: Parameters) -> Parameters:
+        """The pose representation also where the head gives angles."""
+        if self.config.pose == "rotations":
+            return estimate
+        angles = estimate.code
+        code = representation.encode(angles.reshape(-1, angles.shape[-1]))
+        return estimate._replace(code=code.view(*angles.shape[:-1], -1))
 
     def _floored(self, estimate: Parameters) -> Parameters:
         """Camera scale kept above the floor; unchanged to 1e-3 from 0.6 above it on."""

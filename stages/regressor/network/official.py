@@ -509,6 +509,8 @@ def _exportable(recipe: Recipe, path: Path) -> None:
             for name, value in model.coarse_to_fine.model_dump().items()
             if name != "zero_init" and value != getattr(theirs, name)
         ]
+    if model.pose == "angles" and model.head == "coarse_to_fine":
+        found.append("model.pose: angles")
     if model.head == "pooled":
         found.append("model.head: pooled")
     if model.camera != ("crop" if model.head == "single_token" else "full_image"):

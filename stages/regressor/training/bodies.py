@@ -78,7 +78,7 @@ class RunBodies(nn.Module):
     @torch.no_grad()
     def labels(self, batch: Batch) -> Labels:
         """What the network should say about an augmented batch."""
-        points, betas = self._posed(batch)
+        points, betas = self.keypoints(batch.poses, batch.betas, batch.female)
         turn = flip_rotation(batch.flip, batch.roll)
         mirrored = torch.where(batch.flip[:, None, None], points[:, list(MIRROR)], points)
         root = self.own.skel.shape(betas).joints[:, :1]
@@ -96,14 +96,16 @@ class RunBodies(nn.Module):
             flipped=batch.flip,
         )
 
-    def _posed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Keypoints (B, 44, 3) of the stored labels about their root, betas of the own gender."""
-        own = self.own(batch.poses, batch.betas)
+    @torch.no_grad()
+    def keypoints(self, poses: Tensor, betas: Tensor, female: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints (B, 44, 3) of labels (B, 46), (B, 10) of SKEL of either gender about their
+        root, and betas of the own gender."""
+        own = self.own(poses, betas)
         points = own.keypoints - own.joints[:, :1]
-        theirs = batch.female != (self.gender == "female")
+        theirs = female != (self.gender == "female")
         if self.other is None:
-            return points, batch.betas
-        other = self.other(batch.poses, batch.betas)
+            return points, betas
+        other = self.other(poses, betas)
         points = torch.where(theirs[:, None, None], other.keypoints - other.joints[:, :1], points)
-        converted = batch.betas @ self._matrix.T + self._offset
-        return points, torch.where(theirs[:, None], converted, batch.betas)
+        converted = betas @ self._matrix.T + self._offset
+        return points, torch.where(theirs[:, None], converted, betas)

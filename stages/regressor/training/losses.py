@@ -17,6 +17,7 @@ from skel_fit import anatomy, joint_limits
 from skel_fit.anatomy import NUM_JOINTS
 from skel_fit.keypoint_body import KeypointBody
 from skel_fit.keypoints import ROOT_KEYPOINT
+from skel_fit.rotations import wrap_angle
 from stages.regressor.config import LossConfig, ModelConfig
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
@@ -122,8 +123,11 @@ class Loss(nn.Module):
         turns = turns.view(count, batch, NUM_JOINTS, 3, 3)
         betas = stacked.betas.view(count, batch, -1)
         seen = crop_keypoints(self.model, points, stacked.camera.view(count, batch, 3), view)
-        wanted = representation.pose_rotations(labels.poses)
-        turn_error = self._distance(turns - wanted).sum((-1, -2))
+        if config.pose == "angles":
+            turn_error = self._angle_error(angles.view(count, batch, -1), labels.poses)
+        else:
+            wanted = representation.pose_rotations(labels.poses)
+            turn_error = self._distance(turns - wanted).sum((-1, -2))
         turn_error = turn_error * self._kept_joints(labels)
         rooted = points - points[:, :, ROOT_KEYPOINT, None]
         target = labels.keypoints_3d - labels.keypoints_3d[:, ROOT_KEYPOINT, None]
@@ -138,6 +142,11 @@ class Loss(nn.Module):
         if config.limits != "none" and config.limits_weight:
             terms["limits"] = config.limits_weight * self._beyond(angles).view(count, batch)
         return terms
+
+    def _angle_error(self, angles: Tensor, wanted: Tensor) -> Tensor:
+        """(stages, B, 24): distances of the angles of each joint, the shorter way round."""
+        error = self._distance(wrap_angle(angles - wanted))
+        return torch.stack([error[..., list(dofs)].sum(-1) for dofs in anatomy.DOFS], -1)
 
     def _kept_joints(self, labels: Labels) -> Tensor:
         """(B, 24): 0 for the ankles of flipped rows where they are masked, else 1."""

@@ -1,11 +1,14 @@
-"""What a training run says while it runs: progress, TensorBoard scalars and pictures.
+"""What a training run says while it runs: progress, scalars and pictures for TensorBoard and, where
+asked, Weights & Biases.
 
 Only the first process speaks. Without TensorBoard a run says so and goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +39,20 @@ _SCALAR_STEPS = 10
 
 
 class Reporter:
-    """Progress on stderr unless `quiet`, and events to the folder `log` (None: none)."""
+    """Progress on stderr unless `quiet`, and events to the folder `log` (None: none).
 
-    def __init__(self, log: Path | None, *, quiet: bool = False) -> None:
+    wandb: project of Weights & Biases that gets the same scalars and pictures; config: what the
+    run is, for it.
+    """
+
+    def __init__(
+        self, log: Path | None, *, quiet: bool = False, wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._log, self._quiet = log, quiet
+        self._wandb, self._config = wandb, dict(config or {})
         self._writer: Any = None
+        self._run: Any = None
         self._progress = Progress("train", 0, "steps", quiet=True)
         self._began = 0.0
         self._rows = 0
@@ -50,6 +62,8 @@ class Reporter:
         """The run begins, or goes on, at `step` of `total`."""
         self._began = time.monotonic()
         self._progress = Progress("train", total, "steps", done=step, quiet=self._quiet)
+        if self._log is not None and self._wandb is not None:
+            self._run = self._opened_run(self._log.parent, self._wandb)
         if self._log is not None:
             try:
                 require("tensorboard", "tensorboard")
@@ -60,9 +74,28 @@ class Reporter:
 
             self._writer = SummaryWriter(str(self._log), purge_step=step + 1)
 
+    def _opened_run(self, folder: Path, project: str) -> Any:
+        """A run of Weights & Biases: the same one whenever this folder is trained in."""
+        wandb = require("wandb", "wandb")
+        number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        run = wandb.init(
+            project=project, id=number, name=folder.name, dir=str(folder), resume="allow",
+            config=self._config,
+        )  # fmt: skip
+        # A resumed run may begin before its last logged step, which its own counter forbids.
+        run.define_metric("*", step_metric="step")
+        return run
+
+    @property
+    def _writing(self) -> bool:
+        """Somebody records scalars."""
+        return self._writer is not None or self._run is not None
+
     def stop(self) -> None:
         """The run ends, well or not."""
         self._progress.close()
+        if self._run is not None:
+            self._run.finish()
         if self._writer is not None:
             self._writer.close()
 
@@ -73,7 +106,7 @@ class Reporter:
         self._rows += rows
         self._waited += waited
         last = step == self._progress.total
-        write = self._writer is not None and (step % _SCALAR_STEPS == 0 or last)
+        write = self._writing and (step % _SCALAR_STEPS == 0 or last)
         speak = self._progress.due
         # Reading the loss waits for the device, so only when somebody sees it.
         total = float(terms.total.detach()) if write or speak else float("nan")
@@ -95,27 +128,53 @@ class Reporter:
             f"{scores.pa_mpjpe:.1f} mm, 2D {scores.keypoints_2d:.1f} % of the box"
             + (" (best)" if better else "")
         )
-        if self._writer is not None:
+        if self._writing:
             self._scalars(step, {
                 "validation/mpjpe_mm": scores.mpjpe,
                 "validation/pa_mpjpe_mm": scores.pa_mpjpe,
                 "validation/keypoints_2d_percent": scores.keypoints_2d,
             })  # fmt: skip
 
+    def refined(self, step: int, outcomes: Mapping[str, int]) -> None:
+        """Labels are refined."""
+        rows = max(sum(outcomes.values()), 1)
+        shown = ", ".join(
+            f"{n} {name}" for name, n in sorted(outcomes.items(), key=lambda x: -x[1])
+        )
+        self._progress.say(f"step {step}/{self._progress.total}: labels looked at: {shown}")
+        if self._writing:
+            share = 100 * outcomes.get("refined", 0) / rows
+            self._scalars(step, {"refinement/refined_percent": share})
+
+    def benchmarks(self, step: int, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Benchmarks are scored."""
+        for protocol, values in found.items():
+            shown = [f"{name} {value:.1f}" for name, value in values.items() if ">" not in name]
+            self._progress.say(f"step {step}/{self._progress.total}: {protocol} {', '.join(shown)}")
+            if self._writing:
+                self._scalars(step, {f"{protocol}/{n}": value for n, value in values.items()})
+
     def pictures(
         self, step: int, network: nn.Module, dataset: CropDataset, bodies: RunBodies, recipe: Recipe
     ) -> None:
         """Predictions over some validation pictures, evenly chosen."""
-        if self._writer is None:
+        if not self._writing:
             return
         count = min(recipe.train.pictures, len(dataset))
         rows = np.linspace(0, len(dataset) - 1, count).astype(int).tolist()
         sheet = prediction_sheet(network, dataset, rows, bodies, recipe)
-        self._writer.add_image("validation/predictions", sheet, step, dataformats="HWC")
+        if self._writer is not None:
+            self._writer.add_image("validation/predictions", sheet, step, dataformats="HWC")
+        if self._run is not None:
+            image = require("wandb", "wandb").Image(sheet)
+            self._run.log({"step": step, "validation/predictions": image})
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log({"step": step, **values})
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
 
 @torch.no_grad()

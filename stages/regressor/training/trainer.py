@@ -29,10 +29,12 @@ from stages.regressor.data.rows import Collection, Split
 from stages.regressor.network.checkpoints import save_checkpoint
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.official import load_start, load_vitpose
+from stages.regressor.training.benchmarks import Benchmark, Found, score_benchmarks
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
 from stages.regressor.training.losses import Loss, LossTerms
+from stages.regressor.training.refining import RefinedLabels, Refiner
 from stages.regressor.training.reporting import Reporter
 from stages.regressor.training.run_folder import (
     BEST,
@@ -43,7 +45,7 @@ from stages.regressor.training.run_folder import (
     binding,
 )
 from stages.regressor.training.schedule import learning_rate, parameter_groups
-from stages.regressor.training.validation import Scores, autocast, validate
+from stages.regressor.training.validation import Scores, autocast, mean_pose_scores, validate
 
 _NAMED = 8  # rows that a message lists
 
@@ -55,12 +57,13 @@ class Diverged(Incomplete):
 class Trainer:
     """One training run in the folder `out`. `run()` starts or resumes it.
 
-    collection: rows of all splits; models: folder of body models.
+    collection: rows of all splits; models: folder of body models; benchmarks: scored at every
+    validation.
     """
 
     def __init__(
         self, recipe: Recipe, collection: Collection, models: Path, out: Path, process: Process,
-        reporter: Reporter, *, no_lock: bool = False,
+        reporter: Reporter, *, no_lock: bool = False, benchmarks: Sequence[Benchmark] = (),
     ) -> None:  # fmt: skip
         self.recipe, self.collection = recipe, collection
         self.models, self.out, self.process, self.reporter = models, out, process, reporter
@@ -83,6 +86,11 @@ class Trainer:
         self.loss = Loss(recipe.loss, recipe.model, self.bodies.own).to(process.device)
         self.train_set = self._dataset("train", training=True)
         self.validation_set = self._dataset("validation", training=False)
+        self.refined = RefinedLabels.none()
+        self.refiner: Refiner | None = None
+        if recipe.refinement.every:
+            plain = self._dataset("train", training=False)
+            self.refiner = Refiner(recipe, plain, self.bodies, models, process)
         self.order = Order(len(self.train_set), recipe.train.batch_size, recipe.train.seed,
                            process.world, process.rank, self._mixture())  # fmt: skip
         self.steps_per_epoch = self.order.batches // recipe.optimiser.accumulate
@@ -95,6 +103,8 @@ class Trainer:
         self.folder = RunFolder(out, no_lock=no_lock)
         self.progress = Progress()
         self.scores: Scores | None = None
+        self.benchmarks = tuple(benchmarks)
+        self.benchmark_scores: Found = {}
 
     def _check_bodies(self) -> None:
         if self.bodies.standin != self.collection.standin:
@@ -147,7 +157,7 @@ class Trainer:
         network = self._parallel()
         network.train()
         began = time.monotonic() - self.progress.seconds
-        loader = iter(batches(self.train_set, self._keys(), self.recipe.train.workers))
+        loader: Iterator[Batch] | None = None
         while self.progress.step < self.total_steps:
             if self._due():
                 self._validate()
@@ -158,6 +168,10 @@ class Trainer:
             limit = self.recipe.train.minutes * 60
             if self.process.any(bool(limit) and time.monotonic() - began >= limit):
                 return "minutes"
+            if self._refine():
+                loader = None  # what it has read ahead has the labels of before
+            if loader is None:
+                loader = batches(self.train_set, self._keys(), self.recipe.train.workers)
             self._step(network, loader)
             self.progress = replace(
                 self.progress,
@@ -167,6 +181,23 @@ class Trainer:
             if self.progress.step % self.recipe.train.checkpoint_every == 0:
                 self._save()
         return "finished"
+
+    def _refine(self) -> bool:
+        """Refine labels where that belongs here and has not been done; whether it was."""
+        step = self.progress.step
+        if self.refiner is None or not self.recipe.refinement.due(step):
+            return False
+        if self.progress.refined >= step:
+            return False
+        self.network.eval()
+        found, outcomes = self.refiner.refined(self._chosen(), self.train_set.rows, step)
+        self.network.train()
+        self.refined = self.refined.updated(found)
+        self.train_set.rows = found.applied(self.train_set.rows)
+        self.progress = replace(self.progress, refined=step)
+        self.reporter.refined(step, outcomes)
+        self._save()
+        return True
 
     def _parallel(self) -> nn.Module:
         """The network as it is called: compiled, and averaged over processes, as asked for."""
@@ -283,17 +314,23 @@ class Trainer:
         self._save()
 
     def _validate(self) -> None:
-        if not len(self.validation_set):
+        self.network.eval()
+        network, rows = self._chosen(), self.validation_set
+        scores = None
+        if len(rows):
+            scores = validate(network, rows, self.bodies, self.recipe, self.process)
+        self.benchmark_scores = score_benchmarks(
+            self.benchmarks, network, self.recipe, self.bodies.standin, self.process
+        )
+        self.network.train()
+        self.scores = scores
+        self.reporter.benchmarks(self.progress.step, self.benchmark_scores)
+        value = self._selected(scores)
+        if value is None:
             self.progress = replace(self.progress, validated=self.progress.step)
             if self.process.is_first:
                 self._save_best(None)
             return
-        self.network.eval()
-        network = self._chosen()
-        scores = validate(network, self.validation_set, self.bodies, self.recipe, self.process)
-        self.network.train()
-        self.scores = scores
-        value = scores.value(self.recipe.train.select)
         better = value < self.progress.best
         self.progress = replace(
             self.progress,
@@ -305,11 +342,20 @@ class Trainer:
         )
         if self.process.is_first and better:
             self._save_best(scores)
+        if scores is None:
+            return
         self.reporter.validation(self.progress.step, scores, better)
         if self.process.is_first and self.recipe.train.pictures:
             self.reporter.pictures(
                 self.progress.step, network, self.validation_set, self.bodies, self.recipe
             )
+
+    def _selected(self, scores: Scores | None) -> float | None:
+        """The score that makes best.pt; None: nothing to select by."""
+        protocol, _, metric = self.recipe.train.select.partition(":")
+        if metric:
+            return self.benchmark_scores[protocol][metric]
+        return None if scores is None else scores.value(protocol)
 
     def _impatient(self) -> bool:
         patience = self.recipe.train.patience
@@ -344,6 +390,7 @@ class Trainer:
             self._write(
                 LAST, network=self.network.state_dict(), ema=averaged,
                 optimiser=self.optimiser.state_dict(), scores=self.scores,
+                refined=self.refined.content(),
             )  # fmt: skip
         self.process.wait()
 
@@ -354,6 +401,7 @@ class Trainer:
     def _write(self, name: str, *, scores: Scores | None, **content: Any) -> None:
         about = {**self._provenance(), "progress": asdict(self.progress)}
         about["scores"] = asdict(scores) if scores else None
+        about["benchmarks"] = self.benchmark_scores
         save_checkpoint(self.out / name, {**about, **content})
 
     def _chosen(self) -> nn.Module:
@@ -368,8 +416,12 @@ class Trainer:
         if content["ema"]:
             self.ema.model.load_state_dict(content["ema"])
         self.optimiser.load_state_dict(content["optimiser"])
+        if "refined" in content:  # not in runs of earlier versions
+            self.refined = RefinedLabels.of(content["refined"])
+            self.train_set.rows = self.refined.applied(self.train_set.rows)
         self.progress = Progress(**content["progress"])
         self.scores = Scores(**content["scores"]) if content["scores"] else None
+        self.benchmark_scores = content.get("benchmarks", {})
 
     def _result(self, reason: str) -> Result:
         return Result(
@@ -378,7 +430,9 @@ class Trainer:
             scores=self.scores, select=self.recipe.train.select,
             best=self.progress.best if math.isfinite(self.progress.best) else None,
             best_step=self.progress.best_step, rows=len(self.train_set),
-            skipped=self.collection.skipped,
+            skipped=self.collection.skipped, benchmarks=self.benchmark_scores,
+            refined=None if self.refiner is None else len(self.refined.rows),
+            mean_pose=mean_pose_scores(self.train_set.rows, self.validation_set.rows, self.bodies),
         )  # fmt: skip
 
 

@@ -5,14 +5,17 @@ Same metrics as the evaluation (`metrics.py`), on the 44 keypoints relative to t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.regressor.config import Recipe
 from stages.regressor.data.loader import CropDataset, Key, batches
+from stages.regressor.data.rows import TrainingRows
 from stages.regressor.evaluation.metrics import aligned_point_error, point_error
 from stages.regressor.network import representation
 from stages.regressor.network.mean_parameters import Parameters
@@ -39,6 +42,38 @@ class Scores:
     def value(self, name: str) -> float:
         """The score that the recipe selects by; lower is better."""
         return getattr(self, name)
+
+
+@torch.no_grad()
+def mean_pose_scores(train: TrainingRows, held: TrainingRows, bodies: RunBodies) -> Scores | None:
+    """What one pose and shape for every picture scores on `held`, the mean of `train`: each angle
+    on the circle; 2D is not scored. At most `_FEW_ROWS` of `held`, evenly chosen; None: no rows.
+    """
+    if not len(train) or not len(held):
+        return None
+    device = next(bodies.buffers()).device
+
+    def tensors(rows: TrainingRows, k: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            torch.as_tensor(x[k], device=device) for x in (rows.poses, rows.betas, rows.female)
+        )
+
+    poses = np.arctan2(np.sin(train.poses).mean(0), np.cos(train.poses).mean(0))
+    same = train.female == (bodies.gender == "female")
+    betas = train.betas[same].mean(0) if same.any() else np.zeros(train.betas.shape[1])
+    mean = torch.tensor(np.concatenate((poses, betas)), dtype=torch.float32, device=device)[None]
+    found = bodies.own(mean[:, : len(poses)], mean[:, len(poses) :]).keypoints.double()
+    found = found - found[:, ROOT_KEYPOINT, None]
+    chosen = np.linspace(0, len(held) - 1, min(len(held), _FEW_ROWS)).astype(int)
+    sums = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(chosen), _BATCH):
+        points, _ = bodies.keypoints(*tensors(held, chosen[start : start + _BATCH]))
+        wanted = (points - points[:, ROOT_KEYPOINT, None]).double()
+        same_for_all = found.expand_as(wanted)
+        errors = point_error(same_for_all, wanted), aligned_point_error(same_for_all, wanted)
+        sums += torch.stack([error.sum() for error in errors]).cpu()
+    mpjpe, pa_mpjpe = (float(x) / len(chosen) for x in sums)
+    return Scores(mpjpe, pa_mpjpe, math.nan, rows=len(chosen))
 
 
 @torch.no_grad()

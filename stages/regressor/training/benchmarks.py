@@ -1,0 +1,155 @@
+"""Named evaluation protocols that a network is scored under while it trains.
+
+The same rows, bodies and metrics as `hmr-skel evaluate`, without intervals. Nothing here draws a
+random number, so a run trains to the same weights with and without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InputError, UsageError
+from stages.regressor.config import Recipe
+from stages.regressor.data.images import ImageSource
+from stages.regressor.evaluation import setting
+from stages.regressor.evaluation.bodies import EvaluationBodies
+from stages.regressor.evaluation.eval_readers import read_eval_rows
+from stages.regressor.evaluation.eval_rows import EvalRows
+from stages.regressor.evaluation.metrics import PERCENT
+from stages.regressor.evaluation.outcome import Outcome
+from stages.regressor.evaluation.predictors import NetworkPredictor
+from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, pck_name
+from stages.regressor.evaluation.scoring import run_protocol, skip_reasons
+from stages.regressor.evaluation.trained import ReadyNetwork
+from stages.regressor.training.distributed import Process
+
+Found = dict[str, dict[str, float]]
+"""Protocol -> metric -> value."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where benchmarks are. data: label file or converted dataset of a protocol; images: their
+    folder or tar; root: data root of all others; shards: of protocols on shards."""
+
+    data: Mapping[str, Path]
+    images: Mapping[str, Path]
+    root: Path
+    shards: Path
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A protocol with the rows that are scored."""
+
+    protocol: EvaluationProtocol
+    rows: EvalRows
+    images: ImageSource
+    bodies: EvaluationBodies
+
+
+def open_benchmarks(
+    recipe: Recipe, places: Places, models: Path, standin: bool
+) -> tuple[Benchmark, ...]:
+    """Those of `train.benchmarks`.
+
+    Raises:
+        UsageError: no such protocol, or a place of one that is not among them.
+        InputError: label file or pictures are missing, no row can be used, other bodies.
+    """
+    names = recipe.train.benchmarks
+    for name in (*places.data, *places.images):
+        if name not in names:
+            raise UsageError(
+                f"'{name}' is none of the recipe's train.benchmarks ({', '.join(names) or 'empty'})"
+            )
+    bodies = EvaluationBodies(models)
+    found = tuple(_opened(name, recipe, places, bodies, standin) for name in names)
+    selected, _, metric = recipe.train.select.partition(":")
+    for benchmark in found:
+        known = benchmark.protocol.point_metrics  # errors: lower is better
+        if metric and benchmark.protocol.name == selected and metric not in known:
+            raise UsageError(
+                f"train.select {recipe.train.select}: expected one of {', '.join(known) or 'none'}"
+            )
+    return found
+
+
+def _opened(
+    name: str, recipe: Recipe, places: Places, bodies: EvaluationBodies, standin: bool
+) -> Benchmark:
+    protocol = load_protocol(name)
+    given = places.data.get(name)
+    path = setting.find_labels(
+        protocol, shards=given or places.shards, labels=given, root=places.root
+    )
+    below = places.root / protocol.source.images if protocol.source.images else None
+    rows = read_eval_rows(protocol, path, places.images.get(name) or below)
+    if rows.standin is not None and rows.standin != standin:
+        kind = {True: "the stand-in body", False: "licensed body models"}
+        raise InputError(
+            f"{path}: benchmark {name} was converted with {kind[rows.standin]}, the run has "
+            f"{kind[standin]}"
+        )
+    images = setting.open_pictures(rows, True, protocol)
+    assert images is not None
+    rows = replace(rows, reason=skip_reasons(rows, images))
+    usable = np.flatnonzero(rows.reason == "")
+    if not len(usable):
+        raise InputError(f"{path}: no row of benchmark {name} can be used")
+    wanted = recipe.train.benchmark_rows
+    if wanted and wanted < len(usable):
+        usable = usable[np.linspace(0, len(usable) - 1, wanted).astype(int)]
+    return Benchmark(protocol, rows.take(usable), images, bodies)
+
+
+def score_benchmarks(
+    benchmarks: Sequence[Benchmark], network: nn.Module, recipe: Recipe, standin: bool,
+    process: Process,
+) -> Found:  # fmt: skip
+    """Score `network` (in evaluation mode); the rows are shared among the processes."""
+    ready = ReadyNetwork(recipe, network, process.device, standin=standin)
+    return {b.protocol.name: _score(b, ready, process) for b in benchmarks}
+
+
+def _score(benchmark: Benchmark, ready: ReadyNetwork, process: Process) -> dict[str, float]:
+    protocol = benchmark.protocol
+    rows = benchmark.rows.take(np.arange(process.rank, len(benchmark.rows), process.world))
+    outcome = None
+    if len(rows):
+        focal = setting.focal_rule(protocol, "auto", False, benchmark.rows)
+        predictor = NetworkPredictor(ready, focal=focal)
+        outcome = run_protocol(
+            protocol, rows, predictor, benchmark.bodies, images=benchmark.images, reason=rows.reason
+        )
+    names = protocol.metrics
+    shares = process.sum(torch.stack([_share(outcome, name) for name in names])).cpu()
+    values = {}
+    for name, (right, counted) in zip(names, shares.unbind(0), strict=True):
+        there = counted > 0
+        value = (right[there] / counted[there]).mean() if there.any() else torch.tensor(torch.nan)
+        values[name] = float(value) * (PERCENT if name.startswith("pck") else 1.0)
+    return values
+
+
+def _share(outcome: Outcome | None, name: str) -> Tensor:
+    """(2, 44) sums and counts: of each keypoint for PCK, else in the first column alone."""
+    result = torch.zeros(2, 44, dtype=torch.float64)
+    if outcome is None:
+        return result
+    threshold = next((t for t in outcome.hits if name == pck_name(t)), None)
+    if threshold is None:
+        values = outcome.values[name]
+        known = np.isfinite(values)
+        result[0, 0], result[1, 0] = float(values[known].sum()), float(known.sum())
+    else:
+        assert outcome.visible is not None
+        result[0] = torch.as_tensor(outcome.hits[threshold].sum(0, dtype=np.float64))
+        result[1] = torch.as_tensor(outcome.visible.sum(0, dtype=np.float64))
+    return result
