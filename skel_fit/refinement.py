@@ -44,8 +44,9 @@ class RefineConfig:
 
     gain: share by which the error on held-out keypoints must fall. near: rad, standard deviation of
     an angle around the body that the search starts from, beside the pose prior. sigma_2d: of a
-    keypoint, as a share of the person's size. seed: of the folds. acceptance: `published` takes every fit with betas below
-    2, which is what HSMR's test amounts to; it makes good labels worse (docs/photo.md#refinement).
+    keypoint, as a share of the person's size. seed: of the folds. acceptance: `published` takes
+    every fit with betas below 2, which is what HSMR's test amounts to; it makes good labels worse
+    (docs/photo.md#refinement).
     """
 
     gain: float = 0.1
@@ -96,8 +97,8 @@ def refine_labels(
     stored: the labels, camera frame; pixels (n, K, 2) and weights (n, K), 0: not seen; prior: None:
     `pose_prior("wide")`. start: bodies to fit instead, e.g. a network's estimates; the stored ones
     are then what they have to beat. Rows that cannot be fitted keep their label. Folds are the same
-    for every row and a matter of `config.seed`, so a row depends on no other. Raises ValueError where shapes
-    do not fit.
+    for every row and a matter of `config.seed`, so a row depends on no other. Raises ValueError
+    where shapes do not fit.
     """
     config = config or RefineConfig()
     prior = prior or pose_prior("wide")

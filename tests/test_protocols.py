@@ -648,6 +648,16 @@ def test_published_numbers_stand_beside_licensed_results_only(tmp_path, bodies):
     assert recorded["protocols"][0]["published"]["warning"]
 
 
+def test_a_predictor_without_use_is_said_to_be_one(tmp_path, bodies):
+    result = finished(tmp_path, bodies, load_protocol("emdb"))
+    ours, mean = (result.summaries[name] for name in ("mine", "mean pose"))
+    better = {name: replace(e, value=0.99 * mean[name].value) for name, e in ours.items()}
+    assert "NOTE" not in table([replace(result, summaries={"mine": better, "mean pose": mean})])
+    worse = better | {"pa_pve": replace(ours["pa_pve"], value=1.48 * mean["pa_pve"].value)}
+    text = table([replace(result, summaries={"mine": worse, "mean pose": mean})])
+    assert "NOTE: mine is no better than one mean pose for every picture (PA-PVE)" in text
+
+
 def test_numbers_copied_from_another_protocol_get_no_column(tmp_path, bodies):
     heading, _ = columns_of(finished(tmp_path, bodies, load_protocol("3dpw-chmr")))
     assert "published: HSMR" not in heading

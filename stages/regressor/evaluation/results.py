@@ -104,6 +104,19 @@ def share_of_mean_pose(result: ProtocolResult) -> dict[str, float]:
     }
 
 
+def not_useful(result: ProtocolResult) -> list[str]:
+    """A line where the scored predictor errs as much as one pose for every picture."""
+    share = share_of_mean_pose(result)
+    bad = [metric_label(name).removesuffix(", mm") for name, value in share.items() if value >= 100]
+    if not bad:
+        return []
+    scored = next(iter(result.summaries))
+    return [
+        f"NOTE: {scored} is no better than one mean pose for every picture ({', '.join(bad)}): not "
+        "of use; a network like this was trained too short"
+    ]
+
+
 def columns_of(result: ProtocolResult) -> tuple[list[str], list[list[str]]]:
     """Heading and lines of a protocol's table; intervals only for the scored predictor."""
     share = share_of_mean_pose(result)
@@ -156,7 +169,7 @@ def table(results: Sequence[ProtocolResult]) -> str:
     grids = [columns_of(result) for result in results]
     lines = iter(grid([row for heading, lines in grids for row in (heading, *lines)]))
     for result, (_, body) in zip(results, grids, strict=True):
-        parts += [headline(result), *islice(lines, 1 + len(body)), ""]
+        parts += [headline(result), *islice(lines, 1 + len(body)), *not_useful(result), ""]
     return "\n".join(parts).rstrip()
 
 

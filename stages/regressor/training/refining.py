@@ -141,7 +141,8 @@ class Refiner:
             batch = batch.to(device)
             with autocast(device, self.recipe):
                 final = network(batch.image, batch.conditioning).final
-            trans, _ = full_camera(self.recipe.model, final.camera, batch.view)
+            trans, own = full_camera(self.recipe.model, final.camera, batch.view)
+            trans = _seen_alike(trans.double(), own.double(), batch.view.cam_int.double())
             values = (representation.decode(final.code), final.betas, trans)
             start = Start(*(x.double().cpu().numpy() for x in values))
             yield np.arange(done, done + len(batch.row)), start
@@ -174,3 +175,12 @@ class Refiner:
             x.numpy() for x in shape_map(self._held.model("skel", self.bodies.gender), skel)
         )
         return betas @ matrix.T + offset
+
+
+def _seen_alike(trans: Tensor, own: Tensor, cam_int: Tensor) -> Tensor:
+    """(B, 3) where a body is under the label's camera as large and at the same place of the picture
+    as at `trans` under the network's `own`: HSMR's looks through another focal length."""
+    pixels = (own @ (trans / trans[:, 2:])[..., None])[:, :2, 0]
+    depth = trans[:, 2] * cam_int[:, 0, 0] / own[:, 0, 0]
+    aside = (pixels - cam_int[:, :2, 2]) / cam_int[:, (0, 1), (0, 1)]
+    return torch.cat((aside * depth[:, None], depth[:, None]), -1)
