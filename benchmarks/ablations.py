@@ -43,6 +43,19 @@ VARIANTS = {
     "pooled regression": Variant(changes=("changes/pooled",)),
     "constant picture": Variant(changes=("changes/blank-images",)),
 }
+# Where `published` is not the public run (docs/regressor.md): each put back, or away, by itself.
+# `tiny-published` has the sizes and float32 of `tiny`, and no image defects.
+SWITCHES = {
+    "published pixels": Variant("tiny-published", ("data.pixels=published",)),
+    "continuous pixels": Variant("tiny-published", ("data.pixels=continuous",)),
+    "bf16": Variant("tiny-published", ("data.pixels=published", "train.precision=bf16")),
+    "image defects": Variant("tiny-published", ("data.pixels=published",
+                                                "data.augment.photometric=0.3")),
+    "Euler target": Variant("tiny-published", ("data.pixels=published", "changes/euler-target")),
+    "labels refined": Variant("tiny-published", (
+        "data.pixels=published", "refinement.start=100", "refinement.every=100")),
+}  # fmt: skip
+ALL = VARIANTS | SWITCHES
 PROTOCOLS = ("demo", "demo-skel")
 COLUMNS = {
     "PA-MPJPE, mm": ("demo", "pa_mpjpe"),
@@ -112,7 +125,7 @@ def run(
     name: str, seed: int, weights: Path, options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     """Train and score one variant with one seed."""
-    variant = VARIANTS[name]
+    variant = ALL[name]
     out = options.out / f"{name.replace(' ', '-')}-{seed}"
     train(options.data, out, variant.recipe, (
         *variant.changes, f"model.backbone.weights={weights}", f"train.seed={seed}",
@@ -155,7 +168,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pretrain", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(ALL))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.test = (options.test or options.data).resolve()
