@@ -23,12 +23,15 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 GOLDEN_SEED = 11
 
 LONG = (
-    "test_faults", "test_protocols", "test_fit", "test_ray", "test_run", "test_regressor_training",
-    "test_solver", "test_package", "test_trust", "test_sequence", "test_hostile", "test_cli",
-    "test_default_body", "test_joint_limits", "test_upload", "test_viewer",
+    "test_faults", "test_fit", "test_keypoint_fit", "test_uncertainty", "test_render",
+    "test_package", "test_protocols", "test_ray", "test_regressor_training", "test_run",
+    "test_solver", "test_official_checkpoints", "test_real_fit", "test_trust", "test_sequence",
+    "test_hostile", "test_bodies_pipeline", "test_cli", "test_default_body", "test_joint_limits",
+    "test_regressor_predict", "test_upload", "test_viewer", "test_generated", "test_report",
 )  # fmt: skip
 """Files that take longest. They come first, so that no process is left alone with one at the end;
-no two that wait for processes of their own stand side by side."""
+no two that wait for processes of their own stand side by side. While one process kills conversions
+that need no kernels, the other compiles them all, each once; then comes what copies them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,6 +32,7 @@ from tests.faults.crash import dying_at, record_steps, run_in_child
 from tests.faults.harness import (
     DAMAGES,
     FAULTY,
+    PATIENCE,
     TRIVIAL,
     Bench,
     copy_code,
@@ -43,6 +44,8 @@ from tests.faults.harness import (
     shard_digests,
     summary,
     tree,
+    wait_for_calls,
+    wait_for_row,
 )
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc of Linux")
@@ -63,16 +66,9 @@ def check_whole(bench: Bench, reference: dict[str, str]) -> None:
     assert leftovers(bench.out) == []
 
 
-def wait_for_calls(bench: Bench, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(bench.calls()) < count:
-        assert time.monotonic() < deadline, "no calls"
-        time.sleep(0.02)
-
-
 def wait_until_gone(group: int) -> None:
     """Every process of a group has ended (multiprocessing's own tracker needs a moment)."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             os.killpg(group, 0)
@@ -84,7 +80,7 @@ def wait_until_gone(group: int) -> None:
 
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     """Promises P1 and P2; the long version is `make chaos`."""
-    tally = chaos(tmp_path / "chaos", kills=4, seed=7, damages=1)
+    tally = chaos(tmp_path / "chaos", kills=4, seed=7, damages=1, rows=64)
     assert tally.good, tally
     assert (
         tally.kills == 4
@@ -174,16 +170,18 @@ def test_signals_stop_the_run_and_leave_no_process(
     """Promise P17."""
     bench = make_bench(tmp_path / "bench")
     bench.order("slow-all", "0.3")
+    bench.order("hold-56")  # the last shard: the signal comes in time, however late
     driver = bench.start("--workers", workers)
     wait_for_calls(bench, 2)
     os.killpg(driver.pid, number) if number == signal.SIGINT else driver.send_signal(number)
-    _, errors = driver.communicate(timeout=10)
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == code, errors
     assert errors.splitlines()[-1].startswith("hmr-skel: ") and "Traceback" not in errors
     wait_until_gone(driver.pid)
     assert leftovers(bench.out) == []
     assert not list((bench.out / "attempts").iterdir()), "a stopped run is no fault of a shard"
-    (bench.faults / "slow-all").unlink()
+    for order in ("slow-all", "hold-56"):
+        (bench.faults / order).unlink()
     assert bench.run().returncode == 0
     check_whole(bench, reference)
 
@@ -313,7 +311,7 @@ def test_a_row_that_hangs_all_of_python_ends_the_run_once(
     time.sleep(3)
     assert driver.poll() is None
     os.kill(driver.pid, signal.SIGCONT)
-    _, errors = driver.communicate(timeout=20)
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == SIGKILL
     assert "native code kept Python from doing anything for 2 s" in errors
     assert errors.count("\n") <= 2
@@ -370,15 +368,14 @@ def test_a_killed_driver_does_not_condemn_healthy_shards(
 ) -> None:
     """Five kills in the same shard: the run's end is not held against it."""
     bench = make_bench(tmp_path / "bench")
-    bench.order("slow-all", "0.15")
+    bench.order("hold-24")
     for _ in range(5):
         before = len(bench.calls())
         driver = bench.start("--shards", "3")
         wait_for_calls(bench, before + 1)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
-        if (bench.out / "receipts" / "shard-00003.json").exists():
-            (bench.out / "receipts" / "shard-00003.json").unlink()
+    (bench.faults / "hold-24").unlink()
     assert bench.run().returncode == 0
     check_whole(bench, reference)
 
@@ -402,15 +399,15 @@ def test_a_worker_with_other_code_writes_nothing(tmp_path: Path, reference: dict
     """One run, one code: a worker that starts after an edit refuses; before, its shards were mixed
     in, with exit 0."""
     bench = make_bench(tmp_path / "bench", code=copy_code(tmp_path / "code"))
-    bench.order("slow-all", "0.5")
+    bench.order("hold-16")
     driver = bench.start("--workers", "2")
-    wait_for_calls(bench, 3)
+    worker = wait_for_row(bench, 16)
     edited = bench.code / "tests" / "faults" / "fitters.py"  # no part of the plan: may change
     edited.write_text(edited.read_text() + "\n# edited\n")
     edited = bench.code / "pipeline" / "columns.py"
     edited.write_text(edited.read_text() + "\n# edited\n")
-    os.kill(bench.calls()[-1][0], signal.SIGKILL)
-    _, errors = driver.communicate(timeout=60)
+    os.kill(worker, signal.SIGKILL)
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 4, errors
     last = errors.splitlines()[-1]
     assert last.startswith("hmr-skel: this worker") and "code.sha256" in last
@@ -418,7 +415,7 @@ def test_a_worker_with_other_code_writes_nothing(tmp_path: Path, reference: dict
     assert not summary_exists(bench), "no claim about a mixed dataset"
     assert bench.run().returncode == 4, "a rerun plans with the edited code"
     edited.write_text(edited.read_text().removesuffix("\n# edited\n"))
-    (bench.faults / "slow-all").unlink()
+    (bench.faults / "hold-16").unlink()
     assert bench.run().returncode == 0
     check_whole(bench, reference)
 

@@ -14,6 +14,7 @@ import pytest
 from pipeline.verify import verify
 from tests.faults.harness import (
     FAULTY,
+    PATIENCE,
     REPOSITORY,
     Bench,
     copy_code,
@@ -21,6 +22,8 @@ from tests.faults.harness import (
     make_bench,
     shard_digests,
     summary,
+    wait_for_calls,
+    wait_for_row,
     write_manifest,
 )
 
@@ -73,14 +76,6 @@ def check_whole(bench: Bench, expected: dict[str, str]) -> None:
     assert verify(bench.out).ok
 
 
-def wait_for_calls(bench: Bench, count: int) -> list[tuple[int, int]]:
-    deadline = time.monotonic() + 60
-    while len(bench.calls()) < count:
-        assert time.monotonic() < deadline, "no calls"
-        time.sleep(0.02)
-    return bench.calls()
-
-
 def test_same_bytes_as_local(bench: Bench) -> None:
     """Promise P3."""
     expected = reference(bench)
@@ -93,11 +88,11 @@ def test_same_bytes_as_local(bench: Bench) -> None:
 def test_a_killed_actor_loses_nothing(bench: Bench) -> None:
     """Promise P13."""
     expected = reference(bench)
-    bench.order("slow-all", "0.2")
+    bench.order("hold-24")
     driver = bench.start(*OPTIONS)
-    pid, _ = wait_for_calls(bench, 3)[-1]
-    os.kill(pid, signal.SIGKILL)
-    _, errors = driver.communicate(timeout=100)
+    os.kill(wait_for_row(bench, 24), signal.SIGKILL)
+    (bench.faults / "hold-24").unlink()
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, errors
     assert "will be tried again" in errors
     check_whole(bench, expected)
@@ -128,11 +123,12 @@ def test_a_row_that_stops_its_actor_costs_one_row(
 def test_a_killed_driver_beside_live_actors(bench: Bench) -> None:
     """Promise P15: the actors of the dead driver may still publish."""
     expected = reference(bench)
-    bench.order("slow-all", "0.2")
+    bench.order("hold-24")
     driver = bench.start(*OPTIONS)
-    wait_for_calls(bench, 3)
+    wait_for_row(bench, 24)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    (bench.faults / "hold-24").unlink()
     time.sleep(0.1)
     done = bench.run(*OPTIONS)
     assert done.returncode == 0, done.stderr
@@ -142,10 +138,11 @@ def test_a_killed_driver_beside_live_actors(bench: Bench) -> None:
 def test_sigterm_ends_a_ray_run_with_143(bench: Bench) -> None:
     """Promise P17 on Ray, whose own handler would end the driver with another code."""
     bench.order("slow-all", "0.2")
+    bench.order("hold-56")  # the last shard: the signal comes in time, however late
     driver = bench.start(*OPTIONS)
     wait_for_calls(bench, 2)
     driver.terminate()
-    _, errors = driver.communicate(timeout=30)
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 143, errors
     assert not list((bench.out / "attempts").iterdir())
 
@@ -167,7 +164,7 @@ def test_a_node_with_other_code_does_not_work(
     node = cluster[0].add_node(**NODE)
     os.environ["PYTHONPATH"] = str(REPOSITORY)
     try:
-        bench.order("slow-all", "0.2")
+        bench.order("hold-56")  # the others do not end the run before that node has begun
         done = bench.run("--executor", "ray", "--workers", "3")
         assert done.returncode == 4, done.stderr
         last = done.stderr.splitlines()[-1]
@@ -185,11 +182,15 @@ def test_a_worker_that_cannot_start_ends_the_run(bench: Bench) -> None:
 def test_a_lost_node_loses_nothing(cluster: tuple[Any, Path], bench: Bench) -> None:
     """Promise P13; last, because the node stays away."""
     expected = reference(bench)
-    bench.order("slow-all", "0.2")
+    for row in (16, 24):  # one on each node
+        bench.order(f"hold-{row}")
     driver = bench.start(*OPTIONS)
-    wait_for_calls(bench, 3)
+    for row in (16, 24):
+        wait_for_row(bench, row)
     node = sorted(cluster[0].worker_nodes, key=str)[0]
     cluster[0].remove_node(node, allow_graceful=False)
-    _, errors = driver.communicate(timeout=100)
+    for row in (16, 24):
+        (bench.faults / f"hold-{row}").unlink()
+    _, errors = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, errors
     check_whole(bench, expected)

@@ -740,7 +740,7 @@ def test_models_of_the_other_kind_are_refused(
 def test_the_command_line_says_what_is_wrong(
     files: Demo, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    base = ["train", str(files.shards), "--out", str(tmp_path / "run")]
+    base = ["train", str(files.shards), "--out", str(tmp_path / "run"), "--recipe", "tiny"]
     for words, code, text in (
         ([*base, "--recipe", "nope"], 2, "no recipe 'nope'"),
         ([*base, "--set", "loss.nope=1"], 5, "unknown key 'loss.nope'"),

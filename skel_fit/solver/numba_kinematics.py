@@ -134,7 +134,9 @@ def identity(skeleton, betas, joints, frames, lengths):
                 minimal_rotation(skeleton.bone_source[j], target, alignment)
                 multiply(alignment, skeleton.rest_frames[j], frames[row, j])
             else:
-                frames[row, j] = skeleton.rest_frames[j]
+                for c in range(3):  # assigning arrays would take seconds to compile
+                    for k in range(3):
+                        frames[row, j, c, k] = skeleton.rest_frames[j, c, k]
         lengths[row, 0] = abs(rest[11, 1] - rest[0, 1])
         lengths[row, 1] = abs(rest[12, 1] - rest[11, 1])
         lengths[row, 2] = abs(rest[13, 1] - rest[12, 1])

@@ -426,7 +426,8 @@ def minimise(
         total = energy[row] + _extra_energy(stage, work, joint_targets[row], poses[row])
         if total <= best_energy[row]:
             best_energy[row] = total
-            best_poses[row] = poses[row]
+            for d in range(PARAMETERS):
+                best_poses[row, d] = poses[row, d]
             for k in range(JOINTS):
                 for e in range(12):
                     best_moments[row, k, e] = moments[k, e, row]

@@ -19,6 +19,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,7 +35,7 @@ from pipeline.provenance import sha256_bytes
 from pipeline.seal import sealed_extents
 from pipeline.verify import verify
 from tests.faults.fitters import FAULTS_VARIABLE, FAULTY
-from tests.faults.flips import answer
+from tests.faults.flips import answer, counts, values
 from tests.faults.harness import (
     DAMAGES,
     Bench,
@@ -125,11 +126,11 @@ class Watcher:
             self.partial.append(path.name)
 
 
-def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
+def chaos(root: Path, kills: int, seed: int, damages: int = 5, rows: int = ROWS) -> Tally:
     """Kill conversions `kills` times in all; in each round damage every kind of file `damages`
     times: each of `DAMAGES`, then flips within the chunks of shards. What happened."""
     generator = random.Random(seed)
-    bench = make_bench(root, ROWS, SHARD_ROWS)
+    bench = make_bench(root, rows, SHARD_ROWS)
     bench.order("slow-all", "0.04")
     bench.order(f"raise-{POISON}")
     assert bench.run(out=root / "reference").returncode == 0
@@ -143,10 +144,11 @@ def chaos(root: Path, kills: int, seed: int, damages: int = 5) -> Tally:
         tally.completions += 1
         _compare(bench, tally, expected)
         with _orders(bench):
+            held = values(bench.out)
             for number in range(damages):
                 kind, data = DAMAGES[number % len(DAMAGES)], number >= len(DAMAGES)
                 for path in _one_of_each(bench, generator):
-                    _damage_whole(bench, path, (kind, data), generator, tally, expected)
+                    _damage_whole(bench, path, (kind, data), generator, tally, expected, held)
             tally.mismatches += not verify(bench.out, data_root=bench.data, full=True).ok
         shutil.rmtree(bench.out)
     return tally
@@ -193,9 +195,10 @@ def _damage_whole(
     generator: random.Random,
     tally: Tally,
     expected: dict[str, bytes],
+    held: bytes,
 ) -> None:
-    """Damage a file of a finished dataset: read, convert, compare."""
-    right, whole = answer(bench.out), path.read_bytes()
+    """Damage a file of a finished dataset: read, convert, compare. held: all its values."""
+    right, whole = held + counts(bench.out), path.read_bytes()
     what = _damage_somewhere(path, *how, generator)
     tally.damages[what] += 1
     damaged = _bytes(bench)
@@ -244,14 +247,9 @@ def _until_done(
     while True:
         workers = generator.choice([1, 1, 2])
         driver = bench.start("--workers", str(workers), "--quiet", *retry)
-        if tally.kills < kills:
-            # Long enough to get past the start, short enough to hit the work.
-            delay = generator.uniform(0.3, 2.2)
-            try:
-                driver.wait(delay)
-            except Exception:  # still running: subprocess.TimeoutExpired
-                _kill(driver.pid, generator)
-                tally.kills += 1
+        if tally.kills < kills and _wait_for_work(bench, driver, generator):
+            _kill(driver.pid, generator)
+            tally.kills += 1
         try:
             _, errors = driver.communicate(timeout=120)
         finally:
@@ -266,6 +264,20 @@ def _until_done(
         retry = ("--retry-failed",) if driver.returncode == 3 else ()
         if generator.random() < 0.5:
             _damage_unfinished(bench, generator, tally, watcher)
+
+
+def _wait_for_work(bench: Bench, driver: subprocess.Popen[str], generator: random.Random) -> bool:
+    """Wait until some shards were begun, however fast the machine, and a little longer; one time in
+    five for a while only, which may end before the work. False where the driver ended first."""
+    more = generator.choice([0, 1, 2, 3, 5])
+    begun = len(bench.calls()) + more
+    while len(bench.calls()) < begun and driver.poll() is None:
+        time.sleep(0.005)
+    try:
+        driver.wait(generator.uniform(0.0, 0.2 if more else 2.0))
+    except subprocess.TimeoutExpired:
+        return True
+    return False
 
 
 def _kill(driver: int, generator: random.Random) -> None:

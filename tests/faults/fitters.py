@@ -88,9 +88,9 @@ class FaultyFit(TrivialFit):
 
     An order is a file `KIND-ROW`: when a source row is among the rows to fit, do KIND: `kill`
     (SIGKILL to itself), `raise` (ValueError), `memory` (MemoryError), `slow` (sleep for the seconds
-    in the file), `signs` (the same four times, with a sign of life each), `hang` (never come back),
-    `native` (the same, and keep Python's lock), `stop` (SIGSTOP to itself), `greedy` (take as many
-    MB a row of the call as the file says, of 1 GB that
+    in the file), `signs` (the same four times, with a sign of life each), `hold` (wait until the
+    file is gone), `hang` (never come back), `native` (the same, and keep Python's lock), `stop`
+    (SIGSTOP to itself), `greedy` (take as many MB a row of the call as the file says, of 1 GB that
     the process may have). `KIND-all` holds for every call. Test sources hold the row number in
     `betas[:, 1] * 1e6`. Every call appends `pid first-row rows` to the file `calls`.
     """
@@ -126,6 +126,9 @@ class FaultyFitter(TrivialFitter):
                 raise ValueError(f"told to fail at row {key}")
             elif kind == "memory":
                 raise MemoryError("told to run out of memory")
+            elif kind == "hold":
+                while order.exists():
+                    time.sleep(0.01)
             elif kind == "hang":
                 while True:
                     time.sleep(1)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from pipeline.seal import with_seal
 from tests.faults.fitters import FAULTY, TRIVIAL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATIENCE = 300
+"""Seconds after which what is waited for will never come, on the busiest machine."""
 
 
 def label_columns(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -159,7 +162,7 @@ class Bench:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -190,6 +193,23 @@ def make_bench(
     write_source(bench.labels, rows, bad_rows=[row for row in bad_rows if row < rows])
     write_manifest(bench.manifest, shard_rows, **changes)
     return bench
+
+
+def wait_for_calls(bench: Bench, count: int) -> None:
+    """Until the fitter of a bench was called so often."""
+    deadline = time.monotonic() + PATIENCE
+    while len(bench.calls()) < count:
+        assert time.monotonic() < deadline, "no calls"
+        time.sleep(0.02)
+
+
+def wait_for_row(bench: Bench, first: int) -> int:
+    """The process that was given the rows from `first` on, once one was."""
+    deadline = time.monotonic() + PATIENCE
+    while first not in (begun := {row: pid for pid, row in bench.calls()}):
+        assert time.monotonic() < deadline, f"no row {first}"
+        time.sleep(0.02)
+    return begun[first]
 
 
 def copy_code(root: Path) -> Path:

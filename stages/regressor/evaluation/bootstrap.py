@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 FEWEST_GROUPS = 10  # fewer cannot be resampled meaningfully
+_DRAWN_AT_ONCE = 2_000_000  # units; 16 MB an array
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,22 @@ def estimate(
     if rows < 2:
         return Estimate(value, math.nan, math.nan, rows, drawn)
     generator = np.random.default_rng(seed)
-    results = np.empty(resamples)
-    for sample in range(resamples):
-        picks = generator.integers(0, len(top), len(top))
-        weight = np.bincount(picks, minlength=len(top)).astype(np.float64)
-        results[sample] = _ratio(weight @ top, weight @ bottom)
+    count, results = len(top), np.empty(resamples)
+    for start in range(0, resamples, max(1, _DRAWN_AT_ONCE // count)):
+        part = results[start : start + max(1, _DRAWN_AT_ONCE // count)]
+        picks = generator.integers(0, count, (len(part), count))
+        picks += np.arange(len(part))[:, None] * count
+        drawn_often = np.bincount(picks.ravel(), minlength=len(part) * count)
+        weight = drawn_often.reshape(len(part), count).astype(np.float64)
+        part[:] = _ratio(weight @ top, weight @ bottom)
     low, high = np.nanpercentile(results, [2.5, 97.5])
     return Estimate(value, float(low), float(high), rows, drawn)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> float:
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of top / bottom where there is something to count, else NaN."""
     counted = bottom > 0
-    return float((top[counted] / bottom[counted]).mean()) if counted.any() else math.nan
+    ratio = np.divide(top, bottom, out=np.zeros_like(top), where=counted)
+    columns = counted.sum(-1)
+    mean = ratio.sum(-1) / np.maximum(columns, 1)
+    return np.where(columns > 0, mean, math.nan)
