@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pipeline.manifest import load_manifest
 from pipeline.run import Request, convert
 from skel_fit.default_body import default_body_directory
 from stages.regressor.data.demo_pictures import Job, render_demo
+from tests.shared import made_once
 
 ROWS = 60
 #: A network and a schedule of seconds; body model, losses and data are the real ones.
@@ -39,23 +39,20 @@ class Demo:
     models: Path
 
 
-_KEPT: list[tempfile.TemporaryDirectory] = []
-
-
 @functools.cache
-def demo() -> Demo:
-    """The demo in small, converted and rendered."""
-    _KEPT.append(tempfile.TemporaryDirectory(prefix="hmr-skel-regressor-"))
-    root = Path(_KEPT[0].name)
-    models = default_body_directory()
+def demo(base: Path) -> Demo:
+    """The demo in small, converted and rendered; to be read only. base: of `made_once`."""
+    root = made_once(base, "demo", _make)
+    return Demo(root / "data", root / "shards", default_body_directory())
+
+
+def _make(root: Path) -> None:
     data = root / "data"
-    labels = data / "demo" / "demo-release.npz"
     threads = torch.get_num_threads()
     whole = load_manifest("demo")
     source = whole.source.model_copy(update={"rows": ROWS})
     manifest = whole.model_copy(update={"source": source})
     request = Request(manifest=manifest, directory=root / "shards", data_root=data)
     convert(request, lambda event, content: None)
-    render_demo(Job(labels, models, data))
+    render_demo(Job(data / "demo" / "demo-release.npz", default_body_directory(), data))
     torch.set_num_threads(threads)
-    return Demo(data, root / "shards", models)

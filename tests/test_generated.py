@@ -145,10 +145,12 @@ def test_pictures_go_below_the_image_root_and_training_finds_them(tmp_path: Path
     assert record["seed"] not in (0, OWN_SEED) and record["pictures"] == ROWS
 
 
-def test_the_pictures_of_the_demo_are_those_that_were_always_rendered(capsys) -> None:
+def test_the_pictures_of_the_demo_are_those_that_were_always_rendered(
+    capsys, tmp_path, tmp_path_factory
+) -> None:
     """Without a seed in the manifest the pictures are those of picture seed 0, as in the demo."""
-    data = demo().data
-    subset = manifest(data.parent, rows=DEMO_ROWS, image_root="")
+    data = demo(tmp_path_factory.getbasetemp()).data
+    subset = manifest(tmp_path, rows=DEMO_ROWS, image_root="")
     subset.write_text(subset.read_text().replace(LABELS, "demo/demo-release.npz"))
     code, out, err = run(capsys, "demo-images", subset, data)
     assert code == 0 and f"{DEMO_ROWS} pictures in {data}, 0 rendered now" in out, err

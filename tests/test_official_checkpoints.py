@@ -149,10 +149,13 @@ def test_human_fov(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skel_cf: Reg
 
 
 def test_a_network_of_ours_comes_back_and_sees_the_same_everywhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """train -> export -> import -> predict, evaluate, start, backbone: bit for bit."""
-    files = demo()
+    files = demo(tmp_path_factory.getbasetemp())
     recipe = load_recipe("published", [*MICRO, "train.epochs=1"])
     rows = load_collection([Place(files.shards)], recipe.data)
     here = Process(0, 1, torch.device("cpu"))

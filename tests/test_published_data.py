@@ -127,9 +127,9 @@ def test_picture_names(dataset: str, stored: str, path: str) -> None:
 
 
 def test_a_data_set_without_pictures_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture
 ) -> None:
-    files, config = demo(), load_recipe("tiny", MICRO).data
+    files, config = demo(tmp_path_factory.getbasetemp()), load_recipe("tiny", MICRO).data
     name = str(load_collection([Place(files.shards)], config).rows.image[0])
     (tmp_path / "x").mkdir()
     message = rf"{files.shards}: .*looked for in {tmp_path / 'x'}.*demo/.*names 'plain'"

@@ -34,8 +34,8 @@ from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 
 @pytest.fixture(scope="module")
-def files() -> Demo:
-    return demo()
+def files(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo(tmp_path_factory.getbasetemp())
 
 
 def collection(files: Demo, *changes: str, images: Path | None = None):  # type: ignore[no-untyped-def]

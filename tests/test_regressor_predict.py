@@ -49,8 +49,8 @@ HERE = Process(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def files() -> Demo:
-    return demo()
+def files(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return demo(tmp_path_factory.getbasetemp())
 
 
 def trained_in_a_moment(files: Demo, out: Path, *changes: str) -> Path:

@@ -127,7 +127,8 @@ class FaultyFitter(TrivialFitter):
             elif kind == "memory":
                 raise MemoryError("told to run out of memory")
             elif kind == "hold":
-                while order.exists():
+                end = time.monotonic() + 600  # of whoever should remove it nothing is left
+                while order.exists() and time.monotonic() < end:
                     time.sleep(0.01)
             elif kind == "hang":
                 while True:
