@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hmr-skel-dry-"))
     try:
-        data = options.data or _data()
+        data = options.data or _data(folder)
         found = {name: dry_run(name, RUNS[name], data, folder) for name in options.runs}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,10 +82,10 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _data() -> Path:
+def _data(folder: Path) -> Path:
     from tests.regressor_files import demo
 
-    return demo().shards
+    return demo(folder).shards
 
 
 def dry_run(name: str, run: Run, data: Path, folder: Path) -> dict:
