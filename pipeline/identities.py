@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,54 @@ def _remove_ours(directory: Path) -> None:
     parts = [file for file in folder.iterdir() if PART.fullmatch(file.name) and file.is_file()]
     for file in (*sorted(parts), *temporaries(folder), folder / BASIS):
         remove(file)
+
+
+SHAPE_TOLERANCE = {"betas": 1e-3, "offsets": 1e-4, "errors": 2e-5}
+"""Coefficients and metres: how far shapes of another kind of machine may be from this one's. On the
+machine that found them they are equal bit for bit."""
+
+
+@dataclass(frozen=True)
+class FoundAgain:
+    """Shapes of a dataset's people, found a second time: of how many, how many are equal bit for
+    bit, and what is wrong with the others."""
+
+    people: int
+    exact: int
+    problems: tuple[str, ...]
+
+
+def find_again(
+    plan: Plan, source: AnnotationSource, models: Models, stored: IdentityShapes
+) -> FoundAgain:
+    """The shapes of people against those that are found now. source: the labels alone."""
+    people = People.of(source, _most())
+    parts = [solve_part(plan, source, models, people, part) for part in people.parts()]
+    return _compared(stored, _joined(parts))
+
+
+def _compared(stored: IdentityShapes, found: IdentityShapes) -> FoundAgain:
+    if not np.array_equal(stored.names, found.names):
+        count = len(np.setxor1d(stored.names, found.names))
+        text = f"{SHAPES_FILE}: {count} people have a shape and no accepted row, or the reverse"
+        return FoundAgain(len(found.names), 0, (text,))
+    problems, exact = [], np.ones(len(found.names), bool)
+    for column in fields(IdentityShapes):
+        old, new = (getattr(shapes, column.name) for shapes in (stored, found))
+        same = (old == new).reshape(len(old), -1).all(axis=1)
+        exact &= same
+        if column.name in SHAPE_TOLERANCE:
+            off = np.abs(old - new).reshape(len(old), -1).max(axis=1, initial=0.0)
+            same = off <= SHAPE_TOLERANCE[column.name]
+        elif column.name == "rounds":  # how a shape was found, not what it is
+            continue
+        if not same.all():
+            name = stored.names[np.argmin(same)]
+            problems.append(
+                f"{SHAPES_FILE}: {column.name} of person {name} are not what is found anew "
+                f"({int((~same).sum())} people)"
+            )
+    return FoundAgain(len(found.names), int(exact.sum()), tuple(problems))
 
 
 def unsolved(plan: Plan) -> Plan:

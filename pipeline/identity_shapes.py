@@ -53,6 +53,11 @@ class IdentifiedSource(AnnotationSource):
             source.rows, source.fields, source.up, source.body,
         )  # fmt: skip
 
+    @property
+    def labels(self) -> AnnotationSource:
+        """The rows as their file has them."""
+        return self._source
+
     def check(self) -> None:
         self._source.check()
 

@@ -21,7 +21,7 @@ Purpose = Literal["shard", "regressor"]
 
 # Where the code of a result begins; a package stands for all its modules.
 _ENTRIES: dict[Purpose, tuple[str, ...]] = {
-    "shard": ("pipeline.task",),
+    "shard": ("pipeline.task", "pipeline.identities"),
     "regressor": ("stages.regressor",),
 }
 # Left out for every purpose, with what is in them and what only they import. They plan, find,

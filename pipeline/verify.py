@@ -13,12 +13,14 @@ import h5py
 import numpy as np
 
 from pipeline.appended import damages
-from pipeline.bodies import BodyFit, factory_of
+from pipeline.bodies import BodyFit, Models, factory_of
 from pipeline.calibration import why_unknown
 from pipeline.columns import ERROR_COLUMNS, RESULT_COLUMNS, Column, result_columns
 from pipeline.errors import InputError
 from pipeline.fitters import DEFAULT_FITTER
 from pipeline.given_labels import NOT_FITTED, given_status, on_limits
+from pipeline.identities import FoundAgain, find_again, unsolved
+from pipeline.identity_shapes import SHAPES_FILE, IdentifiedSource, read_shapes
 from pipeline.output_files import read_sealed
 from pipeline.plan import Plan
 from pipeline.planning import gender_pairs
@@ -71,6 +73,11 @@ class Verification:
     problem."""
     not_again: str
     """Why rows were not fitted again; empty where they were."""
+    people: int = 0
+    """People of labels of another body than SMPL whose shapes were found again."""
+    exact_people: int = 0
+    """How many of these shapes are equal bit for bit; the others are within
+    `identities.SHAPE_TOLERANCE`, or a problem."""
 
 
 def verify(
@@ -97,7 +104,7 @@ def verify(
         device: where rows are computed again.
         sample: fitted rows to compare, spread over every shard, and as many rejected ones (all if
             there are fewer).
-        full: compare every row, and fit it again.
+        full: compare every row, and fit it again; find the shapes of people again.
         report: told how many rows of how many were compared.
 
     Raises:
@@ -120,6 +127,7 @@ def verify(
     if summary.complete:
         problems += damages(run.path, plan, done)
     parts: list[Part] = []
+    shapes = FoundAgain(0, 0, ())
     not_again = "" if full else "a sample is not"
     if done:
         made = _recomputation(run, plan, data_root, models, device)
@@ -129,6 +137,9 @@ def verify(
         for part in _compared(made, intact, sample, full, not not_again):
             parts.append(part)
             report(sum(len(part.rows) for part in parts), plan.rows)
+        if full and plan.identities is not None and not not_again:
+            shapes = _shapes_again(made)
+            problems += shapes.problems
     problems += [text for part in parts for text in part.problems]
     again = sum(part.again for part in parts)
     return Verification(
@@ -144,6 +155,8 @@ def verify(
         again=again,
         exact=sum(part.exact for part in parts),
         not_again=not_again,
+        people=shapes.people,
+        exact_people=shapes.exact,
     )
 
 
@@ -357,6 +370,15 @@ def _recomputation(
     if factory.needs_models:
         directory = conversion_models(plan, run.places(plan).get("models"), models)
     return Recomputation(run.path, plan, source, factory, directory, device)
+
+
+def _shapes_again(made: Recomputation) -> FoundAgain:
+    """The shapes of the people, from the labels alone."""
+    plan, source = made.plan, made.source
+    assert isinstance(source, IdentifiedSource) and plan.body is not None and made.models
+    stored = read_shapes(made.directory / SHAPES_FILE)
+    models = Models(made.models, plan.body.name, plan.body.vertices)
+    return find_again(unsolved(plan), source.labels, models, stored)
 
 
 def _check_plan(made: Recomputation) -> Iterator[str]:

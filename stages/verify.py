@@ -53,6 +53,8 @@ def verify(
                 "fitted_again": found.again,
                 "bit_equal": found.exact,
                 "not_fitted_again": found.not_again,
+                "people_found_again": found.people,
+                "people_bit_equal": found.exact_people,
                 "largest_residual_difference": largest,
             }
         )
@@ -65,6 +67,7 @@ def verify(
             ("columns", ", ".join(found.columns)),
             ("recomputed", f"{found.fitted} rows, residuals within {largest * 1e6:.2f} µm"),
             ("fitted again", _again(found)),
+            *([("shapes again", _people(found))] if found.people else []),
             *(("problem", text) for text in found.problems),
         ]
         say(aligned(rows))
@@ -84,6 +87,12 @@ def _what(found: Verification) -> str:
         f"{len(found.compared) - found.fitted} rejected ones, evenly spread over those of each "
         f"shard (rows {', '.join(shown) or '-'}; all in --json); every row: --full"
     )
+
+
+def _people(found: Verification) -> str:
+    """How far the shapes of people were checked."""
+    other = found.people - found.exact_people
+    return f"{found.people} people: {found.exact_people} equal bit for bit, {other} not"
 
 
 def _again(found: Verification) -> str:

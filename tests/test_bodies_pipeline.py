@@ -123,18 +123,24 @@ def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path,
     assert data["status"].tolist()[3] == "rejected:non_finite_vertices"
     assert np.nanmax(data["vertex_error_mean"]) < 0.002 and "vertices" not in data
     assert (data["skel_betas"][0] == data["skel_betas"][2]).all()
-    assert verify(out).ok
+    checked = verify(out, full=True)
+    assert checked.ok and (checked.people, checked.exact_people) == (2, 2)
+    calls.clear()
 
     url = f"file://{tmp_path / 'mirror'}"
     again = convert(replace(request, upload=url), _quiet)
-    assert again.ok and again.converted == 0 and len(calls) == 3
+    assert again.ok and again.converted == 0 and not calls
     assert all(state.state == "done" for state in fetch(url, tmp_path / "fetched"))
     assert (tmp_path / "fetched" / SHAPES_FILE).read_bytes() == (out / SHAPES_FILE).read_bytes()
     (tmp_path / "mirror" / SHAPES_FILE).unlink()
     with pytest.raises(InputError, match="absent"):
         fetch(url, tmp_path / "partly")
     assert preview(request).plan.plan_id == plan.plan_id
-    replace(shapes, betas=shapes.betas + 1e-9).write(out / SHAPES_FILE)
+    near = replace(shapes, betas=shapes.betas + 1e-9)
+    assert stage._compared(near, shapes) == stage.FoundAgain(2, 0, ())
+    far = stage._compared(replace(shapes, betas=shapes.betas + np.array([[0.0], [0.01]])), shapes)
+    assert far.exact == 1 and "betas of person 1" in far.problems[0]
+    near.write(out / SHAPES_FILE)
     with pytest.raises(InputError, match="not the shapes of the plan"):
         verify(out)
     (out / SHAPES_FILE).unlink()

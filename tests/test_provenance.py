@@ -45,7 +45,11 @@ def digests(root: Path) -> dict[str, str]:
     ("module", "changed"),
     [
         ("skel_fit.rotations", {"shard", "regressor"}),
-        ("skel_fit.solver.engine", {"shard"}),
+        (
+            "skel_fit.solver.engine",
+            {"shard", "regressor"},
+        ),  # SMPL predictions are fitted and scored
+        ("pipeline.identities", {"shard"}),
         ("pipeline.readers.webdataset", {"shard", "regressor"}),
         ("stages.regressor.training.losses", {"regressor"}),
         ("stages.regressor.network.vit", {"regressor"}),
