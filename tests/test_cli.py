@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import termios
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pytest
 
 from stages import cli
 from tests.faults.harness import (
+    PATIENCE,
     REPOSITORY,
     TRIVIAL,
     Bench,
@@ -29,6 +29,7 @@ from tests.faults.harness import (
     shard_digests,
     summary,
     tree,
+    wait_for_row,
     write_manifest,
     write_source,
 )
@@ -235,9 +236,9 @@ def test_dry_run_and_status_work_on_a_read_only_folder(
 def test_a_second_run_is_75_at_once_and_changes_nothing(tmp_path: Path) -> None:
     """Promise P16."""
     bench = make_bench(tmp_path / "locked")
-    bench.order("slow-all", "0.6")
+    bench.order("hold-8")
     first = bench.start()
-    wait_for(lambda: (bench.out / "plan.json").exists() and bench.calls())
+    wait_for_row(bench, 8)
     before = tree(bench.out)
     second = bench.run()
     assert first.poll() is None, "the first run must still hold the lock"
@@ -246,14 +247,8 @@ def test_a_second_run_is_75_at_once_and_changes_nothing(tmp_path: Path) -> None:
         if not name.startswith("attempts"):
             assert after[name] == found
     assert second.returncode == 75 and one_line(second.stderr)
-    assert first.wait(60) == 0
-
-
-def wait_for(condition: object, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+    (bench.faults / "hold-8").unlink()
+    assert first.wait(PATIENCE) == 0
 
 
 def test_progress_is_plain_lines_without_a_terminal_and_quiet_is_quiet(tmp_path: Path) -> None:
@@ -339,9 +334,13 @@ def test_a_person_sees_the_rows_of_a_shard_pass(tmp_path: Path) -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
 def test_workers_use_the_machine_unless_the_job_is_small(tmp_path: Path) -> None:
     bench = make_bench(tmp_path / "auto", 4200, 2100)
-    bench.order("slow-all", "0.2")  # so that no worker does it all
-    done = bench.run()
-    assert done.returncode == 0, done.stderr
+    bench.order("hold-0")  # so that no worker does it all
+    driver = bench.start()
+    for row in (0, 2100):
+        wait_for_row(bench, row)
+    (bench.faults / "hold-0").unlink()
+    _, errors = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 0, errors
     assert len({pid for pid, _ in bench.calls()}) == 2
     small = make_bench(tmp_path / "small", 40, 8)
     small.order("slow-all", "0")

@@ -22,7 +22,15 @@ from pipeline.errors import Incomplete, InputError, OutputError, PlanMismatch, U
 from pipeline.upload import fetch
 from pipeline.verify import verify
 from stages import cli
-from tests.faults.harness import TRIVIAL, Bench, make_bench, shard_digests, write_manifest
+from tests.faults.harness import (
+    PATIENCE,
+    TRIVIAL,
+    Bench,
+    make_bench,
+    shard_digests,
+    wait_for_row,
+    write_manifest,
+)
 
 BUCKET = "s3://skel"
 
@@ -151,16 +159,14 @@ def test_a_stuck_upload_is_given_up_and_the_conversion_is_kept(
 ) -> None:
     """The store accepts connections and says nothing more. Before, the run waited for ever."""
     bench = make_bench(tmp_path / "bench", limits={"upload": 5})
-    bench.order("slow-all", "0.2")
+    bench.order("hold-8")
     url = f"{BUCKET}/stuck"
     driver = bench.start("--upload", url, "--log-json", "log.jsonl")
-    deadline = time.monotonic() + 60
-    while not bench.calls():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_row(bench, 8)
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        _, errors = driver.communicate(timeout=60)
+        (bench.faults / "hold-8").unlink()
+        _, errors = driver.communicate(timeout=PATIENCE)
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert driver.returncode == 74, errors
