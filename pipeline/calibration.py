@@ -137,6 +137,8 @@ def why_unknown(plan: Plan, pairs: Iterable[str]) -> dict[str, str]:
     for pair in sorted(set(pairs)):
         if plan.fitter == NOT_FITTED:
             found[pair] = "these labels were not fitted"
+        elif plan.body is not None:
+            found[pair] = f"labels of {plan.body.name}: calibrations are of SMPL and SKEL"
         elif plan.calibration is None:
             found[pair] = "converted without a calibration (hmr-skel calibrate makes one)"
         elif pair not in plan.calibration.pairs:

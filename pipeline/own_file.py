@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pipeline.readers.labels import LabelSource
 
 _STEP = 4096
+_MESHES = 8
+"""Meshes that are read at a time: they are large, or have to be posed first."""
 _GENDERED = {"male", "female"}
 _OF_FILES = ("up", "smpl_gender", "skel_gender", "option")
 _UP_WORDS = {"z": "z is up", "y": "y is up", "y-down": "in the camera's axes, y down"}
@@ -175,8 +177,9 @@ def _counted(source: LabelSource) -> Counter[str]:
 def _check_a_row(source: LabelSource) -> None:
     """Raises InputError where no row can be fitted: then the file is not what it seems."""
     rejected: Counter[str] = Counter()
-    for start in range(0, source.rows, _STEP):
-        reasons = source.read(start, min(start + _STEP, source.rows)).reasons
+    step = _STEP if source.vertices is None else _MESHES
+    for start in range(0, source.rows, step):
+        reasons = source.read(start, min(start + step, source.rows)).reasons
         if (reasons == "").any():
             return
         rejected.update(reasons.tolist())
@@ -192,7 +195,7 @@ def _check_distance(source: LabelSource) -> None:
     from pipeline.readers.labels import as_float64, box_sides
 
     layout, stop = source.layout, min(source.rows, _STEP)
-    if not (layout.scale and layout.cam_int) or layout.cam_ext:
+    if not (layout.scale and layout.cam_int) or layout.cam_ext or source.vertices is not None:
         return
     rows = source.read(0, stop)
     transl = rows.transl if rows.other is None else rows.other.parameters.get("transl")

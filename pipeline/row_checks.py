@@ -31,6 +31,7 @@ REASONS = {
     "vertices_out_of_range": "a mesh that is smaller than 0.2 m, larger than 4 m or 1 km away",
     "non_finite_parameter": "NaN or infinity in a parameter of the body",
     "kid_shape": "a child, whose shape needs a template that is not SMPL-X's",
+    "mhr_invalid": "the label says that its parameters of MHR are not valid",
     "no_camera_pose": "the label says that it has no valid camera pose",
     "bad_extrinsics": "extrinsics that are not a finite rotation and shift, last row 0 0 0 1",
     "bad_camera": "intrinsics that are not finite, focal length <= 0, last row not 0 0 1",

@@ -612,13 +612,6 @@ def test_lint_knows_other_bodies(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "repeated_pose: exactly the pose of an earlier row" in capsys.readouterr().out
 
 
-def test_parquet_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "000000.parquet"
-    path.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
-    with pytest.raises(InputError, match=r"a parquet file; .*an npz of vertices, body='mhr'"):
-        open_source(path)
-
-
 def test_rows_of_another_body_are_drawn_without_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their SMPL columns are NaN; a page of them is a page of SKEL alone."""
     from stages.inspection import people

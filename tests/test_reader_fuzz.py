@@ -178,7 +178,7 @@ def look(path: Path, format: str | None, gendered: bool) -> None:
             assert np.isfinite(values[good]).all(), name
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CASES)
 def test_no_member_makes_more_than_one_line(tmp_path: Path, format: str) -> None:
     name, make, write = CASES[format]
     path, content = tmp_path / name, make()
@@ -202,4 +202,4 @@ def test_no_member_makes_more_than_one_line(tmp_path: Path, format: str) -> None
 
 
 def test_every_format_is_tried() -> None:
-    assert CASES.keys() == set(FORMATS)
+    assert {*CASES, "sam-3d-body-labels"} == set(FORMATS)  # parquet: tests/test_parquet_labels.py

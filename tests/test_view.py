@@ -179,3 +179,20 @@ def test_a_wrong_file_is_one_line(
     code = view(tmp_path / "walk.npz", "--out", tmp_path / "p.html", "--models", "default-body")
     assert code == 5 and message in capsys.readouterr().err
     assert not (tmp_path / "p.html").exists()
+
+
+def test_people_of_a_frame_each_are_shown_together() -> None:
+    """Files of one person each have sequences of one frame: those of the first rows are shown."""
+    from stages.inspection.motion import shown_rows
+
+    class Rows(dict):
+        directory = Path("somewhere")
+
+        def __len__(self) -> int:
+            return len(self["sequence"])
+
+    still, moving = np.array(["a", "b", "c"]), np.array(["a", "a", "b"])
+    choice = shown_rows(Rows(sequence=still), None, None)  # type: ignore[arg-type]
+    assert choice.rows.tolist() == [0, 1, 2] and choice.name is None
+    choice = shown_rows(Rows(sequence=moving), None, None)  # type: ignore[arg-type]
+    assert choice.rows.tolist() == [0, 1] and choice.name == "a"

@@ -51,7 +51,7 @@ def _section(one: Format) -> Iterator[str]:
     stem = one.example.rsplit(".", 1)[0]
     yield f"""
 ```sh
-hmr-skel convert {one.example} --models /path/to/models
+hmr-skel convert {one.example}{one.asks} --models /path/to/models
 hmr-skel verify outputs/{stem}
 hmr-skel view outputs/{stem} --out {stem}.html
 ```

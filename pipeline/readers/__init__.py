@@ -23,6 +23,7 @@ from pipeline.readers.names import find_label_file
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.prompthmr import open_prompthmr
 from pipeline.readers.sam3d import open_sam3d
+from pipeline.readers.sam3d_labels import open_sam3d_labels
 from pipeline.readers.sequences import open_sequences
 from pipeline.readers.single_image import open_single_images
 from pipeline.readers.smpl_file import open_smpl_file
@@ -107,6 +108,7 @@ def _open(path: Path, format: str, labels: LabelOptions, options: dict[str, Any]
         "gvhmr": lambda **o: open_gvhmr(path, labels, **o),
         "prompthmr": lambda **o: open_prompthmr(path, labels, **o),
         "sam-3d-body": lambda **o: open_sam3d(path, labels, **o),
+        "sam-3d-body-labels": lambda **o: open_sam3d_labels(path, labels, **o),
         "vertices": lambda **o: open_vertices(NpzFile(path), labels, **o),
         "smpl-file": lambda **o: open_smpl_file(path, labels, **o),
     }

@@ -21,6 +21,7 @@ from pipeline.readers import (
     moyo,
     prompthmr,
     sam3d,
+    sam3d_labels,
     sequences,
     single_image,
     smpl_file,
@@ -51,6 +52,7 @@ DESCRIBED: tuple[Format, ...] = (
     prompthmr.DESCRIBED,
     smpl_file.DESCRIBED,
     sam3d.DESCRIBED,
+    sam3d_labels.DESCRIBED,
     vertices.DESCRIBED,
 )
 """Every format, in the order of docs/inputs.md."""
@@ -86,23 +88,21 @@ def detect_format(path: Path) -> str:
     if path.suffix in sequences.SUFFIXES:
         return _of_pickle(path)
     if start.startswith(b"PAR1"):
-        raise InputError(
-            f"{path}: a parquet file; labels of SAM 3D Body hold parameters of MHR, whose model "
-            "is not evaluated here: pose them with MHR and save an npz of vertices, body='mhr', "
-            "identity (docs/inputs.md#vertices)"
-        )
+        return sam3d_labels.FORMAT
     raise InputError(
-        f"{path}: not a label file; expected .npz, .smpl, .pkl, .pt, .tar (4D-Humans, HSMR) or a "
-        "folder of them (docs/inputs.md)"
+        f"{path}: not a label file; expected .npz, .smpl, .pkl, .pt, .parquet, .tar (4D-Humans, "
+        "HSMR) or a folder of them (docs/inputs.md)"
     )
 
 
 def _of_folder(path: Path) -> str:
     if any(path.glob("*.tar")):
         return webdataset.FORMAT
+    if any(path.glob("**/*.parquet")):
+        return sam3d_labels.FORMAT
     for file in sequences.label_files(path):
         return detect_format(file)
-    raise InputError(f"{path}: no label file (.tar, .npz, .smpl, .pkl) in this folder")
+    raise InputError(f"{path}: no label file (.tar, .npz, .smpl, .pkl, .parquet) in this folder")
 
 
 def _of_pickle(path: Path) -> str:

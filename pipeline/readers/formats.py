@@ -34,7 +34,7 @@ class Format:
     name: what manifests call it. title: of its section. files: which files. body: whose parameters
     it holds. members: what is read; everything else is carried or left out as `rest` says.
     options: name -> what it does. gives: columns and rows of the dataset that are not members.
-    traps: sentences. example: a file name. up: which way is up, for people.
+    traps: sentences. example: a file name; asks: options that a conversion of it needs.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Format:
     example: str
     options: tuple[tuple[str, str], ...] = ()
     traps: tuple[str, ...] = ()
+    asks: str = ""
 
     @property
     def option_names(self) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Choice:
 
 
 def shown_rows(dataset: Dataset, rows: str | None, sequence: str | None) -> Choice:
-    """What `--rows` and `--sequence` mean; without them the first sequence, or the first rows.
+    """What `--rows` and `--sequence` mean; without them the first sequence, or the first rows
+    where there is none of several frames.
 
     Raises:
         UsageError: nonsense, or more rows than a page holds.
@@ -58,7 +59,7 @@ def shown_rows(dataset: Dataset, rows: str | None, sequence: str | None) -> Choi
     if SEQUENCE in dataset:
         names = dataset[SEQUENCE]
     if rows is None and sequence is None:
-        if names is None:
+        if names is None or (names == names[0]).sum() == 1:  # a file a person: no motion
             rows = f"0:{min(FIRST_ROWS, len(dataset))}"
         else:
             sequence = str(names[0])
