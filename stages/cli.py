@@ -28,6 +28,7 @@ from stages.evaluate import evaluate
 from stages.export import export
 from stages.fetch import fetch
 from stages.from_photo import photo
+from stages.from_video import video
 from stages.import_checkpoint import export_checkpoint, import_checkpoint
 from stages.import_opensim import import_opensim
 from stages.layers import layers
@@ -48,6 +49,7 @@ for verb in (
     convert, status, verify, report, calibrate, export, import_opensim, audit, append, card,
     default_body, lint, demo_images, fetch, manifest, train, predict, evaluate, layers,
     import_checkpoint, export_checkpoint, moyo_hard, view, refine, photo,
+    video,
 ):  # fmt: skip
     app.command()(verb)
 app.add_typer(maps, name="maps")

@@ -5,11 +5,13 @@ Progress is a bar on a terminal; elsewhere a plain line at most every 30 seconds
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from types import TracebackType
 from typing import Any, TextIO
@@ -132,6 +134,20 @@ def printable(text: str) -> str:
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a line, or lines, of any content."""
     print(printable(str(text)), file=file, flush=True)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Without what native code tells stderr meanwhile: remarks of libraries that are no news."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

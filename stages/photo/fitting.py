@@ -30,6 +30,8 @@ _START_WEIGHT = 1e-3
 MOST_COST, MOST_COST_IN_TILE = 2.0, 1.5
 """Robust squared standard deviations a point above which a body is not believed. Renders that are
 right cost 0.3, 1.2 at most; what is none, or is turned round, 1.1 to 4."""
+_QUICK = 6
+"""Steps that find where a body is, before its shape is fixed."""
 LEAST_SEEN = 12
 """Landmarks with a weight that must lie in the picture."""
 HEIGHTS = (0.4, 2.6)
@@ -124,9 +126,11 @@ class Fitter:
         level, slope = self._stature
         return level + betas @ slope
 
-    def fit(self, marks: Marks, lens: Lens, start: Start | None = None) -> KeypointFit:
+    def fit(
+        self, marks: Marks, lens: Lens, start: Start | None = None, *, uncertainty: bool = True
+    ) -> KeypointFit:
         """Fit every row; start: where the search begins, else the world landmarks' torso."""
-        found = self._fit(marks, lens, start)
+        found = self._fit(marks, lens, start, uncertainty=uncertainty)
         if self.height is None:
             return found
         return self.with_shape(marks, lens, found, self.tall(found.betas, self.height))
@@ -146,13 +150,20 @@ class Fitter:
         start = Start(found.poses, betas.copy(), found.trans * nearer)
         return self._fit(marks, lens, start, fit_betas=False)
 
+    def with_betas(self, marks: Marks, lens: Lens, betas: np.ndarray) -> KeypointFit:
+        """Fits every row with a given shape (n, 10): a few steps with a free one for the start."""
+        quick = KeypointFitConfig(steps=_QUICK)
+        begun = self._fit(marks, lens, None, uncertainty=False, config=quick)
+        return self.with_shape(marks, lens, begun, betas)
+
     def _fit(
-        self, marks: Marks, lens: Lens, start: Start | None, *, fit_betas: bool = True
-    ) -> KeypointFit:
+        self, marks: Marks, lens: Lens, start: Start | None, *, fit_betas: bool = True,
+        uncertainty: bool = True, config: KeypointFitConfig | None = None,
+    ) -> KeypointFit:  # fmt: skip
         return fit_skel_to_keypoints(
             self.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int),
             places=marks.places, start=start, prior=self.prior,
-            config=KeypointFitConfig(fit_betas=fit_betas),
+            config=config or KeypointFitConfig(fit_betas=fit_betas), uncertainty=uncertainty,
         )  # fmt: skip
 
 

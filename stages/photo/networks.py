@@ -6,16 +6,15 @@ are in the package; `ai-edge-litert` of the extra `photo` runs them.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import InputError
 from pipeline.extras import require
+from stages.terminal import unheard
 
 EXTRA = "photo"
 _FOLDER = Path(__file__).parent / "networks"
@@ -39,7 +38,7 @@ class Network:
         runtime = require("ai_edge_litert.interpreter", EXTRA)
         content = _checked(folder / f"{name}.tflite", DIGESTS[name])
         # One thread: a picture then gives the same bits on every number of cores.
-        with _unheard():
+        with unheard():
             self._interpreter = runtime.Interpreter(model_content=content, num_threads=1)
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
@@ -51,19 +50,6 @@ class Network:
         self._interpreter.set_tensor(self._input, values)
         self._interpreter.invoke()
         return {name: self._interpreter.get_tensor(index) for name, index in self._outputs.items()}
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Without what native code tells stderr: that the runtime made a delegate is no news."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _checked(path: Path, digest: str) -> bytes:

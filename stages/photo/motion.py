@@ -1,0 +1,232 @@
+"""Landmarks of one person through time → one smooth motion: left and right put in order, one shape,
+frames fitted one by one, then coupled by how sure each is. Method: docs/photo.md#video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import solveh_banded
+
+from skel_fit.anatomy import NUM_POSES
+from skel_fit.body_points import BLAZEPOSE_NAMES
+from skel_fit.joint_limits import limits
+from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
+from skel_fit.solver.branches import continuous_root
+from stages.photo.fitting import POINTS, Fitter, Lens, Marks, refusals
+
+_COUNT = NUM_POSES + 3
+_STIFFNESS = 1000.0
+"""Squared standard deviations for a second difference of 1 rad or m, at 30 frames a second."""
+_WINDOW, _OVERLAP = 256, 48
+"""Frames smoothed together, and how many more on either side are looked at."""
+_SHAPE_FRAMES = 120
+"""Frames that the shape is taken from, at most."""
+_DEPTH_WEIGHT, _FARTHEST, _BIAS = 0.5, 0.3, 1e-4
+_BODY = [k for k, name in enumerate(BLAZEPOSE_NAMES) if POINTS.weights[k] == 1.0 and k < 29]
+
+
+def _mirror() -> np.ndarray:
+    def other(name: str) -> str:
+        words = {"left": "right", "right": "left"}
+        return " ".join(words.get(word, word) for word in name.split())
+
+    return np.array([BLAZEPOSE_NAMES.index(other(name)) for name in BLAZEPOSE_NAMES])
+
+
+MIRROR = _mirror()
+"""The landmark on the other side of each."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """One person over consecutive frames; metres, radians, camera frame; smoothed.
+
+    seen: the frame has landmarks; believed: and a body that fits them, the others lie between
+    such frames; swapped: left and right were exchanged in the frame, and put right; turns: rad, how
+    far the root turned since the frame before, before smoothing; marks: in order.
+    """
+
+    poses: np.ndarray  # (n, 46)
+    betas: np.ndarray  # (10,)
+    trans: np.ndarray  # (n, 3)
+    sd: np.ndarray  # (n, 46) of the frame alone
+    observed: np.ndarray  # (n, 46)
+    cost: np.ndarray  # (n,)
+    seen: np.ndarray  # (n,) bool
+    believed: np.ndarray  # (n,) bool
+    swapped: np.ndarray  # (n,) bool
+    turns: np.ndarray  # (n,)
+    marks: Marks
+
+
+def exchanged(marks: Marks, rows: np.ndarray) -> Marks:
+    """Left and right of the rows (n,) bool exchanged: the body then faces the other way, so depth
+    changes its sign."""
+    pixels, visibility, world = marks.pixels.copy(), marks.visibility.copy(), marks.world.copy()
+    pixels[rows] = pixels[rows][:, MIRROR]
+    visibility[rows] = visibility[rows][:, MIRROR]
+    world[rows] = world[rows][:, MIRROR] * (1.0, 1.0, -1.0)
+    return replace(marks, pixels=pixels, visibility=visibility, world=world)
+
+
+def swaps(marks: Marks) -> np.ndarray:
+    """(n,) bool: frames in which left and right of the whole body are exchanged.
+
+    The order that moves the body least from frame to frame, in the picture and in depth; what most
+    frames say is taken for right. A video that is wrong throughout cannot be told so.
+    """
+    n = len(marks)
+    if n < 2:
+        return np.zeros(n, bool)
+    other = exchanged(marks, np.ones(n, bool))
+    places = np.stack([_places(marks), _places(other)])  # (2, n, K, 3)
+    cost, came = np.zeros(2), np.zeros((n, 2), int)
+    for t in range(1, n):
+        steps = np.linalg.norm(places[:, None, t] - places[None, :, t - 1], axis=-1)
+        total = cost[None] + np.minimum(steps, _FARTHEST).mean(-1)
+        came[t] = total.argmin(1)
+        cost = total.min(1) + np.array([0.0, _BIAS])
+    state = np.zeros(n, int)
+    state[-1] = int(cost.argmin())
+    for t in range(n - 1, 0, -1):
+        state[t - 1] = came[t, state[t]]
+    found: np.ndarray = state.astype(bool)
+    return ~found if found.mean() > 0.5 else found
+
+
+def _places(marks: Marks) -> np.ndarray:
+    """(n, K, 3) landmarks of trunk and limbs, over the person's size."""
+    pixels, depth = marks.pixels[:, _BODY], marks.world[:, _BODY, 2:]
+    size = np.median(np.ptp(marks.pixels, axis=1).max(-1))
+    return np.concatenate([pixels / size, _DEPTH_WEIGHT * depth / 1.7], -1)
+
+
+def fit_motion(
+    fitter: Fitter, marks: Marks, seen: np.ndarray, lens: Lens, rate: float, betas: np.ndarray,
+    told: Callable[[int], None] = lambda frames: None,
+) -> Motion:  # fmt: skip
+    """Fit consecutive frames of one person of shape betas (10,). seen (n,) bool: frames with
+    landmarks, the first and the last among them; told: of frames done."""
+    n, rows = len(marks), np.flatnonzero(seen)
+    swapped = np.zeros(n, bool)
+    swapped[rows] = swaps(marks.rows(rows))
+    marks = exchanged(marks, swapped)
+    poses, trans = np.zeros((n, NUM_POSES)), np.zeros((n, 3))
+    sd, cost = np.full((n, NUM_POSES), np.nan), np.full(n, np.nan)
+    observed, unsmoothed = np.zeros((n, NUM_POSES), bool), np.zeros((n, NUM_POSES))
+    believed = np.zeros(n, bool)
+    done = 0
+    while done < n:  # a window at a time: memory does not grow with the video
+        end = min(done + _WINDOW, n)
+        first, last = max(done - _OVERLAP, 0), min(end + _OVERLAP, n)
+        part = _window(fitter, marks.rows(slice(first, last)), seen[first:last], lens, rate, betas)
+        inner = slice(done - first, end - first)
+        poses[done:end], trans[done:end] = part.poses[inner], part.trans[inner]
+        sd[done:end], cost[done:end] = part.sd[inner], part.cost[inner]
+        observed[done:end] = part.observed[inner]
+        unsmoothed[done:end], believed[done:end] = part.alone[inner], part.believed[inner]
+        told(end - done)
+        done = end
+    turns = np.zeros(n)
+    steps = np.diff(unsmoothed[rows, :3], axis=0)
+    turns[rows[1:]] = np.abs((steps + np.pi) % (2 * np.pi) - np.pi).max(1)
+    return Motion(poses, betas, trans, sd, observed, cost, seen, believed, swapped, turns, marks)
+
+
+def shape_of(fitter: Fitter, marks: Marks, lens: Lens) -> np.ndarray:
+    """(10,) the median shape of frames spread over a motion, of the given height if there is
+    one."""
+    rows = np.unique(np.linspace(0, len(marks) - 1, _SHAPE_FRAMES).astype(int))
+    free = Fitter(fitter.skel, fitter.prior).fit(marks.rows(rows), lens, uncertainty=False)
+    good = np.isfinite(free.cost)
+    betas = np.median(free.betas[good], axis=0) if good.any() else np.zeros(10)
+    if fitter.height is not None:
+        betas = fitter.tall(betas[None], fitter.height)[0]
+    return betas
+
+
+@dataclass(frozen=True)
+class _Part:
+    poses: np.ndarray
+    trans: np.ndarray
+    alone: np.ndarray
+    sd: np.ndarray
+    cost: np.ndarray
+    observed: np.ndarray
+    believed: np.ndarray
+
+
+def _window(
+    fitter: Fitter, marks: Marks, seen: np.ndarray, lens: Lens, rate: float, betas: np.ndarray
+) -> _Part:
+    n, rows = len(marks), np.flatnonzero(seen)
+    count = len(rows)
+    nobody = np.full((n, NUM_POSES), np.nan)
+    if not count:
+        empty = np.zeros((n, NUM_POSES))
+        none = empty.astype(bool)
+        return _Part(empty, np.zeros((n, 3)), empty, nobody, nobody[:, 0], none, none[:, 0])
+    own = marks.rows(rows)
+    shapes = np.tile(betas, (count, 1))
+    fit = fitter.with_betas(own, lens, shapes)
+    good = np.array([not reason for reason in refusals(fit, own, [False] * count)])
+    at = np.concatenate([np.nan_to_num(fit.poses), np.nan_to_num(fit.trans), shapes], 1)
+    problem = Problem.of(
+        fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
+        fitter.prior, KeypointFitConfig(fit_betas=False),
+    )  # fmt: skip
+    hessians = problem.search(at, 0, derivatives=True).hessians[:, :_COUNT, :_COUNT].copy()
+    upper = np.triu(hessians)
+    hessians = upper + np.triu(hessians, 1).swapaxes(1, 2)
+    hessians[~good | ~np.isfinite(hessians).all((1, 2))] = 0.0
+    values = at[:, :_COUNT].copy()
+    values[:, :3] = continuous_root(values[:, :3])
+    matrices, targets = np.zeros((n, _COUNT, _COUNT)), np.zeros((n, _COUNT))
+    matrices[rows], targets[rows] = hessians, values
+    smooth = smoothed(targets, matrices, _STIFFNESS * (rate / 30.0) ** 4)
+    low, high = limits("default").T
+    smooth[:, 3:NUM_POSES] = np.clip(smooth[:, 3:NUM_POSES], low[3:], high[3:])
+    alone, sd, cost = nobody.copy(), nobody.copy(), nobody[:, 0].copy()
+    observed = np.zeros((n, NUM_POSES), bool)
+    alone[rows], sd[rows], cost[rows], observed[rows] = fit.poses, fit.sd, fit.cost, fit.observed
+    believed = np.zeros(n, bool)
+    believed[rows] = good
+    return _Part(smooth[:, :NUM_POSES], smooth[:, NUM_POSES:], alone, sd, cost, observed, believed)
+
+
+def smoothed(values: np.ndarray, precisions: np.ndarray, stiffness: float) -> np.ndarray:
+    """(n, m) x with least sum of (x - v)' H (x - v) + stiffness |second difference|^2.
+
+    values (n, m); precisions (n, m, m), zero where a frame says nothing.
+    """
+    n, m = values.shape
+    if n < 3:
+        return values.copy()
+    diagonals = _second_differences(n) * stiffness  # (3, n): offsets 0, 1, 2
+    band = np.zeros((2 * m + 1, n * m))
+    rows, columns = np.triu_indices(m)
+    for t in range(n):
+        block = precisions[t]
+        band[2 * m + rows - columns, t * m + columns] = block[rows, columns]
+        # a frame that says nothing, at an end, still has an answer
+        band[2 * m, t * m : (t + 1) * m] += diagonals[0, t] + 1e-9
+    for offset in (1, 2):
+        for t in range(offset, n):
+            band[2 * m - offset * m, t * m : (t + 1) * m] = diagonals[offset, t - offset]
+    right = np.einsum("tij,tj->ti", precisions, values)
+    solved: np.ndarray = solveh_banded(band, right.reshape(-1), overwrite_ab=True)
+    return solved.reshape(n, m)
+
+
+def _second_differences(n: int) -> np.ndarray:
+    """(3, n) diagonals 0, 1, 2 of D'D, D the second differences of n values."""
+    out = np.zeros((3, n))
+    for t in range(n - 2):
+        part = np.array([1.0, -2.0, 1.0])
+        for i in range(3):
+            for j in range(i, 3):
+                out[j - i, t + i] += part[i] * part[j]
+    return out

@@ -1,0 +1,312 @@
+"""`hmr-skel video`: people followed, left and right in order, smooth motion, resumed runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from skel_fit.default_body import default_body_directory
+from skel_fit.model_files import load_skel
+from stages.cli import run
+from stages.photo import videos
+from stages.photo.fitting import Fitter, Lens, Marks
+from stages.photo.frames import VideoReader
+from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, smoothed, swaps
+from stages.photo.people import Finder
+from stages.photo.tracking import State, Tracker
+from tests.photo_pictures import runners
+
+FRAMES = 20
+
+
+def crop_of(row: int, side: int = 320) -> np.ndarray:
+    """A runner in the middle of a square, BGR."""
+    people = runners()
+    picture = people.picture(row)[..., ::-1]
+    half = 130.0 * people.columns["scale"][row]
+    shift = half - people.columns["center"][row]
+    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]]) * (side / (2 * half))
+    return cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
+
+
+def panned(picture: np.ndarray, frame: int) -> np.ndarray:
+    matrix = np.array([[1.0, 0.0, 2.0 * frame - FRAMES], [0.0, 1.0, 0.5 * frame]])
+    size = picture.shape[1::-1]
+    return cv2.warpAffine(picture, matrix, size, borderMode=cv2.BORDER_REPLICATE)
+
+
+def write_clip(path: Path, pictures: list[np.ndarray]) -> Path:
+    height, width = pictures[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (width, height))
+    assert writer.isOpened()
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runner who slides by, 20 frames."""
+    picture = crop_of(1)
+    pictures = [panned(picture, frame) for frame in range(FRAMES)]
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.avi", pictures)
+
+
+@pytest.fixture(scope="module")
+def finder() -> Finder:
+    return Finder()
+
+
+@pytest.fixture(scope="module")
+def fitter() -> Fitter:
+    return Fitter(load_skel(default_body_directory(), "male"))
+
+
+# ---- left and right, smoothing ------------------------------------------------------------------
+
+
+def walking(frames: int = 40) -> Marks:
+    """A sketch of somebody walking past, seen from three quarters."""
+    time = np.arange(frames) / 10.0
+    world = np.zeros((frames, 33, 3))
+    heights = {
+        0: -0.7,
+        11: -0.5,
+        13: -0.25,
+        15: 0.0,
+        23: 0.0,
+        25: 0.42,
+        27: 0.85,
+        29: 0.9,
+        31: 0.92,
+    }
+    for k, y in heights.items():
+        for side, point in ((1.0, k), (-1.0, MIRROR[k])):
+            swing = 0.25 * np.sin(3 * time) * side * (abs(y) if k > 11 else 0.0)
+            world[:, point, 1] = y
+            world[:, point, 0] = 0.17 * side * 0.7 * (k > 0) + 0.7 * swing
+            world[:, point, 2] = 0.17 * side * 0.7 * (k > 0) - 0.7 * swing
+    pixels = world[..., :2] * 150.0 + np.stack([200 + 20 * time, 200 + 0 * time], -1)[:, None]
+    others = [k for k in range(33) if k not in heights and MIRROR[k] not in heights]
+    pixels[:, others] = -1000.0  # the sketch has no hands and no ears: outside the picture
+    return Marks(pixels, np.ones((frames, 33)), world, (480, 640))
+
+
+def test_exchanged_twice_is_as_before() -> None:
+    marks = walking()
+    rows = np.arange(40) % 3 == 0
+    once = exchanged(marks, rows)
+    assert not np.allclose(once.pixels[rows], marks.pixels[rows])
+    np.testing.assert_array_equal(once.pixels[~rows], marks.pixels[~rows])
+    again = exchanged(once, rows)
+    for name in ("pixels", "world", "visibility"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(marks, name))
+
+
+@pytest.mark.parametrize("wrong", [[(12, 25)], [(0, 6), (30, 40)], [(5, 6)], []])
+def test_swapped_frames_are_found_and_nothing_else(wrong: list[tuple[int, int]]) -> None:
+    rows = np.zeros(40, bool)
+    for first, last in wrong:
+        rows[first:last] = True
+    marks = walking()
+    noise = np.random.default_rng(0).normal(size=marks.pixels.shape) * 2.0
+    seen = exchanged(replace(marks, pixels=marks.pixels + noise), rows)
+    np.testing.assert_array_equal(swaps(seen), rows)
+
+
+def test_smoothing_is_the_least_of_its_sum() -> None:
+    random = np.random.default_rng(1)
+    n, m, stiffness = 9, 3, 5.0
+    values = random.normal(size=(n, m))
+    roots = random.normal(size=(n, m, m))
+    precisions = roots @ roots.swapaxes(1, 2)
+    precisions[4] = 0.0  # a frame that says nothing
+    found = smoothed(values, precisions, stiffness)
+    second = np.diff(np.eye(n), 2, axis=0)
+    dense = stiffness * np.kron(second.T @ second, np.eye(m))
+    for t in range(n):
+        dense[t * m : (t + 1) * m, t * m : (t + 1) * m] += precisions[t]
+    right = np.einsum("tij,tj->ti", precisions, values).reshape(-1)
+    np.testing.assert_allclose(found.reshape(-1), np.linalg.solve(dense, right), atol=1e-5)
+
+
+def test_a_motion_goes_through_its_gaps(fitter: Fitter) -> None:
+    marks, lens = walking(), Lens.of((480, 640), 600.0)
+    seen = np.ones(40, bool)
+    seen[[10, 11, 12]] = False
+    rows = np.zeros(40, bool)
+    rows[20:26] = True
+    given = exchanged(marks, rows)
+    broken = replace(given, pixels=np.where(seen[:, None, None], given.pixels, 0.0))
+    betas = shape_of(fitter, marks, lens)
+    motion = fit_motion(fitter, broken, seen, lens, 10.0, betas)
+    whole = fit_motion(fitter, marks, np.ones(40, bool), lens, 10.0, betas)
+    np.testing.assert_array_equal(motion.swapped, rows)
+    assert not motion.believed[[10, 11, 12]].any() and np.isfinite(motion.poses).all()
+    assert np.abs(motion.poses - whole.poses).max() < 0.35
+    assert np.abs(motion.trans - whole.trans).max() < 0.15
+    told = [status for status, _ in videos.statuses(motion, 5)]
+    assert told[10:13] == ["interpolated"] * 3 and told.count("interpolated") == 3
+    assert [status for status, _ in videos.statuses(motion, 1)][11] == "refused"
+
+
+# ---- following ----------------------------------------------------------------------------------
+
+
+def test_two_people_keep_their_numbers_and_a_lost_one_comes_back(finder: Finder) -> None:
+    one, other = crop_of(0), crop_of(1)
+    nobody = np.full_like(one, 128)
+    tracker, state, seen = Tracker(finder), State(), []
+    for frame in range(9):
+        left = nobody if frame in (3, 4) else panned(one, frame)
+        picture = np.concatenate([left, panned(other, frame)], 1)[..., ::-1]
+        found, state = tracker.step(np.ascontiguousarray(picture), state)
+        again = State.unpacked(state.packed())
+        np.testing.assert_array_equal(again.packed(), state.packed())
+        state = replace(again, since=99 if frame == 5 else again.since)  # time to look again
+        seen.append({f.number: f.sighting.landmarks.pixels[:, 0].mean() for f in found})
+    assert set(seen[0]) == set(seen[-1]) == {0, 1}
+    left, right = sorted(seen[0], key=lambda number: seen[0][number])
+    assert set(seen[3]) == set(seen[4]) == {right}
+    for each in seen:
+        assert all((x < 320) == (number == left) for number, x in each.items())
+
+
+# ---- files that are read ------------------------------------------------------------------------
+
+
+def test_frames_have_numbers_and_times(clip: Path) -> None:
+    with VideoReader(clip) as reader:
+        assert reader.info.size == (320, 320) and reader.info.rate == pytest.approx(25)
+        whole = list(reader.frames())
+    assert [number for number, _, _ in whole] == list(range(FRAMES))
+    assert np.diff([seconds for _, seconds, _ in whole]) == pytest.approx(0.04, abs=2e-3)
+    with VideoReader(clip) as reader:
+        number, _, picture = next(reader.frames(7))
+    assert number == 7
+    np.testing.assert_array_equal(picture, whole[7][2])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "no such video"), (b"", "not a video"), (b"no video at all", "not a video")],
+)
+def test_what_is_no_video_is_one_line(
+    content: bytes | None, told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(["video", str(path), "--out", str(tmp_path / "out")]) == 5
+    said = capfd.readouterr().err.strip()
+    assert told in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the verb -----------------------------------------------------------------------------------
+
+
+def command(clip: Path, out: Path, *more: str) -> int:
+    arguments = ["video", str(clip), "--out", str(out), "--models", "default-body", "--quiet"]
+    return run([*arguments, *more])
+
+
+@pytest.fixture(scope="module")
+def made(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("video") / "out"
+    assert command(clip, out) == 0
+    return out
+
+
+def test_everything_is_written_and_every_frame_has_a_status(made: Path) -> None:
+    record = json.loads((made / "video.json").read_text())
+    assert record["frames"] == FRAMES and record["rate"] == pytest.approx(25)
+    assert len(record["people"]) == 1 and record["people"][0]["exchanged_frames"] == 0
+    with (made / "frames.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [int(line["frame"]) for line in lines] == list(range(FRAMES))
+    assert {line["status"] for line in lines} <= {"fitted", "no person"}
+    assert sum(line["status"] == "fitted" for line in lines) >= FRAMES - 1
+    files = {path.name for path in (made / "person-0.opensim").iterdir()}
+    assert {"person-0.osim", "person-0.mot", "person-0.trc", "index.json"} <= files
+    assert b"<html" in (made / "person-0.html").read_bytes()[:300].lower()
+
+
+def test_one_shape_and_a_smooth_slide(made: Path) -> None:
+    with np.load(made / "person-0.npz", allow_pickle=False) as file:
+        betas, trans, poses = file["betas"], file["trans"], file["poses"]
+        seconds, sd = file["seconds"], file["poses_sd"]
+    assert (betas == betas[0]).all()
+    steps = np.diff(trans[:, 0])
+    assert (steps > 0).all() and steps.std() < 0.5 * steps.mean()  # he slides to the right
+    assert np.abs(np.diff(poses[:, 3:], axis=0)).max() < np.radians(6)  # and holds still
+    assert (np.diff(seconds) > 0).all() and (sd > 0).all()
+    with (made / "person-0.csv").open() as stream:
+        lines = [line for line in csv.DictReader(stream) if line["status"] == "fitted"]
+    knee = [float(line["knee_angle_r_deg"]) for line in lines]
+    np.testing.assert_allclose(knee, np.degrees(poses[:, 6]), atol=1e-2)
+
+
+def test_the_film_shows_him_in_every_frame(made: Path, clip: Path) -> None:
+    with VideoReader(made / "film.webm") as film, VideoReader(clip) as original:
+        pairs = list(zip(film.frames(), original.frames(), strict=True))
+    assert len(pairs) == FRAMES
+    for (_, _, drawn), (_, _, before) in pairs[2:]:
+        changed = np.abs(drawn.astype(int) - before).max(2) > 60
+        assert 0.01 < changed.mean() < 0.5
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    made: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(videos, "_PART", 6)
+    whole = tmp_path / "whole"
+    assert command(clip, whole, "--save", "csv") == 0
+    parts = sorted((whole / "landmarks").glob("part-*.npz"))
+    assert len(parts) == 4
+    before = {path.name: path.read_bytes() for path in (*parts, whole / "person-0.csv")}
+    assert before["person-0.csv"] == (made / "person-0.csv").read_bytes()
+    for path in parts[2:]:
+        path.unlink()
+    assert command(clip, whole, "--save", "csv") == 0
+    after = {path.name: path.read_bytes() for path in (*parts, whole / "person-0.csv")}
+    assert after == before
+
+
+def test_another_video_is_not_gone_on_with(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    black = write_clip(tmp_path / "black.avi", [np.zeros((64, 96, 3), np.uint8)] * 8)
+    assert command(black, made) == 4
+    assert "landmarks of another video" in capsys.readouterr().err
+    assert command(black, tmp_path / "out") == 0
+    assert "no person found in 8 frames" in capsys.readouterr().out
+    assert (
+        not list((tmp_path / "out").glob("person-*")) and not (tmp_path / "out/film.webm").exists()
+    )
+
+
+def test_a_video_that_breaks_off_says_so(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.avi"
+    data = clip.read_bytes()
+    broken.write_bytes(data[: len(data) * 6 // 10])
+    assert command(broken, tmp_path / "out", "--save", "csv") == 3
+    assert f"promises {FRAMES} frames and breaks off after" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/video.json").read_text())["ended_early"]
+
+
+def test_a_damaged_part_is_named(clip: Path, tmp_path: Path, capsys) -> None:
+    assert command(clip, tmp_path, "--save", "csv") == 0
+    part = tmp_path / "landmarks" / "part-000000.npz"
+    part.write_bytes(part.read_bytes()[:500])
+    assert command(clip, tmp_path, "--save", "csv") == 5
+    assert "part-000000.npz: damaged" in capsys.readouterr().err
