@@ -106,7 +106,14 @@ def _opened(
     wanted = recipe.train.benchmark_rows
     if wanted and wanted < len(usable):
         usable = usable[np.linspace(0, len(usable) - 1, wanted).astype(int)]
-    return Benchmark(protocol, rows.take(usable), images, bodies)
+    rows = rows.take(usable)
+    unknown = int((~np.isfinite(rows.cam_int).all((1, 2))).sum())
+    if 0 < unknown < len(rows):  # said now, not after an epoch
+        raise InputError(
+            f"{path}: {unknown} of {len(rows)} rows of benchmark {name} have no intrinsics; give "
+            "all rows theirs, or none: then the picture's diagonal is taken"
+        )
+    return Benchmark(protocol, rows, images, bodies)
 
 
 def score_benchmarks(

@@ -74,7 +74,8 @@ class Trainer:
         elif recipe.model.backbone.weights is not None:
             load_vitpose(self.network.backbone, recipe.model.backbone.weights)
         self.network.to(process.device)
-        self.ema = Ema(self.network, recipe.optimiser.ema)
+        averaged = bool(recipe.optimiser.ema.decay)
+        self.ema = Ema(self.network, recipe.optimiser.ema) if averaged else None
         groups = parameter_groups(self.network, recipe.optimiser, recipe.model.backbone.depth)
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.optimiser.rate)
         female = collection.rows.female
@@ -240,7 +241,7 @@ class Trainer:
             parts.append(LossTerms(terms.rows.detach(), terms.terms))
         norm = self._clip(seen)
         self.optimiser.step()
-        if config.ema.decay:
+        if self.ema is not None:
             self.ema.update(self.network, step + 1)
         self.reporter.step(step + 1, _mean(parts), rate, norm, waited,
                            len(seen) * len(seen[0]) * self.process.world)  # fmt: skip
@@ -386,7 +387,7 @@ class Trainer:
     def _save(self) -> None:
         """Everything that resuming needs."""
         if self.process.is_first:
-            averaged = self.ema.model.state_dict() if self.recipe.optimiser.ema.decay else {}
+            averaged = {} if self.ema is None else self.ema.model.state_dict()
             self._write(
                 LAST, network=self.network.state_dict(), ema=averaged,
                 optimiser=self.optimiser.state_dict(), scores=self.scores,
@@ -406,14 +407,14 @@ class Trainer:
 
     def _chosen(self) -> nn.Module:
         """The network to use: its average, where there is one."""
-        return self.ema.model if self.recipe.optimiser.ema.decay else self.network
+        return self.network if self.ema is None else self.ema.model
 
     def _resume(self) -> None:
         content = self.folder.resumed(self.identity())
         if content is None:
             return
         self.network.load_state_dict(content["network"])
-        if content["ema"]:
+        if self.ema is not None:
             self.ema.model.load_state_dict(content["ema"])
         self.optimiser.load_state_dict(content["optimiser"])
         if "refined" in content:  # not in runs of earlier versions
