@@ -49,8 +49,11 @@ def size(value: int) -> str:
 
 
 def rate(per_second: float | None, unit: str = "rows") -> str:
-    """`12.3 rows/s`."""
-    return "-" if per_second is None else f"{per_second:,.1f} {unit}/s"
+    """`12.3 rows/s`; `0.022 rows/s`, where one digit would say nothing."""
+    if per_second is None:
+        return "-"
+    slow = 0.0 < per_second < 1.0
+    return f"{per_second:.2g} {unit}/s" if slow else f"{per_second:,.1f} {unit}/s"
 
 
 def duration(seconds: float | None) -> str:

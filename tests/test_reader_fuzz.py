@@ -75,6 +75,19 @@ def _result_of_prompthmr() -> dict[str, Any]:
     return {"people": {1: {name: person[name] for name in ("frames", "smplx_cam")}}}
 
 
+def _person() -> dict[str, Any]:
+    names = ("body_pose", "betas", "has_body_pose", "center", "scale", "keypoints_2d")
+    person = label_files.person(np.random.default_rng(2))
+    return {name: person[name] for name in names}
+
+
+def _sequence_of_emdb() -> dict[str, Any]:
+    content = foreign.emdb(3)
+    del content["camera"]["width"], content["camera"]["height"], content["bboxes"]["invalid_idxs"]
+    read = ("gender", "good_frames_mask", "camera", "smpl", "kp2d", "bboxes")
+    return {name: content[name] for name in read}
+
+
 def _person_of_3dpw() -> dict[str, Any]:
     content = foreign.threedpw(FRAMES)
     content = {name: v[:1] if isinstance(v, list) else v for name, v in content.items()}
@@ -96,11 +109,11 @@ def _result_of_gvhmr() -> dict[str, Any]:
 CASES: dict[str, tuple[str, Callable[[], Any], Callable[[Path, Any], Path]]] = {
     "camerahmr": ("a.npz", lambda: label_files.camerahmr(3), npz),
     "hmr-skel": ("a.npz", _labels_of_hmr_skel, npz),
-    "webdataset": ("a.tar", lambda: label_files.person(np.random.default_rng(2)), _write_tar),
+    "webdataset": ("a.tar", _person, _write_tar),
     "sequence": ("a.pkl", _motion, pickled),
     "single-image": ("a.npz", _fit, _write_fit),
     "3dpw": ("a.pkl", _person_of_3dpw, pickled),
-    "emdb": ("a.pkl", lambda: foreign.emdb(3), pickled),
+    "emdb": ("a.pkl", _sequence_of_emdb, pickled),
     "wham": ("a.pkl", _result_of_wham, pickled),
     "amass": ("a.npz", lambda: foreign.amass(FRAMES), npz),
     "moyo": ("a.pkl", lambda: foreign.moyo(FRAMES), pickled),

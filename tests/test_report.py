@@ -348,6 +348,9 @@ def test_shares(value, text):
 
 
 def test_sizes():
+    assert [wording.rate(v) for v in (0.0, 0.0217, 3.14)] == [
+        "0.0 rows/s", "0.022 rows/s", "3.1 rows/s",
+    ]  # fmt: skip
     assert [wording.size(v) for v in (7, 1500, 3_200_000)] == ["7 B", "1.5 kB", "3.2 MB"]
 
 
