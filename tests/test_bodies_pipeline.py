@@ -31,6 +31,9 @@ from skel_fit.bodies import IdentityShapes, SurfaceMap
 from skel_fit.bodies.map_files import SHIPPED
 from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.default_body import default_body_directory
+from stages.inspection.report_page import report_page
+from stages.inspection.shapes_of_people import people_table
+from stages.inspection.statistics import collect
 from tests.foreign_bodies import SMPLX_VERTICES, fake_body
 
 SAM = Path(__file__).parent / "data" / "bodies"
@@ -123,6 +126,15 @@ def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path,
     assert data["status"].tolist()[3] == "rejected:non_finite_vertices"
     assert np.nanmax(data["vertex_error_mean"]) < 0.002 and "vertices" not in data
     assert (data["skel_betas"][0] == data["skel_betas"][2]).all()
+    people = people_table(data, collect(data))
+    assert people is not None and people.by_gender == (("male", 2),) and people.median < 0.002
+    assert sorted((p.name, p.first, p.rows, p.meshes) for p in people.shown) == [
+        (0, 0, 2, 2), (1, 1, 1, 1),
+    ]  # fmt: skip
+    assert all(p.posed < 0.002 for p in people.shown)
+    page = report_page(data, collect(data), None, "none wanted").html
+    assert '<h2 id="people">' in page and "2 male" in page
+
     checked = verify(out, full=True)
     assert checked.ok and (checked.people, checked.exact_people) == (2, 2)
     calls.clear()
@@ -423,7 +435,7 @@ def test_a_camera_is_found_from_pairs():
 def test_the_shipped_maps_lead_to_the_stand_in():
     skel = load_skel(default_body_directory(), "female")
     files = sorted(SHIPPED.glob("*.npz"))
-    assert files
+    assert [path.name for path in files] == ["mhr_standin.npz", "soma_standin.npz"]
     for path in files:
         SurfaceMap.read(path).check_target(skel)
 

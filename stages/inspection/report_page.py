@@ -19,6 +19,7 @@ from stages.drawing.pictures import Person, Poser
 from stages.drawing.viewer.page import scene_page
 from stages.inspection.motion import busiest, people_scene
 from stages.inspection.people import image_name, person, typical_and_worst
+from stages.inspection.shapes_of_people import people_table
 from stages.inspection.statistics import (
     Columns,
     angle_statistics,
@@ -160,6 +161,7 @@ def _context(
         "plan": plan,
         "statuses": [(name, number, number / max(rows, 1)) for name, number in statuses],
         "genders": genders(columns),
+        "people": people_table(dataset, columns),
         "groups": [group_statistics(name, columns) for name in columns.groups],
         "regions": [_region(region, columns) for region in REGION_COLUMNS],
         "unlimited": _unlimited(columns),
