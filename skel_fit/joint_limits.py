@@ -34,6 +34,7 @@ def excess(angles: _Array, lower: _Array, upper: _Array, turns: _Array | bool = 
     # Exactly the angle itself where there is no turn to take off.
     angle = angles - (angles / _TURN).round() * turns * _TURN
     outside = (lower - angle).clip(0) + (angle - upper).clip(0)
+    outside = outside * (outside > 0)  # torch's clip has a slope on the limit itself
     for other in (angle - _TURN, angle + _TURN):
         outside = outside * ~((other >= lower) & (other <= upper) & turns)
     return outside
