@@ -3,7 +3,7 @@
     python -m benchmarks.photo DIR [--rows 330] [--split actors|demo]
 
 DIR: folder for the pictures, rendered where they are missing. Rows: `actors`, of actors and
-activities of which nothing was learnt (run, kick, cartwheel, backflip), or the test split of `demo`.
+activities of which nothing was learnt (run, kick, cartwheel, backflip), or `demo`, its test split.
 Found: somebody past all gates whose landmarks are those of the person (mean error below 30 % of the
 label's box); a sure body elsewhere counts as false. PCK: 21 places that labels and landmarks share,
 over the side of the label's box. Bodies: the male stand-in for everybody, prior `wide`, against the
