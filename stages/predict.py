@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,11 @@ from pipeline.errors import Incomplete, UsageError
 from stages import options
 from stages.terminal import Progress, say
 from stages.wording import rate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.regressor.data.boxes import Box
 
 _NAMED = 3  # skipped pictures in the closing line
 
@@ -25,7 +31,13 @@ class Request:
     images: options.Images
     checkpoint: options.TrainedCheckpoint
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions")
-    boxes: options.Boxes = None
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON or CSV of person boxes.",
+            show_default="who is found, with the extra photo; else whole pictures",
+        ),
+    ] = None
     focal: Annotated[float | None, typer.Option(help="Focal length, pixels.")] = None
     fov_checkpoint: options.FovCheckpoint = None
     models: options.Models = None
@@ -63,6 +75,7 @@ def predict(request: Request) -> None:
         views=_listed("--views", request.views, tuple(prediction.VIEWS)),
         focal=focal,
         boxes=request.boxes,
+        find=None if request.boxes is not None else _finder(),
         turned=not request.stored_pixels,
     )
     images = prediction.find_pictures(request.images)
@@ -95,6 +108,18 @@ def predict(request: Request) -> None:
             f"{len(outcome.skipped)} of {len(images)} pictures skipped, all in "
             f"{request.out / prediction.NUMBERS[3]}: {named}"
         )
+
+
+def _finder() -> Callable[[Path, np.ndarray], list[Box]] | None:
+    """Finds people where the extra is installed; None: each picture is one person's box."""
+    from importlib.util import find_spec
+
+    if find_spec("ai_edge_litert") is None:
+        return None
+    from stages.photo.people import Finder, boxes
+
+    finder = Finder()
+    return lambda image, picture: boxes(image, finder.find(picture))
 
 
 def _listed(option: str, given: str, allowed: tuple[str, ...]) -> tuple[str, ...]:

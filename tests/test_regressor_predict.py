@@ -18,6 +18,7 @@ from skel_fit.keypoints import keypoint_matrix
 from skel_fit.model_files import load_skel
 from stages.cli import run as command_line
 from stages.drawing.meshes import Part, glb_bytes
+from stages.drawing.render import png_bytes
 from stages.regressor.config import load_recipe
 from stages.regressor.data.crops import CropRule
 from stages.regressor.data.images import decode, open_images
@@ -42,6 +43,7 @@ from stages.regressor.training.distributed import Process
 from stages.regressor.training.reporting import Reporter
 from stages.regressor.training.trainer import Trainer
 from stages.regressor.training.validation import validate
+from tests.photo_pictures import runners
 from tests.regressor_files import MICRO, Demo, demo
 
 GROWN = crop_rule(grow=True)
@@ -350,9 +352,26 @@ def test_glb_of_a_triangle() -> None:
     assert faces.flatten().tolist() == [0, 2, 1]
 
 
-def test_predict_without_boxes_takes_whole_pictures(
-    files: Demo, checkpoint: Path, tmp_path: Path
+def test_predict_without_boxes_finds_the_people(checkpoint: Path, tmp_path: Path) -> None:
+    people = runners()
+    grey = tmp_path / "nobody.png"
+    grey.write_bytes(png_bytes(np.full((50, 80, 3), 90, np.uint8)))
+    words = ["predict", str(people.path(1)), str(grey), "--checkpoint", str(checkpoint),
+             "--out", str(tmp_path / "o"), "--save", "npz"]  # fmt: skip
+    assert command_line(words) == 0
+    with np.load(tmp_path / "o" / "predictions.npz") as file:
+        box, whole = file["box"]
+    middle, size = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+    side = 200 * people.columns["scale"][1]
+    assert np.abs(middle - people.columns["center"][1]).max() < 0.08 * side
+    assert size.max() == pytest.approx(side, rel=0.12)
+    assert whole.tolist() == [0, 0, 80, 50]  # nobody is found: the whole picture
+
+
+def test_predict_without_boxes_and_detector_takes_whole_pictures(
+    files: Demo, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     name = files.data / str(labels(files)["imgname"][0])
     words = ["predict", str(name), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "o"),
              "--save", "npz,json"]  # fmt: skip

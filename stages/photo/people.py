@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from stages.photo.detector import LEAST_SCORE, Detection, Detector
 from stages.photo.landmarks import Landmarker, Landmarks, Region
+from stages.regressor.data.boxes import Box
 
 LEAST_FLAG, LEAST_FLAG_IN_TILE = 0.8, 0.98
 """What the landmark network must say of a person. Tiles are many, and so are their false alarms."""
 _SAME = 0.15
 """Mean distance of two people's landmarks, over their size, below which they are one."""
 _PASSES = 3
+BOX = 1.2
+"""Side of a network's box over the extent of the landmarks, as in its training labels."""
 LEAST_SIDE = 16
 """Pixels; smaller pictures show nobody."""
 
@@ -93,3 +97,15 @@ def same(one: Landmarks, other: Landmarks) -> bool:
     """Two sets of landmarks are of one person."""
     away = float(np.linalg.norm(one.pixels - other.pixels, axis=1).mean())
     return away < _SAME * max(one.size, other.size)
+
+
+def boxes(image: Path, people: Sequence[Sighting]) -> list[Box]:
+    """Boxes of those who are taken for people, as networks are trained on: the extent of the
+    landmarks and a fifth more."""
+    found = []
+    for person in people:
+        if not person.refusal:
+            low, high = person.landmarks.pixels.min(0), person.landmarks.pixels.max(0)
+            room = (high - low) * (BOX - 1.0) / 2
+            found.append(Box(image, *(low - room).tolist(), *(high + room).tolist()))
+    return found

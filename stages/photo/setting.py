@@ -14,13 +14,12 @@ from pipeline.manifest import MODELS_VARIABLE, models_directory
 from skel_fit.model_files import load_skel
 from skel_fit.pose_prior import PriorName, pose_prior
 from stages.photo.fitting import HEIGHTS, Fitter, Lens, Marks
+from stages.photo.people import BOX
 
 if TYPE_CHECKING:
     from stages.regressor.evaluation.trained import TrainedNetwork
 
 STAND_IN = Path("default-body")
-_BOX = 1.2
-"""Side of a network's box over the extent of the landmarks, as in its training labels."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class NetworkStart:
         persons = []
         for pixels, inside in zip(marks.pixels, marks.inside, strict=True):
             low, high = pixels[inside].min(0), pixels[inside].max(0)
-            side = np.maximum((high - low) * _BOX, 2.0)
+            side = np.maximum((high - low) * BOX, 2.0)
             persons.append(Person(data, name, (low + high) / 2, side, lens.cam_int, self.turned))
         found = self.trained.predict(persons, self.trained.rule())
         return found.poses.double().numpy(), found.betas.double().numpy()

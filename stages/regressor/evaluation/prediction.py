@@ -56,7 +56,8 @@ class Wish:
     """What to make of pictures.
 
     out: folder; save: of `KINDS`; views: of `VIEWS`; focal: pixels, for all pictures, None: what
-    the network makes of each; boxes: file; turned: upright, as their EXIF orientation says.
+    the network makes of each; boxes: file; find: boxes of the people in a picture, where there is
+    no file; turned: upright, as their EXIF orientation says.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class Wish:
     views: tuple[str, ...] = ("front", "side")
     focal: float | None = None
     boxes: Path | None = None
+    find: Callable[[Path, np.ndarray], list[Box]] | None = None
     turned: bool = True
 
 
@@ -143,8 +145,7 @@ def predict_pictures(
             except InputError as error:
                 outcome.skipped[image] = str(error)
                 continue
-            size = picture.shape[0], picture.shape[1]
-            boxes = [whole_picture(image, size)] if given is None else given.get(image, [])
+            boxes = _found(image, picture, wish) if given is None else given.get(image, [])
             if not boxes:
                 outcome.empty.append(image)
             pictures[image] = (data, picture)
@@ -158,6 +159,12 @@ def predict_pictures(
         raise InputError(next(iter(outcome.skipped.values())))
     outcome.results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return outcome
+
+
+def _found(image: Path, picture: np.ndarray, wish: Wish) -> list[Box]:
+    """Boxes of a picture that no file names; the whole of it where nobody is found."""
+    people = wish.find(image, picture) if wish.find is not None else []
+    return people or [whole_picture(image, (picture.shape[0], picture.shape[1]))]
 
 
 def _possible(
