@@ -93,9 +93,11 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file; give an output directory")
-        ours = {".lock", SHAPES_FILE, *FOLDERS}
+        ours = {".lock", *FOLDERS}
         if parts_are_ours(self.path):
             ours.add(PARTS_FOLDER)
+            if (self.path / PARTS_FOLDER).is_dir():  # they stay until a plan names the shapes
+                ours.add(SHAPES_FILE)
         other = [
             found.name
             for found in self.path.iterdir()

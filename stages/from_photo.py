@@ -56,9 +56,7 @@ class PhotoRequest:
     save: Annotated[
         str, typer.Option(help="What to write: npz, csv, json, overlay, views, glb; with commas.")
     ] = "npz,csv,json,overlay,views,glb"
-    stored_pixels: Annotated[
-        bool, typer.Option("--stored-pixels", help="Leave pictures as stored: no EXIF turn.")
-    ] = False
+    stored_pixels: options.StoredPixels = False
     quiet: options.Quiet = False
 
 

@@ -70,6 +70,9 @@ Images = Annotated[
     list[Path],
     typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, patterns in quotes."),
 ]
+StoredPixels = Annotated[
+    bool, typer.Option("--stored-pixels", help="Leave pictures as stored: no EXIF turn.")
+]
 TrainedCheckpoint = Annotated[
     Path, typer.Option(help="best.pt of a training folder, or an imported file.")
 ]

@@ -48,9 +48,7 @@ class Request:
     views: Annotated[
         str, typer.Option(help="Of the picture of views: front, side, top; with commas.")
     ] = "front,side"
-    stored_pixels: Annotated[
-        bool, typer.Option("--stored-pixels", help="Leave pictures as stored: no EXIF turn.")
-    ] = False
+    stored_pixels: options.StoredPixels = False
     quiet: options.Quiet = False
 
 

@@ -200,6 +200,15 @@ def test_a_folder_of_that_name_keeps_its_files(label_file, models, tmp_path):
         )
 
 
+def test_a_file_of_that_name_keeps_its_content(label_file, models, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / SHAPES_FILE).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"identities\.npz"):
+        convert(_request(label_file, out, models), _quiet)
+    assert (out / SHAPES_FILE).read_bytes() == b"mine"
+
+
 def _plan(path: Path, models: Path):
     return preview(_request(path, path.parent / "nothing", models, None)).plan
 
