@@ -4,8 +4,8 @@ frames fitted one by one, then coupled by how sure each is. Method: docs/photo.m
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.linalg import solveh_banded
@@ -13,7 +13,7 @@ from scipy.linalg import solveh_banded
 from skel_fit.anatomy import NUM_POSES
 from skel_fit.body_points import BLAZEPOSE_NAMES
 from skel_fit.joint_limits import limits
-from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
+from skel_fit.keypoint_fit import Cameras, KeypointFit, KeypointFitConfig, Problem
 from skel_fit.solver.branches import continuous_root
 from stages.photo.fitting import POINTS, Fitter, Lens, Marks, refusals
 
@@ -114,26 +114,36 @@ def fit_motion(
     swapped = np.zeros(n, bool)
     swapped[rows] = swaps(marks.rows(rows))
     marks = exchanged(marks, swapped)
-    poses, trans = np.zeros((n, NUM_POSES)), np.zeros((n, 3))
-    sd, cost = np.full((n, NUM_POSES), np.nan), np.full(n, np.nan)
-    observed, unsmoothed = np.zeros((n, NUM_POSES), bool), np.zeros((n, NUM_POSES))
-    believed = np.zeros(n, bool)
-    done = 0
-    while done < n:  # a window at a time: memory does not grow with the video
+
+    def window(frames: slice) -> Part:
+        return _window(fitter, marks.rows(frames), seen[frames], lens, rate, betas)
+
+    whole = by_windows(n, window, told)
+    return Motion(
+        whole.poses, betas, whole.trans, whole.sd, whole.observed, whole.cost, seen,
+        whole.believed, swapped, turns_of(whole.alone, rows), marks,
+    )  # fmt: skip
+
+
+def by_windows(
+    n: int, window: Callable[[slice], Part], told: Callable[[int], None] = lambda frames: None
+) -> Part:
+    """Frames fitted a window at a time, so that memory does not grow with the video."""
+    inner: list[Part] = []
+    for done in range(0, n, _WINDOW):
         end = min(done + _WINDOW, n)
-        first, last = max(done - _OVERLAP, 0), min(end + _OVERLAP, n)
-        part = _window(fitter, marks.rows(slice(first, last)), seen[first:last], lens, rate, betas)
-        inner = slice(done - first, end - first)
-        poses[done:end], trans[done:end] = part.poses[inner], part.trans[inner]
-        sd[done:end], cost[done:end] = part.sd[inner], part.cost[inner]
-        observed[done:end] = part.observed[inner]
-        unsmoothed[done:end], believed[done:end] = part.alone[inner], part.believed[inner]
+        first = max(done - _OVERLAP, 0)
+        inner.append(window(slice(first, min(end + _OVERLAP, n))).rows(done - first, end - first))
         told(end - done)
-        done = end
-    turns = np.zeros(n)
-    steps = np.diff(unsmoothed[rows, :3], axis=0)
+    return Part.joined(inner)
+
+
+def turns_of(alone: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n,) rad by which the root of poses (n, 46) turned since the row of `rows` before."""
+    turns = np.zeros(len(alone))
+    steps = np.diff(alone[rows, :3], axis=0)
     turns[rows[1:]] = np.abs((steps + np.pi) % (2 * np.pi) - np.pi).max(1)
-    return Motion(poses, betas, trans, sd, observed, cost, seen, believed, swapped, turns, marks)
+    return turns
 
 
 def shape_of(fitter: Fitter, marks: Marks, lens: Lens) -> np.ndarray:
@@ -149,7 +159,9 @@ def shape_of(fitter: Fitter, marks: Marks, lens: Lens) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """Consecutive frames, smoothed; alone: poses as each frame has them; as `Motion` otherwise."""
+
     poses: np.ndarray
     trans: np.ndarray
     alone: np.ndarray
@@ -158,26 +170,45 @@ class _Part:
     observed: np.ndarray
     believed: np.ndarray
 
+    def rows(self, first: int, end: int) -> Part:
+        return Part(*(getattr(self, each.name)[first:end] for each in fields(self)))
+
+    @staticmethod
+    def joined(parts: Sequence[Part]) -> Part:
+        columns = [each.name for each in fields(Part)]
+        return Part(*(np.concatenate([getattr(p, name) for p in parts]) for name in columns))
+
 
 def _window(
     fitter: Fitter, marks: Marks, seen: np.ndarray, lens: Lens, rate: float, betas: np.ndarray
-) -> _Part:
-    n, rows = len(marks), np.flatnonzero(seen)
-    count = len(rows)
-    nobody = np.full((n, NUM_POSES), np.nan)
-    if not count:
-        empty = np.zeros((n, NUM_POSES))
-        none = empty.astype(bool)
-        return _Part(empty, np.zeros((n, 3)), empty, nobody, nobody[:, 0], none, none[:, 0])
+) -> Part:
+    rows = np.flatnonzero(seen)
+    if not len(rows):
+        return nothing_seen(len(marks))
     own = marks.rows(rows)
-    shapes = np.tile(betas, (count, 1))
-    fit = fitter.with_betas(own, lens, shapes)
-    good = np.array([not reason for reason in refusals(fit, own, [False] * count)])
-    at = np.concatenate([np.nan_to_num(fit.poses), np.nan_to_num(fit.trans), shapes], 1)
+    fit = fitter.with_betas(own, lens, np.tile(betas, (len(rows), 1)))
+    good = np.array([not reason for reason in refusals(fit, own, [False] * len(rows))])
     problem = Problem.of(
         fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
         fitter.prior, KeypointFitConfig(fit_betas=False),
     )  # fmt: skip
+    return coupled(fit, problem, good, seen, rate)
+
+
+def nothing_seen(n: int) -> Part:
+    empty, nobody = np.zeros((n, NUM_POSES)), np.full((n, NUM_POSES), np.nan)
+    none = empty.astype(bool)
+    return Part(empty, np.zeros((n, 3)), empty, nobody, nobody[:, 0], none, none[:, 0])
+
+
+def coupled(
+    fit: KeypointFit, problem: Problem, good: np.ndarray, seen: np.ndarray, rate: float
+) -> Part:
+    """Frames coupled by how sure each is. fit: of the frames that are seen (n,) bool, which
+    `problem` says; good: of these, which are believed."""
+    n, rows = len(seen), np.flatnonzero(seen)
+    nobody = np.full((n, NUM_POSES), np.nan)
+    at = np.nan_to_num(np.concatenate([fit.poses, fit.trans, fit.betas], 1))
     hessians = problem.search(at, 0, derivatives=True).hessians[:, :_COUNT, :_COUNT].copy()
     upper = np.triu(hessians)
     hessians = upper + np.triu(hessians, 1).swapaxes(1, 2)
@@ -194,7 +225,7 @@ def _window(
     alone[rows], sd[rows], cost[rows], observed[rows] = fit.poses, fit.sd, fit.cost, fit.observed
     believed = np.zeros(n, bool)
     believed[rows] = good
-    return _Part(smooth[:, :NUM_POSES], smooth[:, NUM_POSES:], alone, sd, cost, observed, believed)
+    return Part(smooth[:, :NUM_POSES], smooth[:, NUM_POSES:], alone, sd, cost, observed, believed)
 
 
 def smoothed(values: np.ndarray, precisions: np.ndarray, stiffness: float) -> np.ndarray:
