@@ -229,7 +229,7 @@ class Bench:
         smpl = [torch.as_tensor(v[many]) for v in (self.poses, self.betas, self.transl)]
         people = self.people[many]
         ratios, speed = [], []
-        for turn in range(4):
+        for turn in range(10):
             clock = time.process_time()
             fit_skel(self.skel, self.smpl, *smpl)
             theirs = time.process_time() - clock
@@ -238,12 +238,13 @@ class Bench:
             ours = time.process_time() - clock
             if turn:  # the first one compiles and warms
                 ratios.append(theirs / ours)
-                speed.append(len(many) / ours)
-        share = statistics.median(ratios)
+                speed.append((len(many) / theirs, len(many) / ours))
+        share, (slow, fast) = statistics.median(ratios), np.median(speed, axis=0)
         yield (
-            "rate of SMPL-X vertices with a map, of the SMPL rate",
+            "rate of SMPL-X vertices with a map, of the SMPL rate (median of nine turns)",
             "≥ 80 %",
-            f"{100 * share:.0f} % ({statistics.median(speed):.0f} rows a CPU second)",
+            f"{100 * share:.0f} % ({fast:.0f} and {slow:.0f} rows a CPU second; turns "
+            f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f} %)",
             bool(share >= 0.8),
         )
 

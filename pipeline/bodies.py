@@ -244,7 +244,7 @@ class BodyFitter:
                 rows = np.arange(len(labels.identity))[part]
                 own = turn if turn is None or turn.ndim == 2 else turn[part]
                 surfaces, _ = self._posed(body, labels.take(rows), own)
-                target = found.apply(surfaces)
+                target = found.apply(surfaces.double())
                 given = (torch.as_tensor(values[part]).to(model.device) for values in skel)
                 distance = torch.linalg.vector_norm(
                     model(*given).skin_vertices.cpu() - target.cpu(), dim=-1
@@ -293,7 +293,7 @@ class BodyFitter:
 
         surfaces = body.surface(labels.parameters)
         if turn is not None:
-            surfaces = moved_points(surfaces, torch.as_tensor(turn, dtype=torch.float64))
+            surfaces = moved_points(surfaces.double(), torch.as_tensor(turn, dtype=torch.float64))
         return surfaces, _stated_root(body, labels, turn)
 
     def _map(self, gender: str) -> SurfaceMap:
@@ -348,7 +348,7 @@ def check_surfaces(
         body = models.source(str(rows.smpl_gender[place]))
         try:
             own = rows.other.take(np.array([place]))
-            mesh = found.apply(body.surface(own.parameters))[0]
+            mesh = found.apply(body.surface(own.parameters).double())[0]
         except ValueError as error:
             raise InputError(f"{source.path}: row {row}: {error}") from None
         first, second = (mesh[torch.as_tensor(edges[:, k])] for k in range(2))

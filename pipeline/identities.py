@@ -244,7 +244,7 @@ def _solve_group(
             mesh = body.rest({"betas": given["betas"].mean(axis=0, keepdims=True)})
         else:
             mesh = body.surface(given)
-        mapped.append(found.apply(mesh))
+        mapped.append(found.apply(mesh.double()))
         names += [int(rows.other.identity[0])] * len(mesh)
     masks = body.mask_weights()
     return fit_identity(

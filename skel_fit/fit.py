@@ -24,7 +24,7 @@ from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.joint_shape import solve_with_shapes
 from skel_fit.solver.plans import VertexSets, checked_weights
-from skel_fit.solver.surfaces import place_surfaces
+from skel_fit.solver.surfaces import Meshes, PlacedSurfaces, place_surfaces
 from skel_fit.status import Status, costly_rows, limited_rows
 
 
@@ -213,40 +213,51 @@ def fit_skel_to_vertices(
         raise ValueError(f"vertices: expected {expected}, found {tuple(vertices.shape)}")
     device = skel.template.device
     vertices, betas = (t.detach().to(device, torch.float64) for t in (vertices, betas))
+    return fit_meshes(
+        skel, Meshes.same(vertices.contiguous()), betas, config, vertex_weights, identity
+    )
+
+
+def fit_meshes(
+    skel: SKEL,
+    meshes: Meshes,
+    betas: Tensor,
+    config: FitConfig,
+    vertex_weights: np.ndarray | None = None,
+    identity: Tensor | None = None,
+) -> FitResult:
+    """`fit_skel_to_vertices` of meshes of any topology that SKEL's vertices are known on, on SKEL's
+    device; betas float64."""
     solver = solver_of(skel, None, config, vertex_weights)
+    placed = place_surfaces(skel, solver, meshes, betas)
 
-    def place(rows: Tensor) -> tuple[GoalOf, RootOf]:
-        placed = place_surfaces(skel, vertices[rows], betas[rows])
-        return placed.goal(solver.dtype), lambda poses, shapes: placed.roots(
-            skel, poses, betas[rows], shapes
-        )
+    def roots(rows: Tensor, poses: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
+        return placed.roots(skel, rows, poses, shapes)
 
-    return fit_placed(solver, vertices, betas, config, place, identity)
+    return fit_placed(solver, placed, betas, config, roots, identity)
 
 
-RootOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Root angles (n,3) and translations (n,3) of SKEL from solved poses (n,49) and betas (n,10)."""
+RootOf = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Root angles (k,3) and translations (k,3) of SKEL, of these rows (k,) with their solved poses
+(k,49) and betas (k,10)."""
 
 
 def fit_placed(
     solver: Solver,
-    meshes: Tensor,
+    placed: PlacedSurfaces,
     betas: Tensor,
     config: FitConfig,
-    place: Callable[[Tensor], tuple[GoalOf, RootOf]],
+    root_of: RootOf,
     identity: Tensor | None = None,
 ) -> FitResult:
-    """Fit SKEL to meshes (n, V, 3) that `place` takes to the root frame, the listed rows of them.
-
-    betas: (n, 10) of SKEL. Rows that are not finite are rejected, and not placed.
-    """
-    finite = torch.isfinite(meshes).all(dim=2).all(dim=1) & torch.isfinite(betas).all(dim=1)
+    """Fit SKEL to placed meshes; betas: (n, 10) of SKEL. Rows that are not finite are rejected."""
+    finite = placed.finite & torch.isfinite(betas).all(dim=1)
     reasons = ["" if good else NON_FINITE_VERTICES for good in finite.tolist()]
     rows = finite.nonzero()[:, 0]
     shared = _identity_of(identity, len(reasons), rows, config)
-    goal, roots = place(rows)
-    found = _search(solver, goal, betas[rows], config, shared)
-    root, trans = roots(found.solution.poses, found.betas)
+    goal = placed.goal(solver)
+    found = _search(solver, lambda some: goal(rows[some]), betas[rows], config, shared)
+    root, trans = root_of(rows, found.solution.poses, found.betas)
     return _result(reasons, rows, found, root, trans, config)
 
 

@@ -46,6 +46,9 @@ class Stage(_Frozen):
     frozen: tuple[str, ...] = ()
     vertices: VertexMask | None = None
     stride: int = Field(default=1, ge=1)
+    represents: bool = False
+    """A vertex of the stride counts for all that are nearest to it, so that the optimum of the few
+    is nearly that of all."""
     joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...] = ()
     joint_weight: float = Field(default=0.0, ge=0.0)
     rounds: int = Field(ge=1, le=200)

@@ -22,6 +22,8 @@ from skel_fit.bodies.smpl_family import FamilyBody
 from skel_fit.default_body import default_body_directory
 from skel_fit.default_body.expansion import default_body_arrays
 from skel_fit.errors import ModelFileError
+from skel_fit.fit import solver_of
+from skel_fit.solver.surfaces import Meshes, place_surfaces
 from tests.foreign_bodies import (
     MHR_VERTICES,
     SMPLX_VERTICES,
@@ -263,6 +265,48 @@ def test_a_shape_depends_on_its_own_meshes_alone(bodies, rest, shapes, tmp_path)
         IdentityShapes.read(path)
     with pytest.raises(ValueError, match="has no shape"):
         shapes.places(np.array([7, 8]))
+
+
+def test_twins_place_meshes_alike(bodies, fakes, meshes, shapes):
+    """The compiled passes and the float ones: bone rotations, root frame, and what is not finite;
+    and the mesh comes back from its root frame."""
+    skel, fake = bodies[0], fakes["smplx"]
+    given = torch.as_tensor(fake.vertices(meshes).astype(np.float32)) + 3.0
+    given[1, int(fake.map.columns[77, 0]), 2] = torch.inf
+    source = Meshes(given, fake.map.columns, fake.map.weights)
+    betas = torch.as_tensor(shapes.betas[shapes.places(IDENTITY)])
+    compiled, plain = (
+        solver_of(skel, None, FitConfig(recipe="surface", kernels=kernels))
+        for kernels in ("numba", "torch")
+    )
+    found, wanted = (place_surfaces(skel, s, source, betas) for s in (compiled, plain))
+    good = torch.arange(ROWS) != 1
+    assert torch.equal(found.finite, good) and torch.equal(wanted.finite, good)
+    for name in ("rotations", "orient", "seen", "home"):
+        mine, theirs = getattr(found, name)[good], getattr(wanted, name)[good]
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-9)
+    rows = good.nonzero()[:, 0]
+    mine, theirs = (wanted.goal(s)(rows).targets for s in (compiled, plain))
+    torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-6)
+    back = mine.permute(2, 0, 1).double() - wanted.home[rows, None]
+    back = back @ wanted.orient[rows].transpose(1, 2) + wanted.seen[rows, None]
+    np.testing.assert_allclose(
+        back.numpy(), fake.map.apply(given[rows].double().numpy()), atol=1e-6
+    )
+
+
+def test_few_vertices_count_for_their_neighbours(bodies):
+    """All mass arrives, and none of it at vertices that count nothing."""
+    skel = bodies[0]
+    weights = surface_weights(skel)
+    solver = solver_of(skel, None, FitConfig(recipe="surface"), weights)
+    coarse, whole = (plan.vertices for plan in solver.plans)
+    nothing = weights[coarse.indices] == 0.0
+    assert coarse.masses[nothing].max() < 1e-6 < coarse.masses[~nothing].max()
+    few, all_of_them = (v.masses @ skel.template.numpy()[v.indices] for v in (coarse, whole))
+    own = weights[coarse.indices] / weights[coarse.indices].sum()
+    alone = own @ skel.template.numpy()[coarse.indices]
+    assert np.abs(few - all_of_them).max() < 0.5 * np.abs(alone - all_of_them).max()
 
 
 @pytest.mark.parametrize("name", ["smplx", "mhr"])

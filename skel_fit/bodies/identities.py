@@ -23,7 +23,7 @@ from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
 from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.joint_shape import solve_with_shapes
-from skel_fit.solver.surfaces import place_surfaces
+from skel_fit.solver.surfaces import Meshes, place_surfaces
 
 MOST_MESHES = 16
 """Posed meshes of an identity that its shape is found from, at most."""
@@ -115,10 +115,11 @@ def _shaped(
     solver = solver_of(skel, None, options, weights)
     meshes = meshes.to(skel.template.device, torch.float64)
     mean = torch.zeros(len(meshes), NUM_BETAS, dtype=torch.float64, device=meshes.device)
-    placed = place_surfaces(skel, meshes, mean)
+    placed = place_surfaces(skel, solver, Meshes.same(meshes.contiguous()), mean)
     people = torch.as_tensor(identity, device=meshes.device)
-    found = solve_with_shapes(solver, placed.goal(solver.dtype), mean, people)
-    _, trans = placed.roots(skel, found.solution.poses, mean, found.betas)
+    found = solve_with_shapes(solver, placed.goal(solver), mean, people)
+    everything = torch.arange(len(meshes), device=meshes.device)
+    _, trans = placed.roots(skel, everything, found.solution.poses, found.betas)
     return _Shaped(
         *(
             part.cpu().numpy()

@@ -57,7 +57,8 @@ class SourceBody(Protocol):
     def has_rest(self) -> bool: ...
 
     def surface(self, parameters: Parameters) -> Tensor:
-        """Posed vertices (n, V, 3), metres, float64, in the frame of the parameters."""
+        """Posed vertices (n, V, 3), metres, in the frame of the parameters: float64, or bare
+        vertices of the type that they are stored in."""
 
     def rest(self, parameters: Parameters) -> Tensor:
         """Vertices (n, V, 3) of the shapes in the rest pose. Raises ValueError: it has none."""
@@ -86,7 +87,7 @@ class MeshBody:
             raise ValueError(
                 f"vertices of shape {found.shape}; {self.name} has (n, {self.vertices}, 3)"
             )
-        return torch.as_tensor(found.astype(np.float64))
+        return torch.as_tensor(found)
 
     def rest(self, parameters: Parameters) -> Tensor:
         raise ValueError(f"{self.name}: bare vertices know no rest pose")

@@ -10,15 +10,14 @@ from skel_fit.bodies.identity_shapes import IdentityShapes
 from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.bodies.surface_map import SurfaceMap
 from skel_fit.bodies.weights import surface_weights
-from skel_fit.fit import FitResult, RootOf, fit_placed, fit_skel_to_vertices, solver_of
+from skel_fit.fit import FitResult, fit_meshes, fit_placed, solver_of
 from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
-from skel_fit.solver.blocks import GoalOf
 from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import Solver
-from skel_fit.solver.surfaces import rest_pelvis, rooted_surfaces
+from skel_fit.solver.surfaces import Meshes, place_surfaces, rest_pelvis
 
 _HANDS = (22, 23)
 _FINGER = 0.1
@@ -91,8 +90,7 @@ def fit_skel_to_surface(
     config = config or FitConfig(recipe="surface" if root is None else "hierarchical")
     surface_map.check_target(skel)
     device = skel.template.device
-    given = torch.as_tensor(surfaces).detach().to(device, torch.float64)
-    targets = surface_map.apply(given)
+    meshes = _meshes(surfaces, surface_map, device)
     places = shapes.places(np.asarray(identity, np.int64))
     betas = torch.as_tensor(shapes.betas[places], device=device)
     recipe = config.resolved_recipe()
@@ -100,7 +98,7 @@ def fit_skel_to_surface(
         weights = vertex_weights
         if weights is None:
             weights = map_weights(skel, surface_map, mask_weights)
-        found = fit_skel_to_vertices(skel, targets, betas, config, vertex_weights=weights)
+        found = fit_meshes(skel, meshes, betas, config, weights)
     else:
         if root is None:
             raise ValueError(
@@ -109,13 +107,22 @@ def fit_skel_to_surface(
             )
         solver = surface_solver(skel, surface_map, config, mask_weights, vertex_weights)
         offsets = torch.as_tensor(shapes.offsets[places], device=device)
-        found = _rooted(skel, targets, betas, offsets, root, config, solver)
+        found = _rooted(skel, meshes, betas, offsets, root, config, solver)
     return found.numpy() if isinstance(surfaces, np.ndarray) else found
+
+
+def _meshes(surfaces: Numbers, surface_map: SurfaceMap, device: torch.device) -> Meshes:
+    """The surfaces with the map, nothing mapped yet. Raises ValueError for another topology."""
+    given = torch.as_tensor(surfaces).detach().to(device).contiguous()
+    if given.dtype not in (torch.float32, torch.float64):
+        given = given.double()
+    surface_map.check_shape(tuple(given.shape))
+    return Meshes(given, surface_map.columns, surface_map.weights)
 
 
 def _rooted(
     skel: SKEL,
-    targets: Tensor,
+    meshes: Meshes,
     betas: Tensor,
     offsets: Tensor,
     root: SourceRoot,
@@ -123,18 +130,14 @@ def _rooted(
     solver: Solver,
 ) -> FitResult:
     """The fit in the root frame that the source states; root angles and translation from it."""
-    root = SourceRoot(*(part.to(targets) for part in root))
-    still = root.unposed(targets) - offsets[:, None]
+    root = SourceRoot(*(part.to(betas) for part in root))
+    placed = place_surfaces(skel, solver, meshes, betas)
+    placed = placed.in_frame(root.orient, root.position, root.pelvis - offsets)
 
-    def place(rows: Tensor) -> tuple[GoalOf, RootOf]:
-        placed = rooted_surfaces(skel, still[rows], betas[rows])
+    def roots(rows: Tensor, poses: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
+        some = SourceRoot(*(part[rows] for part in root))
+        turned = some.orient @ root_rotation(skel, poses[:, :3])
+        trans = stated_translation(skel, some, shapes, offsets[rows], poses[:, 46:49])
+        return root_angles(skel, turned), trans
 
-        def roots(poses: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
-            some = SourceRoot(*(part[rows] for part in root))
-            turned = some.orient @ root_rotation(skel, poses[:, :3])
-            trans = stated_translation(skel, some, shapes, offsets[rows], poses[:, 46:49])
-            return root_angles(skel, turned), trans
-
-        return placed.goal(solver.dtype), roots
-
-    return fit_placed(solver, still, betas, config, place)
+    return fit_placed(solver, placed, betas, config, roots)

@@ -145,11 +145,7 @@ class SurfaceMap:
 
         A row's result does not depend on the others. Raises ValueError for another V.
         """
-        if vertices.ndim != 3 or tuple(vertices.shape[1:]) != (self.source_vertices, 3):
-            raise ValueError(
-                f"vertices of shape {tuple(vertices.shape)}; the map of {self.source} takes "
-                f"(n, {self.source_vertices}, 3)"
-            )
+        self.check_shape(tuple(vertices.shape))
         if isinstance(vertices, np.ndarray):
             shares = self.weights.astype(vertices.dtype)
             parts = [vertices[:, self.columns[:, k]] * shares[:, k, None] for k in range(3)]
@@ -166,6 +162,14 @@ class SurfaceMap:
             for k in (1, 2):
                 out += given.index_select(1, columns[k]) * shares[k]
         return found
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError where vertices of this shape are not the source's (n, V, 3)."""
+        if len(shape) != 3 or shape[1:] != (self.source_vertices, 3):
+            raise ValueError(
+                f"vertices of shape {shape}; the map of {self.source} takes "
+                f"(n, {self.source_vertices}, 3)"
+            )
 
     def carried(self, values: np.ndarray) -> np.ndarray:
         """What belongs to source vertices (V, k), as of the target's (6890, k)."""

@@ -374,10 +374,11 @@ class Solver:
         targets: Tensor,
         active: Tensor,
         tolerance: float,
+        summed: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
-        transforms, points = evaluated
-        energy, moments, pull = self.kernels.residual_moments(
-            plan.vertices, transforms, points, targets, active
+        """A round for the active rows; summed: their residual moments where they are known."""
+        energy, moments, pull = summed or self.kernels.residual_moments(
+            plan.vertices, *evaluated, targets, active
         )
         corrective = plan.vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
         self.kernels.minimise(
@@ -427,18 +428,31 @@ class Solver:
         active, found = real, Solution.empty(real.numel(), self.device)
         for turn in range(ROUNDS_IN_BLOCK + 1):
             evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
+            summed = self._summed(plan, block, evaluated) if turn > 0 else None
             if turn > 0:
-                found, active = self._settle(plan, block, state, evaluated, active, start, found)
+                found, active = self._settle(
+                    plan, block, state, evaluated, summed, active, start, found
+                )
                 if turn == ROUNDS_IN_BLOCK or (self.kernels.host_decides and not active.any()):
                     break
             self._round(
-                plan, block, state, pair_moments, evaluated, block.targets, active, tolerance
-            )
+                plan, block, state, pair_moments, evaluated, block.targets, active, tolerance,
+                summed,
+            )  # fmt: skip
             # candidates that keep getting worse: at the optimum to rounding, so judge the best
             stuck = active & (state.failures >= 3)
             state.poses.copy_(torch.where(stuck[:, None], state.best_poses, state.poses))
             state.step_size.masked_fill_(stuck, 0.0)
         return Ended(found, active, state)
+
+    def _summed(
+        self, plan: StagePlan, block: Block, evaluated: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Weighted residuals and their moments; None where vertices count alike, as `judge` counts
+        them."""
+        if self.weights is None:
+            return None
+        return self.kernels.residual_moments(plan.vertices, *evaluated, block.targets)
 
     def _settle(
         self,
@@ -446,6 +460,7 @@ class Solver:
         block: Block,
         state: SearchState[Tensor],
         evaluated: tuple[Tensor, Tensor],
+        summed: tuple[Tensor, Tensor, Tensor] | None,
         active: Tensor,
         start: int,
         found: Solution,
@@ -457,11 +472,7 @@ class Solver:
             self.skinning, self.region, transforms, points, block.targets
         )
         count = points.shape[0]
-        mean_square = squares / count
-        if self.weights is not None:
-            mean_square, _, _ = self.kernels.residual_moments(
-                plan.vertices, transforms, points, block.targets
-            )
+        mean_square = squares / count if summed is None else summed[0]
         energy = mean_square + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
@@ -515,7 +526,10 @@ class Solver:
         state.step_size[:] = torch.inf
         plan, found = self.plans[-1], Solution.empty(real.numel(), self.device)
         evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
-        found, active = self._settle(plan, block, state, evaluated, real, start, found, force=True)
+        summed = self._summed(plan, block, evaluated)
+        found, active = self._settle(
+            plan, block, state, evaluated, summed, real, start, found, force=True
+        )
         return Ended(found, active, state)
 
 

@@ -6,6 +6,8 @@ length is fixed, so the order of its operations never depends on its neighbours.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.solver.numba_minimise import extra_energy, minimise
 from skel_fit.solver.numba_smoothing import couple, solve_tridiagonal, twist_products
 from skel_fit.solver.numba_start import start_poses
+from skel_fit.solver.numba_surfaces import place_rows, root_frame
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
     PARAMETERS,
@@ -27,6 +30,9 @@ from skel_fit.solver.tables import (
     StageTables,
     VertexSet,
 )
+
+if TYPE_CHECKING:
+    from skel_fit.solver.surfaces import Meshes, RestTables
 
 
 class NumbaKernels:
@@ -75,6 +81,28 @@ class NumbaKernels:
         poses = rotations.new_zeros(rotations.shape[0], PARAMETERS)
         start_poses(self.skeleton, *_arrays(rotations, shape.frames, lower, upper, branch, poses))
         return poses
+
+    def place_rows(
+        self, rest: RestTables, meshes: Meshes, rows: Tensor, betas: Tensor, width: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bone rotations (k,24,3,3) of these rows' own vertices, rest -> mesh, and the middle of
+        the pelvis' in the mesh and at rest (k,3), as the torch twin."""
+        del width  # rows are on their own
+        k = rows.numel()
+        made = betas.new_empty(k, 24, 3, 3), betas.new_empty(k, 3), betas.new_empty(k, 3)
+        given = _arrays(rows, betas.contiguous())
+        tables = (rest.template, rest.directions, rest.first, rest.vertices, rest.weights)
+        place_rows(*_mapping(meshes), *given, *tables, *_arrays(*made))
+        return made
+
+    def root_frame(
+        self, meshes: Meshes, rows: Tensor, orient: Tensor, seen: Tensor, home: Tensor
+    ) -> Tensor:
+        """Meshes of these rows (k,) in the root frame, (V,3,k), as the torch twin."""
+        targets = torch.empty(len(meshes.columns), 3, rows.numel(), dtype=self.dtype)
+        parts = (part.contiguous() for part in (rows, orient, seen, home))
+        root_frame(*_mapping(meshes), *_arrays(*parts, targets))
+        return targets
 
     def pose_bones(self, poses: Tensor, shape: Identity[Tensor]) -> tuple[Tensor, Tensor]:
         """Skinning transforms (24,12,n) and features (1+K+207,n) of poses (n,49)."""
@@ -200,6 +228,11 @@ class NumbaKernels:
     def unsettled(self, state: SearchState[Tensor], active: Tensor, tolerance: float) -> Tensor:
         """(n,) bool: active rows that a coarse stage goes on with."""
         return state.unsettled(active, tolerance)
+
+
+def _mapping(meshes: Meshes) -> tuple[np.ndarray, ...]:
+    """Source, columns and shares. An array of the kernel's kinds costs nothing here."""
+    return meshes.source.numpy(), meshes.columns, meshes.shares
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ from skel_fit.rotations import (
     angle_about_axis,
     axis_angle_to_matrix,
     euler_from_matrix,
+    nearest_rotation,
     rotation_about_axis,
     wrap_angle,
 )
+from skel_fit.solver.blocks import padded
 from skel_fit.solver.curvature import Curvature, Pairs, Twists, curvature, unpacked
 from skel_fit.solver.search_torch import Search, extra_energy
 from skel_fit.solver.tables import (
@@ -36,6 +39,9 @@ from skel_fit.solver.tables import (
     StageTables,
     VertexSet,
 )
+
+if TYPE_CHECKING:
+    from skel_fit.solver.surfaces import Meshes, RestTables
 
 
 class TorchKernels:
@@ -178,6 +184,48 @@ class TorchKernels:
             worse = _violation(other, low, high) >= _violation(one, low, high)
             found = torch.where((~worse ^ (branch == 1))[:, None], other, one)
         return torch.minimum(torch.maximum(found, low), high)
+
+    # --- bare meshes -----------------------------------------------------------------------
+
+    def place_rows(
+        self, rest: RestTables, meshes: Meshes, rows: Tensor, betas: Tensor, width: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bone rotations (k,24,3,3) of these rows' own vertices, rest -> mesh, and the middle of
+        the pelvis' in the mesh and at rest (k,3), float64; betas (k,K). NaN in `seen` where a mesh
+        is not finite. width: rows that products of matrices are filled up to."""
+        real, index = rows.numel(), padded(rows, width)
+        shapes = padded(torch.arange(real, device=rows.device), width)
+        share = self._tensor(rest.share)
+        directions, template = self._tensor(rest.directions), self._tensor(rest.template)
+        still = (template + betas[shapes] @ directions).view(width, -1, 3)
+        moved = self._mapped(meshes, index)
+        origin = moved[:, :1]
+        moved = moved - origin
+        rest_centres, centres = share.T @ still, share.T @ moved
+        products = share.T @ (moved[..., :, None] * still[..., None, :]).flatten(2)
+        spread = products.unflatten(2, (3, 3)) - centres[..., :, None] * rest_centres[..., None, :]
+        finite = torch.isfinite(spread).flatten(1).all(dim=1)
+        eye = torch.eye(3, dtype=spread.dtype, device=spread.device)
+        turns = nearest_rotation(torch.where(finite[:, None, None, None], spread, eye))[0]
+        seen = torch.where(finite[:, None], centres[:, 0] + origin[:, 0], torch.nan)
+        return turns[:real], seen[:real], rest_centres[:real, 0]
+
+    def root_frame(
+        self, meshes: Meshes, rows: Tensor, orient: Tensor, seen: Tensor, home: Tensor
+    ) -> Tensor:
+        """Meshes of these rows (k,) in the root frame, (V,3,k) of the fit's dtype: orient^T (mesh -
+        seen) + home; orient (n,3,3), seen and home (n,3) of all rows, float64."""
+        moved = self._mapped(meshes, rows) - seen[rows][:, None]
+        targets = moved @ orient[rows] + home[rows][:, None]
+        return targets.permute(1, 2, 0).to(self.dtype).contiguous()
+
+    def _mapped(self, meshes: Meshes, rows: Tensor) -> Tensor:
+        """SKEL's vertices (k,V,3) on the meshes of these rows, float64."""
+        source = meshes.source[rows].double()
+        columns = self._tensor(meshes.columns).long()
+        shares = self._tensor(meshes.shares).double()
+        parts = [source[:, columns[:, k]] * shares[:, k, None] for k in range(3)]
+        return parts[0] + parts[1] + parts[2]
 
     # --- vertex passes ---------------------------------------------------------------------
 

@@ -127,11 +127,13 @@ def stage_plans(
     masses = np.ones(skel.template.shape[0]) if weights is None else weights
     plans: list[StagePlan] = []
     for stage in config.resolved_recipe().stages:
-        chosen = _chosen_vertices(stage, smpl_weights, skel.template.shape[0])
-        key = (f"{dtype} {skel.device}", chosen.tobytes(), masses[chosen].tobytes())
+        seen = _seen_vertices(stage, smpl_weights, skel.template.shape[0])
+        chosen = seen[:: stage.stride]
+        own = _gathered(skel, seen, chosen, masses) if stage.represents else masses[chosen]
+        key = (f"{dtype} {skel.device}", chosen.tobytes(), own.tobytes())
         vertices = made.get(key)
         if vertices is None:
-            vertices = tables.vertex_set(skel, chosen, masses[chosen], dtype, skel.device)
+            vertices = tables.vertex_set(skel, chosen, own, dtype, skel.device)
             made[key] = vertices
         joint_masses = np.zeros(24)
         joint_masses[list(stage.joints)] = stage.joint_weight / 72.0
@@ -148,14 +150,35 @@ def stage_plans(
     return tuple(plans)
 
 
-def _chosen_vertices(stage: Stage, smpl_weights: np.ndarray | None, count: int) -> np.ndarray:
-    """Numbers of the vertices that a stage looks at."""
+_PER_WEIGHT = 0.05
+"""m: how far apart two vertices of different bones, or with the mass of one vertex between them,
+seem, so that each stands for its own kind."""
+
+
+def _gathered(skel: SKEL, seen: np.ndarray, chosen: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Masses (c,) of the chosen vertices with those of all seen ones that are nearest to them in
+    rest pose. What counts nothing stands for nobody."""
+    from scipy.spatial import cKDTree  # slow to import, for few recipes
+
+    template, weights = tables.numpy_of(skel.template), tables.numpy_of(skel.skin_weights)
+    kind = np.concatenate((weights, masses[:, None]), axis=1)
+    places = np.concatenate((template, _PER_WEIGHT * kind), axis=1)
+    counts = np.flatnonzero(masses[chosen] > LEAST_WEIGHT)
+    found = np.full(len(chosen), LEAST_WEIGHT)
+    if len(counts):
+        _, nearest = cKDTree(places[chosen[counts]]).query(places[seen])
+        found[counts] += np.bincount(nearest, masses[seen], minlength=len(counts))
+    return found
+
+
+def _seen_vertices(stage: Stage, smpl_weights: np.ndarray | None, count: int) -> np.ndarray:
+    """Numbers of the vertices that a stage's mask leaves."""
     mask = np.ones(count, bool)
     if stage.vertices is not None:
         if smpl_weights is None:
             raise ValueError(f"stage {stage.name}: its vertex mask needs an SMPL model")
         mask = stage.vertices.select(smpl_weights)
-    chosen = np.nonzero(mask)[0][:: stage.stride]
-    if chosen.size == 0:
+    seen = np.nonzero(mask)[0]
+    if seen.size == 0:
         raise ValueError(f"stage {stage.name}: its vertex mask selects no vertex")
-    return chosen
+    return seen

@@ -2,64 +2,115 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skel_fit.root import root_angles, root_rotation
-from skel_fit.rotations import nearest_rotation
 from skel_fit.skel import SKEL
-from skel_fit.solver.blocks import Goal, GoalOf, padded
-from skel_fit.solver.tables import LANES
+from skel_fit.solver.blocks import Goal, GoalOf
+from skel_fit.solver.crew import each
+from skel_fit.solver.tables import numpy_of
+
+if TYPE_CHECKING:
+    from skel_fit.solver.engine import Solver
 
 _PELVIS = 0
-_WIDE = 256  # meshes side by side on a GPU; 24 sums of 9 products each
+_WIDE = 256  # meshes side by side on a GPU
+_NARROW = 16  # and those that a thread takes at a time
+
+
+class Meshes(NamedTuple):
+    """Meshes of n rows, m, in their own topology and float type, and SKEL's vertices on them: each
+    the mean of three source vertices, weighted by its shares."""
+
+    source: Tensor  # (n, V_source, 3) contiguous float32 or float64
+    columns: np.ndarray  # (V, 3) int32
+    shares: np.ndarray  # (V, 3) float32
+
+    @staticmethod
+    def same(vertices: Tensor) -> Meshes:
+        """Meshes (n, V, 3) of SKEL's own topology."""
+        count = vertices.shape[1]
+        own = np.repeat(np.arange(count, dtype=np.int32)[:, None], 3, axis=1)
+        return Meshes(vertices, own, np.tile(np.array((1.0, 0.0, 0.0), np.float32), (count, 1)))
+
+
+class RestTables(NamedTuple):
+    """What placing meshes needs of a SKEL model, float64."""
+
+    template: np.ndarray  # (3V,) m
+    directions: np.ndarray  # (K, 3V) m
+    share: np.ndarray  # (V, 24) how much a vertex counts for a bone; each bone's sum 1
+    first: np.ndarray  # (25,) the same by bone: vertices[first[j]:first[j+1]] and weights
+    vertices: np.ndarray
+    weights: np.ndarray
+
+    @staticmethod
+    def of(skel: SKEL) -> RestTables:
+        """Tables of a loaded model. A vertex counts by the square of its skinning weight."""
+        share = np.square(numpy_of(skel.skin_weights))
+        share /= np.maximum(share.sum(axis=0), 1e-12)
+        shapes = numpy_of(skel.shapedirs).reshape(-1, skel.shapedirs.shape[2])
+        bones, vertices = np.nonzero(share.T)
+        return RestTables(
+            numpy_of(skel.template).reshape(-1),
+            np.ascontiguousarray(shapes.T),
+            share,
+            np.concatenate(([0], np.cumsum(np.bincount(bones, minlength=share.shape[1])))),
+            vertices,
+            share[vertices, bones],
+        )
 
 
 @dataclass(frozen=True)
 class PlacedSurfaces:
-    """n meshes taken to the root frame, float64: v = orient (v_root - J) + J + trans."""
+    """n meshes and their root frames, float64: v = orient (v_root - home) + seen."""
 
-    targets: Tensor  # (n, V, 3) m, root frame
+    meshes: Meshes
     rotations: Tensor  # (n, 24, 3, 3) world rotation of each bone, root frame
     orient: Tensor  # (n, 3, 3)
-    trans: Tensor  # (n, 3) m
+    seen: Tensor  # (n, 3) m, where `home` (n, 3), a point of the root frame, lies in the mesh
+    home: Tensor
+    finite: Tensor  # (n,) bool: rows without NaN or infinity; others mean nothing
 
-    def goal(self, dtype: torch.dtype) -> GoalOf:
+    def goal(self, solver: Solver) -> GoalOf:
         """The goal of each row."""
 
         def goal(rows: Tensor) -> Goal:
-            targets = self.targets[rows].permute(1, 2, 0).to(dtype).contiguous()
+            targets = solver.kernels.root_frame(
+                self.meshes, rows, self.orient, self.seen, self.home
+            )
             return Goal(targets, self.rotations[rows])
 
         return goal
 
+    def in_frame(self, orient: Tensor, seen: Tensor, home: Tensor) -> PlacedSurfaces:
+        """The same meshes in root frames that are known: (n, 3, 3), (n, 3), (n, 3), float64."""
+        turn = orient.transpose(1, 2) @ self.orient
+        known = [torch.isfinite(part).flatten(1).all(dim=1) for part in (orient, seen, home)]
+        return replace(
+            self,
+            rotations=turn[:, None] @ self.rotations,
+            orient=orient,
+            seen=seen,
+            home=home,
+            finite=self.finite & known[0] & known[1] & known[2],
+        )
+
     def roots(
-        self, skel: SKEL, poses: Tensor, betas: Tensor, found: Tensor
+        self, skel: SKEL, rows: Tensor, poses: Tensor, betas: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Root angles (n,3) and trans (n,3) of SKEL from poses (n,49) in the root frame.
-
-        betas: (n,10) that the meshes were placed with; found: (n,10) of the fit, whose pelvis may
-        be elsewhere.
-        """
-        away = rest_pelvis(skel, found) - rest_pelvis(skel, betas)
-        shift = away + poses[:, 46:49]
-        trans = self.trans + (self.orient @ shift[:, :, None])[:, :, 0] - away
-        turned = self.orient @ root_rotation(skel, poses[:, :3])
+        """Root angles (k,3) and trans (k,3) of SKEL from poses (k,49) and betas (k,10) of the fit
+        of these rows."""
+        pelvis, orient = rest_pelvis(skel, betas), self.orient[rows]
+        arm = pelvis + poses[:, 46:49] - self.home[rows]
+        trans = self.seen[rows] + (orient @ arm[:, :, None])[:, :, 0] - pelvis
+        turned = orient @ root_rotation(skel, poses[:, :3])
         return root_angles(skel, turned), trans
-
-
-def rooted_surfaces(skel: SKEL, targets: Tensor, betas: Tensor) -> PlacedSurfaces:
-    """Meshes (n, V, 3) m, float64, that are in the root frame already: orient is no turn.
-
-    betas: (n, 10). In blocks of one width, as `place_surfaces`.
-    """
-    rotations = place_surfaces(skel, targets, betas)
-    own = rotations.orient[:, None] @ rotations.rotations
-    n = targets.shape[0]
-    still = torch.eye(3, dtype=targets.dtype, device=targets.device).expand(n, 3, 3)
-    return PlacedSurfaces(targets, own, still, targets.new_zeros(n, 3))
 
 
 def rest_pelvis(skel: SKEL, betas: Tensor) -> Tensor:
@@ -69,46 +120,25 @@ def rest_pelvis(skel: SKEL, betas: Tensor) -> Tensor:
     return row @ skel.template.double() + (betas[:, None, :] * directions).sum(dim=2)
 
 
-def place_surfaces(skel: SKEL, vertices: Tensor, betas: Tensor) -> PlacedSurfaces:
-    """Root frame and bone rotations of meshes: vertices (n, V, 3) m, betas (n, 10), float64.
+def place_surfaces(skel: SKEL, solver: Solver, meshes: Meshes, betas: Tensor) -> PlacedSurfaces:
+    """Root frame and bone rotations of meshes; betas (n, 10), float64. A row's result depends on
+    no other row. The root frame is that of the pelvis bone's own vertices."""
+    rest, device = RestTables.of(skel), meshes.source.device
+    width = _NARROW if device.type == "cpu" else _WIDE
+    everything = torch.arange(meshes.source.shape[0], device=device)
 
-    In blocks of one width: no row depends on how many there are.
-    """
-    width = LANES if vertices.device.type == "cpu" else _WIDE
-    parts = []
-    for part in torch.arange(vertices.shape[0], device=vertices.device).split(width):
-        index, real = padded(part, width), part.numel()
-        parts.append([made[:real] for made in _place_block(skel, vertices[index], betas[index])])
-    if not parts:
-        empty = vertices.new_zeros(0, 3, 3)
-        return PlacedSurfaces(vertices, vertices.new_zeros(0, 24, 3, 3), empty, empty[:, 0])
-    return PlacedSurfaces(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    def place(part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return solver.kernels.place_rows(rest, meshes, part, betas[part], width)
 
-
-def _place_block(skel: SKEL, meshes: Tensor, betas: Tensor) -> tuple[Tensor, ...]:
-    """Targets, rotations, orient and trans of `PlacedSurfaces`."""
-    count, size = skel.shapedirs.shape[0], betas.shape[1]
-    directions = skel.shapedirs.double().reshape(3 * count, size)
-    shaped = (directions @ betas.T).view(count, 3, -1).permute(2, 0, 1)
-    rest = skel.template.double() + shaped
-    pelvis = skel.joint_regressor.double()[_PELVIS] @ rest
-    bones, centres, rest_centres = _bone_rotations(skel.skin_weights.double(), rest, meshes)
+    parts = list(each(place, everything.split(width), device)) if everything.numel() else []
+    empty = betas.new_zeros(0, 3)
+    found = (
+        tuple(torch.cat(same) for same in zip(*parts, strict=True))
+        if parts
+        else (betas.new_zeros(0, 24, 3, 3), empty, empty)
+    )
+    bones, seen, home = found
+    finite = torch.isfinite(seen).all(dim=1) & torch.isfinite(bones).flatten(1).all(dim=1)
     orient = bones[:, _PELVIS]
-    # the pelvis bone's own vertices go where they are seen
-    arm = (orient @ (rest_centres[:, _PELVIS] - pelvis)[..., None])[..., 0]
-    shift = centres[:, _PELVIS] - arm - pelvis
-    targets = (meshes - (pelvis + shift)[:, None]) @ orient + pelvis[:, None]
-    return targets, orient.transpose(1, 2)[:, None] @ bones, orient, shift
-
-
-def _bone_rotations(weights: Tensor, rest: Tensor, mesh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best rotation (n,24,3,3) and centres (n,24,3) of each bone's vertices, weighted by w^2."""
-    share = weights.square()
-    share = share / share.sum(dim=0).clamp(min=1e-12)
-    # about the middle of the mesh: products of small numbers keep their digits
-    rest_middle, middle = rest.mean(dim=1, keepdim=True), mesh.mean(dim=1, keepdim=True)
-    still, moved = rest - rest_middle, mesh - middle
-    rest_centres, centres = share.T @ still, share.T @ moved
-    products = share.T @ (moved[..., :, None] * still[..., None, :]).flatten(2)
-    spread = products.unflatten(2, (3, 3)) - centres[..., :, None] * rest_centres[..., None, :]
-    return nearest_rotation(spread)[0], centres + middle, rest_centres + rest_middle
+    own = orient.transpose(1, 2)[:, None] @ bones
+    return PlacedSurfaces(meshes, own, orient, seen, home, finite)
