@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,14 @@ from skel_fit.default_body import default_body_directory
 from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
 from skel_fit.model_files import load_skel
 from skel_fit.pose_prior import pose_prior
+from skel_fit.triangulation import projected
 from stages.photo import videos
 from stages.photo.camera_files import CalibratedCamera, read_camera_file
 from stages.photo.fitting import POINTS, Fitter, Lens, Marks
+from stages.photo.matching import Track, frame_by_frame, same_people
 from stages.photo.people import Finder
-from stages.photo.views import LIMBS, Views, adjusted, wrong_sides
+from stages.photo.together import Axes, TogetherFitter, up_of
+from stages.photo.views import LIMBS, Views, adjusted, arrays_of, in_order, wrong_sides
 from stages.regressor.evaluation.metrics import aligned_point_error
 
 VERSION = "0.10.49"
@@ -101,10 +104,10 @@ def watched(folder: Path, demo: str, finder: Finder) -> tuple[list[videos.Watche
 
 def seen_man(folder: Path, finder: Finder) -> Seen:
     found, rates = watched(folder, SINGLE, finder)
-    cameras = read_camera_file(folder / CALIBRATION)
+    given = read_camera_file(folder / CALIBRATION)
     frames = len(found[0].times)
     marks, seen = [], np.zeros((frames, 4), bool)
-    for v, (camera, video) in enumerate(zip(cameras, found, strict=True)):
+    for v, (camera, video) in enumerate(zip(given, found, strict=True)):
         number = max(video.people, key=lambda n: len(video.people[n]["frame"]))
         own = video.people[number]
         rows = own["frame"].astype(int)
@@ -115,16 +118,17 @@ def seen_man(folder: Path, finder: Finder) -> Seen:
         for whole, name in zip(spread, ("pixels", "visibility", "world"), strict=True):
             whole[rows] = own[name]
         marks.append(Marks(camera.undistorted(spread[0]), spread[1], spread[2], video.size))
-    views = Views(cameras, tuple(marks), seen)
+    views = Views(given, tuple(marks), seen)
     sides = wrong_sides(views)
     ordered = views.exchanged(sides)
-    better, _ = adjusted(ordered)
+    cameras, _ = adjusted([ordered])
+    better = replace(ordered, cameras=cameras)
     pixels = {}
     for name, some in (("given", ordered), ("adjusted", better)):
         met = some.joints()
         pixels[name] = np.stack([met.distances, met.distances / np.repeat(some.sizes, 12, 0)])
     truth = better.joints().points.reshape(frames, 12, 3)
-    return Seen(found, rates, views, sides, better.cameras, truth, pixels)
+    return Seen(found, rates, views, sides, cameras, truth, pixels)
 
 
 def angle(joints: np.ndarray, names: tuple[str, str, str], side: str) -> np.ndarray:
@@ -175,8 +179,8 @@ def body_points(
 HEADS = ["one camera", "rows", "PA mean mm", "median", "hip-centred", *(f"{a} deg" for a in ANGLES)]
 
 
-def one_camera(man: Seen, skel_model) -> None:
-    """Single pictures, and the `video` path, camera by camera."""
+def one_camera(man: Seen, skel_model) -> tuple[list[list[str]], list[list[str]]]:
+    """Single pictures, and the `video` path, camera by camera; exchanged frames of each."""
     table = []
     rows = np.arange(len(man.truth))[SCORED]
     for prior in ("motion", "wide"):
@@ -231,9 +235,72 @@ def one_camera(man: Seen, skel_model) -> None:
         table.append(
             [f"video, wide, {focal} focal", *scores(np.concatenate(found), np.concatenate(wanted))]
         )
-    print(markdown_table(HEADS, table))
-    heads = ["video", "frames exchanged", "of them repaired", "flagged", "exchanged by mistake"]
-    print("\n" + markdown_table(heads, lines))
+    return table, lines
+
+
+EXCHANGED = ["video", "frames exchanged", "repaired", "flagged", "exchanged by mistake"]
+TRACKED = [
+    "two people", "frames", "frames of each number", "frames of each person, all views",
+    "numbers of two people",
+]  # fmt: skip
+SEVERAL = ["four cameras", *HEADS[1:], "absolute mm", "px", "% of his size", "s of CPU"]
+
+
+def several_cameras(man: Seen, skel_model) -> list[list[str]]:
+    """One body in all four views. Exchanged sides are left in: the fit finds them."""
+    table = []
+    for name, cameras in (("as given", man.views.cameras), ("adjusted", man.cameras)):
+        for prior in ("motion", "wide"):
+            fitter = Fitter(skel_model, pose_prior(prior))
+            views = replace(man.views, cameras=cameras)
+            began = time.process_time()
+            ordered = in_order(views)
+            together = TogetherFitter(fitter, Axes(up_of([ordered.views]), False))
+            shared = together.fit(ordered, man.rates[0], together.shape(ordered.views))
+            spent = time.process_time() - began
+            motion = shared.motion
+            joints = body_points(fitter, motion.poses, motion.betas, motion.trans)
+            joints = joints @ shared.axes.turn
+            inner, outer = arrays_of(cameras)
+            found, _ = projected(joints.reshape(-1, 3), inner, outer)
+            seen = shared.views.pixels[:, :, LIMBS].swapaxes(1, 2).reshape(found.shape)
+            off = np.linalg.norm(found - seen, axis=-1).reshape(len(joints), len(LIMBS), -1)
+            off = np.where(shared.views.seen[:, None], off, np.nan)
+            away = 1000.0 * np.linalg.norm(joints - man.truth, axis=-1).mean()
+            share = 100 * np.nanmedian(off / shared.views.sizes[:, None])
+            table.append([
+                f"{name}, {prior}", *scores(joints, man.truth), f"{away:.0f}",
+                f"{np.nanmedian(off):.1f}", f"{share:.2f}", f"{spent:.1f}",
+            ])  # fmt: skip
+    return table
+
+
+def tracking(folder: Path, finder: Finder) -> list[list[str]]:
+    """Two people before the same cameras: who is followed, and who is who."""
+    found, _ = watched(folder, MULTI, finder)
+    cameras = read_camera_file(folder / CALIBRATION)
+    tracks = [
+        Track(view, number, own["frame"].astype(int), camera.undistorted(own["pixels"]))
+        for view, (camera, video) in enumerate(zip(cameras, found, strict=True))
+        for number, own in sorted(video.people.items())
+    ]
+    people = same_people(tracks, cameras)
+    frames = len(found[0].times)
+    owned = frame_by_frame(people, cameras, frames)
+    ordered = [track for person in people for track in person]
+    table = []
+    for view, video in enumerate(found):
+        counts = [len(own["frame"]) for _, own in sorted(video.people.items())]
+        own = [str(int((each[:, view] >= 0).sum())) for each in owned]
+        over = sum(
+            len({p for p, each in enumerate(owned) if (each[:, view] == k).any()}) > 1
+            for k, track in enumerate(ordered) if track.view == view
+        )  # fmt: skip
+        table.append([
+            f"camera {view + 1}", str(len(video.times)), ", ".join(map(str, counts)),
+            ", ".join(own), str(over),
+        ])  # fmt: skip
+    return table
 
 
 def main() -> None:
@@ -255,7 +322,13 @@ def main() -> None:
     ]  # fmt: skip
     print(markdown_table(["cameras", "median px", "90 %", "% of his size"], lines))
     if given.part in ("one", "all"):
-        one_camera(man, skel)
+        table, exchanged = one_camera(man, skel)
+        print("\n" + markdown_table(HEADS, table))
+        print("\n" + markdown_table(EXCHANGED, exchanged))
+    if given.part in ("several", "all"):
+        print("\n" + markdown_table(SEVERAL, several_cameras(man, skel)))
+    if given.part in ("tracking", "all"):
+        print("\n" + markdown_table(TRACKED, tracking(folder, Finder())))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,20 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import cv2
 import numpy as np
+import torch
 
 from skel_fit.body_points import BLAZEPOSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
 from skel_fit.model_files import load_skel
 from skel_fit.pose_prior import pose_prior
+from stages.drawing.render import Camera, Mesh, render
 from stages.photo.camera_files import CalibratedCamera
 from stages.photo.fitting import POINTS, Marks
 from stages.photo.views import Views
+from stages.regressor.data.demo_pictures import background, wardrobe
 
 HEIGHT, WIDTH = 600, 500
 UP = np.array([0.0, 0.0, 1.0])
@@ -135,3 +139,31 @@ def seen_by(
         hips = inside[:, [BLAZEPOSE_NAMES.index(f"{s} hip") for s in ("left", "right")]].mean(1)
         marks.append(Marks(pixels, np.ones(pixels.shape[:2]), inside - hips[:, None], camera.size))
     return Views(tuple(cameras), tuple(marks), np.ones((len(world), len(cameras)), bool))
+
+
+def write_clips(
+    folder: Path, cameras: list[CalibratedCamera], frames: int, rate: float = 25.0
+) -> list[Path]:
+    """A dressed stand-in who moves as `motion`, as a video of each camera."""
+    poses, betas, trans = motion(frames)
+    body, random = skel(), np.random.default_rng(5)
+    colors = wardrobe(Path(default_body_directory()), "male").dress(random)
+    with torch.no_grad():
+        skin = body(
+            *(torch.as_tensor(v, dtype=body.dtype)
+              for v in (poses, np.tile(betas, (frames, 1)), trans))
+        ).skin_vertices.double().numpy() @ Y_UP  # fmt: skip
+    paths = []
+    for camera in cameras:
+        behind = background(HEIGHT, WIDTH, random)
+        lens = Camera(camera.cam_int, HEIGHT, WIDTH)
+        path = folder / f"{camera.name}.avi"
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (WIDTH, HEIGHT))
+        assert writer.isOpened()
+        for vertices in skin:
+            inside = vertices @ camera.turn.T + camera.shift
+            mesh = Mesh(inside, body.faces.numpy(), colors)
+            writer.write(np.ascontiguousarray(render(mesh, lens, background=behind)[..., ::-1]))
+        writer.release()
+        paths.append(path)
+    return paths

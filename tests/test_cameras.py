@@ -189,7 +189,8 @@ def test_cameras_are_adjusted_to_what_they_see(views: Views, world: np.ndarray) 
     for camera in views.cameras:
         turn = _small_turn(0.02 * rng.normal(size=3)) @ camera.turn
         given.append(replace(camera, turn=turn, shift=camera.shift + 0.03 * rng.normal(size=3)))
-    better, found = adjusted(replace(views, cameras=tuple(given)))
+    cameras, found = adjusted([replace(views, cameras=tuple(given))])
+    better = replace(views, cameras=cameras)
     before, after = (np.nanmedian(m.distances) for m in (found.before, found.after))
     assert before > 4.0 and after < 2.5  # the landmarks' noise is 2 px a coordinate
     shape = better.joints().points.reshape(-1, 12, 3)
@@ -213,4 +214,4 @@ def _small_turn(axis: np.ndarray) -> np.ndarray:
 
 def test_too_few_points_adjust_nothing(views: Views) -> None:
     with pytest.raises(ValueError, match="seen by two cameras"):
-        adjusted(views.rows(slice(0, 1)))
+        adjusted([views.rows(slice(0, 1))])

@@ -22,11 +22,11 @@ _INDEX = "index.json"
 
 def write_opensim(
     folder: Path, name: str, skel: SKEL, poses: np.ndarray, betas: np.ndarray, trans: np.ndarray,
-    seconds: np.ndarray,
+    seconds: np.ndarray, axes: str = "camera",
 ) -> None:  # fmt: skip
     """A folder with model, motion and markers of poses (n, 46), betas (10,), trans (n, 3) in the
-    camera's frame at seconds (n,)."""
-    ground, kind = GROUNDS["camera"], skel.template.dtype
+    axes of that name (`GROUNDS`) at seconds (n,)."""
+    ground, kind = GROUNDS[axes], skel.template.dtype
     body = subjects(skel, torch.as_tensor(betas[None]))[0]
     shared = osim_writer.template(skel)
     values = coordinates(poses, trans, body.root(ground), "opensim")
@@ -48,16 +48,18 @@ def write_opensim(
         }
         for path, text in texts.items():
             (inside / path).write_text(text, encoding="utf-8", newline="\n")
-        (inside / _INDEX).write_bytes(pretty_json({"files": sorted(texts), "axes": "camera"}))
+        (inside / _INDEX).write_bytes(pretty_json({"files": sorted(texts), "axes": axes}))
 
 
-def write_view(page: Path, parameters: Path, models: Path, gender: str, rate: float) -> str:
+def write_view(
+    page: Path, parameters: Path, models: Path, gender: str, rate: float, up: str = "camera"
+) -> str:
     """The page that plays a file of parameters; a remark if it is only its beginning."""
     poser = Poser(models)
     with np.load(parameters, allow_pickle=False) as file:
         frames = len(file["poses"])
         if frames > MOST_FRAMES:
             return f"{frames} frames are too many for one page ({MOST_FRAMES}): none was written"
-    html = scene_page(file_scene(parameters, poser, gender, rate, "auto")).html
+    html = scene_page(file_scene(parameters, poser, gender, rate, up)).html
     write_bytes(page, html.encode("utf-8"))
     return ""

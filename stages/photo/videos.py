@@ -40,10 +40,9 @@ INTERPOLATED, NOBODY = "interpolated", "no person"
 VERSION = 1
 """Of the way people are followed: parts of another version are not gone on with."""
 _PART = 128  # frames
-_GAP = 0.5
+GAP = 0.5
 """Seconds without landmarks, or a believed body, that are interpolated; longer ones divide."""
 _LEAST_SECONDS, _LEAST_FRAMES = 0.4, 5
-"""Shorter appearances are nobody's."""
 _DRAWN = 16
 _RATE_SLACK = 0.05
 ON_LIMIT = 1e-6
@@ -234,13 +233,13 @@ def fit_people(
     people: list[Person] = []
     for _, columns in sorted(watched.people.items()):
         frames = columns["frame"].astype(int)
-        least = max(_LEAST_FRAMES, min(round(_LEAST_SECONDS * rate), len(watched.times) // 2))
+        least = least_frames(rate, len(watched.times))
         marks = Marks(columns["pixels"], columns["visibility"], columns["world"], watched.size)
         if len(frames) < least:
             continue
         betas = shape_of(fitter, marks, lens)
         segments = []
-        for part in _segments(frames, round(_GAP * rate)):
+        for part in segments_of(frames, round(GAP * rate)):
             first, last = int(frames[part.start]), int(frames[part.stop - 1])
             places = frames[part] - first
             count = last - first + 1
@@ -268,7 +267,12 @@ def fit_people(
     return people
 
 
-def _segments(frames: np.ndarray, gap: int) -> list[slice]:
+def least_frames(rate: float, frames: int) -> int:
+    """How many frames of a video somebody must be in; shorter appearances are nobody's."""
+    return max(_LEAST_FRAMES, min(round(_LEAST_SECONDS * rate), frames // 2))
+
+
+def segments_of(frames: np.ndarray, gap: int) -> list[slice]:
     """Runs of frames with gaps no longer than `gap`."""
     cuts = np.flatnonzero(np.diff(frames) > gap + 1) + 1
     ends = [0, *cuts.tolist(), len(frames)]
@@ -351,7 +355,7 @@ def write_film(
     rate: float, side: int, codec: str, told: Told,
 ) -> None:  # fmt: skip
     """Draw everybody over the frames, as a film whose longer side has at most `side` pixels."""
-    painter, gap = Painter(fitter.skel), round(_GAP * rate)
+    painter, gap = Painter(fitter.skel), round(GAP * rate)
     shown = {
         (person.number, first): (motion, statuses(motion, gap), shown_bones(motion.marks))
         for person in people if not person.reason
@@ -419,7 +423,7 @@ def write_person(
     save: frozenset[str],
 ) -> dict[str, int]:  # fmt: skip
     """`person-N.npz` (frames with a body), `person-N.csv` (all frames); how often each status."""
-    pairs = list(rows_of(person, name, lens, round(_GAP * rate)))
+    pairs = list(rows_of(person, name, lens, round(GAP * rate)))
     frames, rows = [frame for frame, _ in pairs], [row for _, row in pairs]
     if "csv" in save:
         extra: dict[str, Sequence[Any]] = {
@@ -454,7 +458,7 @@ def frames_csv(people: Sequence[Person], times: np.ndarray, rate: float) -> byte
     doubts: list[bool] = [False for _ in times]
     for person in people:
         for first, motion in person.segments:
-            for t, (status, _) in enumerate(statuses(motion, round(_GAP * rate))):
+            for t, (status, _) in enumerate(statuses(motion, round(GAP * rate))):
                 if status == REFUSED or person.reason:
                     doubts[first + t] = True
                 else:

@@ -25,6 +25,8 @@ LIMBS = [
 """The twelve joints of the limbs: what every view sees best."""
 SIGMA = 0.015
 """Standard deviation of a landmark in one view, as a share of the person's size there."""
+_ASTRAY = 0.06
+"""Share of the person's size by which the joints of a view that has failed are off."""
 _MOST_EXCHANGED = 2
 _ADJUST_FRAMES = 100
 _FARTHEST, _BY_MOTION, _EXCHANGED = 0.3, 60.0, 0.5
@@ -45,6 +47,11 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.seen)
+
+    @property
+    def some(self) -> np.ndarray:
+        """(n,) bool: frames that any camera sees."""
+        return np.asarray(self.seen.any(axis=1))
 
     @property
     def pixels(self) -> np.ndarray:
@@ -155,23 +162,67 @@ def _cheapest(costs: np.ndarray, places: np.ndarray) -> np.ndarray:
     return state
 
 
+def astray(views: Views) -> np.ndarray:
+    """(n, V) bool: views of which most joints are not where two others and more say."""
+    n, count, number = len(views), len(LIMBS), len(views.cameras)
+    away = views.joints().distances.reshape(n, count, number)
+    middle = np.median(np.where(np.isfinite(away), away, 0.0), axis=1) / views.sizes
+    several = views.seen.sum(1, keepdims=True) >= 3
+    worst = middle == middle.max(1, keepdims=True)
+    return np.asarray(several & worst & (middle > _ASTRAY))
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """views: left and right in order, without the views that are astray; sides, astray: (n, V)
+    bool, which were exchanged and which are left out."""
+
+    views: Views
+    sides: np.ndarray
+    astray: np.ndarray
+
+    def rows(self, index: np.ndarray | slice) -> Ordered:
+        return Ordered(self.views.rows(index), self.sides[index], self.astray[index])
+
+    @property
+    def frames_of_two(self) -> int:
+        """Frames that two cameras and more see."""
+        return int((self.views.seen.sum(1) >= 2).sum())
+
+
+def in_order(views: Views) -> Ordered:
+    """A person's landmarks as all views together tell them."""
+    sides = wrong_sides(views)
+    lost = astray(views.exchanged(sides))
+    ordered = views.exchanged(sides & ~lost)
+    return Ordered(replace(ordered, seen=ordered.seen & ~lost), sides & ~lost, lost)
+
+
 # ---- do the cameras agree? -----------------------------------------------------------------------
 
 
-def adjusted(views: Views) -> tuple[Views, Adjusted]:
-    """The same with cameras adjusted by the joints of frames spread over the video.
+def adjusted(
+    people: Sequence[Views],
+) -> tuple[tuple[CalibratedCamera, ...], Adjusted]:
+    """Cameras adjusted by the joints of people, in order, in frames spread over the video.
 
     Raises ValueError: too few joints are seen by two cameras.
     """
-    rows = np.unique(np.linspace(0, len(views) - 1, _ADJUST_FRAMES).astype(int))
-    some = views.rows(rows)
-    n, count, number = len(some), len(LIMBS), len(views.cameras)
-    pixels = some.pixels[:, :, LIMBS].swapaxes(1, 2).reshape(n * count, number, 2)
-    weights = some.weights[:, :, LIMBS].swapaxes(1, 2).reshape(n * count, number)
-    sigmas = np.repeat(SIGMA * some.sizes, count, axis=0)
-    found = adjust_cameras(pixels, weights, sigmas, *arrays_of(views.cameras))
-    cameras = tuple(
+    cameras = people[0].cameras
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for views in people:
+        rows = np.unique(np.linspace(0, len(views) - 1, _ADJUST_FRAMES).astype(int))
+        some = views.rows(rows)
+        shape = (len(some) * len(LIMBS), len(cameras))
+        parts.append((
+            some.pixels[:, :, LIMBS].swapaxes(1, 2).reshape(*shape, 2),
+            some.weights[:, :, LIMBS].swapaxes(1, 2).reshape(shape),
+            np.repeat(SIGMA * some.sizes, len(LIMBS), axis=0),
+        ))  # fmt: skip
+    pixels, weights, sigmas = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = adjust_cameras(pixels, weights, sigmas, *arrays_of(cameras))
+    moved = tuple(
         replace(camera, turn=outer[:, :3], shift=outer[:, 3])
-        for camera, outer in zip(views.cameras, found.outer, strict=True)
+        for camera, outer in zip(cameras, found.outer, strict=True)
     )
-    return replace(views, cameras=cameras), found
+    return moved, found

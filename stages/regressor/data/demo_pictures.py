@@ -138,11 +138,11 @@ def _render_block(job: Job, rows: list[int]) -> int:
     columns = _cached_columns(job.labels)
     for gender in sorted({str(columns["gender"][k]) for k in rows}):
         chosen = [k for k in rows if columns["gender"][k] == gender]
-        wardrobe = _wardrobe(job.models, gender)
-        for k, vertices in zip(chosen, wardrobe.posed(columns, chosen), strict=True):
+        clothes = wardrobe(job.models, gender)
+        for k, vertices in zip(chosen, clothes.posed(columns, chosen), strict=True):
             random = np.random.default_rng((job.seed, VERSION, k))
             width, height = (int(n) for n in columns["image_size"][k])
-            picture = _picture(wardrobe, vertices, columns["cam_int"][k], (height, width), random)
+            picture = _picture(clothes, vertices, columns["cam_int"][k], (height, width), random)
             ok, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
             if not ok:
                 raise ValueError(f"cannot encode picture {k}")
@@ -153,7 +153,7 @@ def _render_block(job: Job, rows: list[int]) -> int:
 # ---- bodies and clothes -------------------------------------------------------------------------
 
 
-class _Wardrobe:
+class Wardrobe:
     """An SMPL body and what its vertices can wear."""
 
     def __init__(self, models: Path, gender: str) -> None:
@@ -212,12 +212,12 @@ class _Wardrobe:
 
 
 @lru_cache(maxsize=3)
-def _wardrobe(models: Path, gender: str) -> _Wardrobe:
-    return _Wardrobe(models, gender)
+def wardrobe(models: Path, gender: str) -> Wardrobe:
+    return Wardrobe(models, gender)
 
 
 def _picture(
-    wardrobe: _Wardrobe, vertices: np.ndarray, cam_int: np.ndarray, size: tuple[int, int],
+    wardrobe: Wardrobe, vertices: np.ndarray, cam_int: np.ndarray, size: tuple[int, int],
     random: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """(H, W, 3) uint8 RGB."""
