@@ -413,7 +413,7 @@ class _NotFitted(_SkelFitter):
             raise InputError("the label file holds no SKEL labels to take as they are")
         import torch
 
-        from skel_fit.solver.crew import each, rows_over_threads
+        from skel_fit.crew import each, rows_over_threads
 
         self._pair(genders, "float64")  # loaded by one thread
 

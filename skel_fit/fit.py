@@ -13,6 +13,7 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.anatomy import PERIODIC, REGIONS
+from skel_fit.crew import rows_over_threads
 from skel_fit.inputs import Numbers, smpl_inputs
 from skel_fit.recipe import FitConfig
 from skel_fit.rejections import NON_FINITE_VERTICES, smpl_rejections
@@ -20,7 +21,6 @@ from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix, wrap_angle
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import GoalOf, Solution, padded
-from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import STARTS, Solver
 from skel_fit.solver.joint_shape import solve_with_shapes
 from skel_fit.solver.plans import VertexSets, checked_weights

@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from skel_fit.anatomy import NUM_POSES
 from skel_fit.body_points import SKIN, BodyPoints
+from skel_fit.crew import each, rows_over_threads
 from skel_fit.joint_limits import LimitsName, limits
 from skel_fit.pose_prior import PosePrior, pose_prior
 from skel_fit.skel import SKEL
 from skel_fit.solver import numba_keypoints as kernels
-from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.tables import Skeleton, numpy_of, skeleton_tables
 from skel_fit.status import Status
 

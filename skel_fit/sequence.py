@@ -16,6 +16,7 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.anatomy import REGIONS
+from skel_fit.crew import each, rows_over_threads
 from skel_fit.fit import FitResult, fit_skel, solver_of, status_of
 from skel_fit.recipe import FitConfig, SequenceConfig, check_sequence
 from skel_fit.rotations import axis_angle_to_matrix
@@ -30,7 +31,6 @@ from skel_fit.solver.branches import (
     lock_ties,
     suspicious_steps,
 )
-from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.engine import STARTS
 from skel_fit.solver.smoothing import SequenceProblem, smooth
 from skel_fit.status import Status, costly_rows, limited_rows

@@ -3,12 +3,15 @@
 Source: docs/reference/skel-model.md, whose anchors are cited as "(#chain)".
 Body frame: x to the subject's left, y up, z forward; bone space: x forward, y up, z right.
 
+On a CPU, float32 and enough rows, one pass of compiled code does the skin (`skinning.py`); the
+operations here are its twin.
 Memory: no tensor with a 4x4 (or 3x4) matrix per vertex is kept beyond one chunk of the batch.
 Layout: vertices are kept component-major, (B, 3, V), until the end, so every pass is contiguous.
 """
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from skel_fit import anatomy, kinematics
 from skel_fit.anatomy import NUM_BETAS, NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
 from skel_fit.kinematics import HEAD, LUMBAR, RADIUS_L, RADIUS_R, THORAX, ULNA_L, ULNA_R
 from skel_fit.rotations import safe_norm
+from skel_fit.skinning import BoneWeights, can_skin, skin
 
 NUM_VERTICES = 6890
 NUM_FACES = 13776
@@ -69,14 +73,9 @@ class SkelArrays:
 
 
 @dataclass(frozen=True)
-class SkelIdentity:
-    """Everything that depends on the betas only; reuse it for all poses of a person.
+class SkelFrames:
+    """What the bones need of a shape; depends on the betas only. Body frame, metres."""
 
-    Body frame, metres. B may be 1 and is then shared by all poses.
-    """
-
-    betas: Tensor  # (B, 10)
-    vertices: Tensor  # (B, 6890, 3) shaped rest skin
     joints: Tensor  # (B, 24, 3) rest joints J
     offsets: Tensor  # (B, 24, 3) o_i = J_i - J_parent(i), o_0 = J_0
     orientations: Tensor  # (B, 24, 3, 3) bone orientation K_i at rest
@@ -94,11 +93,22 @@ class SkelIdentity:
         return self.lengths[:, 3:]
 
     def __len__(self) -> int:
-        return self.betas.shape[0]
+        return self.joints.shape[0]
 
-    def rows(self, index: Tensor | slice) -> "SkelIdentity":
-        """The identities of some rows."""
-        return SkelIdentity(*(getattr(self, field.name)[index] for field in fields(self)))
+    def rows(self, index: Tensor | slice) -> Self:
+        """Those of some rows."""
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class SkelIdentity(SkelFrames):
+    """Everything that depends on the betas only; reuse it for all poses of a person.
+
+    Body frame, metres. B may be 1 and is then shared by all poses.
+    """
+
+    betas: Tensor  # (B, 10)
+    vertices: Tensor  # (B, 6890, 3) shaped rest skin
 
 
 @dataclass(frozen=True)
@@ -150,11 +160,10 @@ class SKEL(nn.Module):
     apose_trans: Tensor
     axes: Tensor
     _template_flat: Tensor  # (3V,) component-major, as the bases below
-    _shape_basis: Tensor
     _joint_template: Tensor
     _joint_basis: Tensor
     _bone_directions: Tensor
-    _offset_basis: Tensor
+    _basis: Tensor  # (3V, F + 10): correctives, then betas
     _rigid_points: Tensor
     _blended_points: Tensor
     _blended_rigid_weights: Tensor
@@ -209,7 +218,6 @@ class SKEL(nn.Module):
         directions = arrays.shapedirs.astype(np.float64)
         regressor = arrays.joint_regressor.astype(np.float64)
         self._floats("_template_flat", template.T.reshape(-1))
-        self._floats("_shape_basis", directions.transpose(1, 0, 2).reshape(-1, NUM_BETAS))
         self._floats("_joint_template", (regressor @ template).reshape(-1))
         joint_basis = np.einsum("jv,vck->jck", regressor, directions)
         self._floats("_joint_basis", joint_basis.reshape(-1, NUM_BETAS))
@@ -229,8 +237,10 @@ class SKEL(nn.Module):
         used = [k for k, source in enumerate(POSE_FEATURE_SOURCES) if source >= 0]
         self._feature_joints = tuple(POSE_FEATURE_SOURCES[k] for k in used)
         columns = [9 * k + e for k in used for e in range(9)]
-        basis = arrays.posedirs.transpose(1, 0, 2).reshape(-1, NUM_POSE_FEATURES)[:, columns]
-        self._floats("_offset_basis", basis)
+        offsets = arrays.posedirs.transpose(1, 0, 2).reshape(-1, NUM_POSE_FEATURES)[:, columns]
+        shapes = arrays.shapedirs.transpose(1, 0, 2).reshape(-1, NUM_BETAS)
+        self._floats("_basis", np.concatenate((offsets, shapes), 1))
+        self._bone_weights = BoneWeights.of(arrays.skin_weights)
 
     def _derive_bones(self, arrays: SkelArrays) -> None:
         """Bone vertices sorted into rigid ones, a run for each bone, and blended ones."""
@@ -276,6 +286,14 @@ class SKEL(nn.Module):
         """Device of the model's tensors."""
         return self.template.device
 
+    @property
+    def _offset_basis(self) -> Tensor:
+        return self._basis[:, :-NUM_BETAS]
+
+    @property
+    def _shape_basis(self) -> Tensor:
+        return self._basis[:, -NUM_BETAS:]
+
     # ---- shape ------------------------------------------------------------------------------
 
     def shape(self, betas: Tensor) -> SkelIdentity:
@@ -283,21 +301,26 @@ class SKEL(nn.Module):
 
         Anchors #rest, #bone-orientation.
         """
-        self._check("betas", betas, (NUM_BETAS,))
-        batch = betas.shape[0]
+        frames = self._frames(betas)
         flat = torch.addmm(self._template_flat, betas, self._shape_basis.t())
+        return SkelIdentity(
+            **{field.name: getattr(frames, field.name) for field in fields(frames)},
+            betas=betas,
+            vertices=flat.view(-1, 3, NUM_VERTICES).transpose(1, 2),
+        )
+
+    def _frames(self, betas: Tensor) -> SkelFrames:
+        self._check("betas", betas, (NUM_BETAS,))
         # The small part in float64: rounding of the rest joints and bone orientations would be the
         # largest part of the error of the posed mesh.
         joints = torch.addmm(
             self._joint_template.double(), betas.double(), self._joint_basis.double().t()
-        ).view(batch, NUM_JOINTS, 3)
+        ).view(-1, NUM_JOINTS, 3)
         offsets = kinematics.rest_offsets(joints)
         turns = kinematics.bone_turns(self._bone_directions.double(), offsets)
         orientations = turns @ self.per_joint_rot.double()
         bases = orientations @ self.apose_rot.double().transpose(1, 2)
-        return SkelIdentity(
-            betas=betas,
-            vertices=flat.view(batch, 3, NUM_VERTICES).transpose(1, 2),
+        return SkelFrames(
             joints=joints.to(self.dtype),
             offsets=offsets.to(self.dtype),
             orientations=orientations.to(self.dtype),
@@ -343,12 +366,12 @@ class SKEL(nn.Module):
         self._check("poses", poses, (NUM_POSES,))
         return kinematics.joint_rotations(poses, self.axes)
 
-    def local_translations(self, poses: Tensor, identity: SkelIdentity) -> Tensor:
+    def local_translations(self, poses: Tensor, identity: SkelFrames) -> Tensor:
         """Local translations t_i (#local-translation), body axes: (B, 24, 3)."""
         return kinematics.local_offsets(poses, identity.offsets, identity.lengths)
 
     def bone_transforms(
-        self, poses: Tensor, identity: SkelIdentity, turns: Tensor | None = None
+        self, poses: Tensor, identity: SkelFrames, turns: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Forward kinematics (#local-rotation to #chain), without `trans`.
 
@@ -386,53 +409,74 @@ class SKEL(nn.Module):
         self._check("poses", poses, (NUM_POSES,))
         if (betas is None) == (identity is None):
             raise ValueError("SKEL: expected either betas or identity, found both or neither")
+        batch = poses.shape[0]
+        given = betas if betas is not None else identity
+        assert given is not None
+        if len(given) not in (1, batch):
+            raise ValueError(
+                f"SKEL: expected betas or identity of 1 or {batch} rows (as poses), "
+                f"found {len(given)}"
+            )
+        if trans is None:
+            trans = poses.new_zeros(batch, 3)
+        self._check("trans", trans, (3,))
+        if trans.shape[0] != batch:
+            raise ValueError(f"SKEL: expected trans of {batch} rows, found {trans.shape[0]}")
         with torch.autocast(poses.device.type, enabled=False):
-            if betas is not None:
-                identity = self.shape(betas)
-            assert identity is not None
-            batch = poses.shape[0]
-            if len(identity) not in (1, batch):
-                raise ValueError(
-                    f"SKEL: expected betas or identity of 1 or {batch} rows (as poses), "
-                    f"found {len(identity)}"
-                )
-            if trans is None:
-                trans = poses.new_zeros(batch, 3)
-            self._check("trans", trans, (3,))
-            if trans.shape[0] != batch:
-                raise ValueError(f"SKEL: expected trans of {batch} rows, found {trans.shape[0]}")
-            return self._posed(poses, identity, trans, skeleton)
+            return self._posed(poses, given, trans, skeleton)
 
     def _posed(
-        self, poses: Tensor, identity: SkelIdentity, trans: Tensor, skeleton: bool
+        self, poses: Tensor, given: Tensor | SkelIdentity, trans: Tensor, skeleton: bool
     ) -> SkelOutput:
-        rotations, positions, local = self.bone_transforms(poses, identity)
-        affine = kinematics.skinning_transforms(rotations, positions, identity.joints)
+        """given: betas or an identity."""
+        betas = given if isinstance(given, Tensor) else None
+        identity = None if isinstance(given, Tensor) else given
+        shape = given.vertices if isinstance(given, SkelIdentity) else given
+        fused = can_skin((poses, trans, shape))
+        if betas is not None and (skeleton or not fused):
+            identity = self.shape(betas)
+        frames = identity if betas is None or identity else self._frames(betas)
+        assert frames is not None
+        rotations, positions, local = self.bone_transforms(poses, frames)
+        affine = kinematics.skinning_transforms(rotations, positions, frames.joints)
         features = kinematics.pose_features(local, self._feature_joints)
-        shaped = identity.vertices.transpose(1, 2).flatten(1)
-        bones = self._bones_at_rest(identity) if skeleton else None
-
-        skin_parts, bone_parts = [], []
-        chunk = _CHUNK_CPU if poses.device.type == "cpu" else _CHUNK_ACCELERATOR
-        for start in range(0, poses.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            own = rows if len(identity) > 1 else slice(None)
-            skin = self._skin(features[rows], shaped[own], affine[rows], trans[rows])
-            skin_parts.append(skin)
-            if bones is not None:
-                bone_parts.append(self._bones(bones[own], affine[rows], trans[rows]))
+        if fused and betas is not None:
+            # The rest shape is linear in the betas, as the correctives are in their features.
+            moving = torch.cat((features, betas.expand(len(poses), -1)), 1)
+            rest, basis = self._template_flat[None], self._basis
+        else:
+            assert identity is not None
+            moving, basis = features, self._offset_basis
+            rest = identity.vertices.transpose(1, 2).flatten(1)
+        if fused:
+            posed = skin(moving, rest, affine, trans, basis, self._bone_weights, self._skin)
+        else:
+            parts = [
+                self._skin(moving[rows], rest[own], affine[rows], trans[rows], basis)
+                for rows, own in _chunks(poses, frames)
+            ]
+            posed = _join(parts, poses, NUM_VERTICES)
+        bones = None
+        if skeleton:
+            assert identity is not None
+            still = self._bones_at_rest(identity)
+            parts = [
+                self._bones(still[own], affine[rows], trans[rows])
+                for rows, own in _chunks(poses, frames)
+            ]
+            bones = _join(parts, poses, len(self.skeleton_template))
         return SkelOutput(
-            skin_vertices=_join(skin_parts, poses, NUM_VERTICES),
+            skin_vertices=posed,
             joints=positions + trans[:, None],
-            joint_orientations=rotations @ identity.orientations,
-            skeleton_vertices=(
-                _join(bone_parts, poses, len(self.skeleton_template)) if skeleton else None
-            ),
+            joint_orientations=rotations @ frames.orientations,
+            skeleton_vertices=bones,
         )
 
-    def _skin(self, features: Tensor, shaped: Tensor, affine: Tensor, trans: Tensor) -> Tensor:
+    def _skin(
+        self, moving: Tensor, rest: Tensor, affine: Tensor, trans: Tensor, basis: Tensor
+    ) -> Tensor:
         """Skin of one chunk (#correctives, #skin): (b, 6890, 3)."""
-        points = torch.addmm(shaped, features, self._offset_basis.t())
+        points = torch.addmm(rest, moving, basis.t())
         points = points.view(-1, 3, NUM_VERTICES)
         posed = _blend(self.skin_weights, affine, points)
         return (posed + trans[..., None]).transpose(1, 2).contiguous()
@@ -472,6 +516,13 @@ class SKEL(nn.Module):
                 f"SKEL: expected {name} as {self.dtype} on {self.device} (the model's), found "
                 f"{tensor.dtype} on {tensor.device}; use skel.to(...) or {name}.to(...)"
             )
+
+
+def _chunks(poses: Tensor, frames: SkelFrames) -> list[tuple[slice, slice]]:
+    """Rows that are worked on at once, and those of their shapes."""
+    size = _CHUNK_CPU if poses.device.type == "cpu" else _CHUNK_ACCELERATOR
+    rows = [slice(start, start + size) for start in range(0, len(poses), size)]
+    return [(one, one if len(frames) > 1 else slice(None)) for one in rows]
 
 
 def _join(parts: list[Tensor], like: Tensor, vertices: int) -> Tensor:

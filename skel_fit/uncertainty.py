@@ -16,13 +16,13 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.calibration import OBSERVED, Calibration
+from skel_fit.crew import each, rows_over_threads
 from skel_fit.fit import FitResult, fit_skel, solver_of
 from skel_fit.kinematics import Bones, Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import padded
-from skel_fit.solver.crew import each, rows_over_threads
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.sandwich import RIDGE, Fields, Sandwich, sandwich, scores, wrenches

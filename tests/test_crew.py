@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from benchmarks.poses import real
+from skel_fit.crew import each, rows_over_threads
 from skel_fit.default_body import default_body_directory
 from skel_fit.fit import fit_skel
 from skel_fit.model_files import load_skel, load_smpl
 from skel_fit.recipe import FitConfig
 from skel_fit.signs import signs_of_life
-from skel_fit.solver.crew import each, rows_over_threads
 
 CPU = torch.device("cpu")
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from skel_fit import numba_compile
 from skel_fit.recipe import FitConfig
-from skel_fit.solver import engine, numba_compile
+from skel_fit.solver import engine
 from skel_fit.solver.kernels_torch import TorchKernels
 
 INNER = "from numba import njit\n\n\n@njit\ndef inner(x):\n    return x + {}\n"
 OUTER = """
-from skel_fit.solver.numba_compile import kernel
+from skel_fit.numba_compile import kernel
 from numba_inner import inner
 
 
@@ -24,7 +25,7 @@ def outer(x):
 """
 PROGRAM = """
 import pathlib, sys
-from skel_fit.solver import numba_compile
+from skel_fit import numba_compile
 here = pathlib.Path(sys.argv[1])
 sys.path.insert(0, str(here))
 numba_compile.__file__ = str(here / "numba_compile.py")

@@ -10,7 +10,7 @@ from body_models.skel.torch import SKEL as PeerSkel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skel_fit import anatomy
+from skel_fit import anatomy, skinning
 from skel_fit.model_files import load_skel
 
 GOLDEN_TOLERANCE = 2e-5
@@ -214,7 +214,7 @@ def test_identity_is_reusable_and_shared(golden_skel):
     identity = golden_skel.shape(betas)
     full = golden_skel(poses, betas, trans, True)
     cached = golden_skel(poses, trans=trans, skeleton=True, identity=identity)
-    assert torch.equal(full.skin_vertices, cached.skin_vertices)
+    assert_close(cached.skin_vertices, full.skin_vertices.numpy(), OWN_TOLERANCE)
     assert torch.equal(full.skeleton_vertices, cached.skeleton_vertices)
     one = golden_skel(poses, identity=identity.rows(slice(2, 3)), trans=trans, skeleton=True)
     repeated = golden_skel(poses, betas[2:3].expand(40, -1), trans, True)
@@ -397,3 +397,71 @@ def test_root_stored_as_zero_makes_the_pelvis_a_leaf(golden_skel_dict, tmp_path,
     assert (plain[:, 0] != 1).all()
     np.testing.assert_array_equal(changed[:, 0].detach().numpy(), np.ones((2, 3)))
     np.testing.assert_array_equal(changed[:, 1:].numpy(), plain[:, 1:].numpy())
+
+
+# ---- the skin in one pass on a CPU --------------------------------------------------------------
+
+
+def _posed(skel, rows: int, shapes: int, *, by_identity: bool) -> list[torch.Tensor]:
+    """Skin of random bodies and the gradients of poses, betas and translation."""
+    generator = torch.Generator().manual_seed(rows)
+    poses = (0.4 * torch.randn(rows, 46, generator=generator)).requires_grad_()
+    betas = torch.randn(shapes, 10, generator=generator).requires_grad_()
+    trans = torch.randn(rows, 3, generator=generator).requires_grad_()
+    given = {"identity": skel.shape(betas)} if by_identity else {"betas": betas}
+    skin = skel(poses, trans=trans, **given).skin_vertices
+    pull = torch.randn(skin.shape, generator=generator)
+    gradients = torch.autograd.grad((skin * pull).sum(), (poses, betas, trans))
+    return [skin.detach(), *gradients]
+
+
+@pytest.mark.parametrize("by_identity", [False, True])
+@pytest.mark.parametrize(("rows", "shapes"), [(16, 16), (37, 1), (260, 260)])
+def test_the_skin_in_one_pass_is_that_of_torch(golden_skel, monkeypatch, rows, shapes, by_identity):
+    assert skinning.can_skin((torch.zeros(rows, 1),))
+    found = _posed(golden_skel, rows, shapes, by_identity=by_identity)
+    monkeypatch.setattr(skinning, "WORTH_IT", rows + 1)
+    expected = _posed(golden_skel, rows, shapes, by_identity=by_identity)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+
+
+def test_the_skin_in_one_pass_has_second_derivatives(golden_skel, monkeypatch) -> None:
+    def second() -> torch.Tensor:
+        poses = torch.linspace(-0.5, 0.5, 46).repeat(16, 1).requires_grad_()
+        square = golden_skel(poses, torch.zeros(1, 10)).skin_vertices.square().sum()
+        (slope,) = torch.autograd.grad(square, poses, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), poses)[0]
+
+    found = second()
+    monkeypatch.setattr(skinning, "WORTH_IT", 17)
+    expected = second()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_who_asks_for_more_than_gradients_gets_the_operations_of_torch(golden_skel) -> None:
+    poses, betas = torch.zeros(16, 46), torch.zeros(1, 10)
+    tangent = torch.zeros(16, 46)
+    tangent[:, 0] = 1.0
+
+    def skin(q: torch.Tensor) -> torch.Tensor:
+        return golden_skel(q, betas).skin_vertices
+
+    slope = torch.func.jvp(skin, (poses,), (tangent,))[1]
+    step = (skin(poses + 1e-3 * tangent) - skin(poses - 1e-3 * tangent)) / 2e-3
+    torch.testing.assert_close(slope, step, rtol=0, atol=1e-3)
+    assert not skinning.can_skin((poses.double(),))
+    assert not skinning.can_skin((poses[:15],))
+
+
+def test_a_row_of_the_skin_does_not_depend_on_the_number_of_threads(golden_skel) -> None:
+    generator = torch.Generator().manual_seed(5)
+    poses = 0.4 * torch.randn(40, 46, generator=generator)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(golden_skel(poses, torch.zeros(1, 10)).skin_vertices)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)

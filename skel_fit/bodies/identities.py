@@ -17,11 +17,11 @@ from torch import Tensor
 from skel_fit.anatomy import NUM_BETAS
 from skel_fit.bodies.identity_shapes import GENDERS, IdentityShapes
 from skel_fit.bodies.weights import surface_weights
+from skel_fit.crew import rows_over_threads
 from skel_fit.fit import solver_of
 from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
-from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.joint_shape import solve_with_shapes
 from skel_fit.solver.surfaces import Meshes, place_surfaces
 

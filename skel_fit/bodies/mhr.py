@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from skel_fit.crew import each, rows_over_threads
 from skel_fit.errors import ModelFileError
-from skel_fit.solver.crew import each, rows_over_threads
 
 VERTICES = 18_439
 PARAMETERS, SHAPES, EXPRESSIONS = 204, 45, 72

@@ -10,12 +10,12 @@ from skel_fit.bodies.identity_shapes import IdentityShapes
 from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.bodies.surface_map import SurfaceMap
 from skel_fit.bodies.weights import surface_weights
+from skel_fit.crew import rows_over_threads
 from skel_fit.fit import FitResult, fit_meshes, fit_placed, solver_of
 from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
-from skel_fit.solver.crew import rows_over_threads
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.surfaces import Meshes, place_surfaces, rest_pelvis
 

@@ -23,12 +23,12 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit.anatomy import POSE_NAMES, REGIONS
+from skel_fit.crew import each
 from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
 from skel_fit.solver import tables
 from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
-from skel_fit.solver.crew import each
 from skel_fit.solver.graphs import Graphs
 from skel_fit.solver.plans import (
     SmplSide,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.crew import each
 from skel_fit.solver.blocks import GoalOf, Solution, padded
-from skel_fit.solver.crew import each
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.sandwich import RIDGE

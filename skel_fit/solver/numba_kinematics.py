@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from skel_fit.solver.numba_compile import kernel
+from skel_fit.numba_compile import kernel
 from skel_fit.solver.tables import PARAMETERS
 
 JOINTS = 24

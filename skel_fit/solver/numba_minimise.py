@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from skel_fit.solver.numba_compile import kernel
+from skel_fit.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
     bones,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from skel_fit.solver.numba_compile import kernel
+from skel_fit.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
     bones,

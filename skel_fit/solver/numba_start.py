@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit
 
-from skel_fit.solver.numba_compile import kernel
+from skel_fit.numba_compile import kernel
 from skel_fit.solver.numba_kinematics import (
     JOINTS,
     multiply,

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.crew import each
 from skel_fit.kinematics import Identity
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
-from skel_fit.solver.crew import each
 from skel_fit.solver.curvature import Pairs, Twists, unpacked
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels

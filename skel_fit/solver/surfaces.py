@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skel_fit.crew import each
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import Goal, GoalOf
-from skel_fit.solver.crew import each
 from skel_fit.solver.tables import numpy_of
 
 if TYPE_CHECKING:

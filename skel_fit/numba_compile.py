@@ -60,10 +60,11 @@ def cache_folder() -> Path | None:
 
 
 def sources_digest(folder: Path) -> str:
-    """SHA-256 over the files in a folder that kernels and the constants in them come from."""
+    """SHA-256 over the files below a folder that kernels and the constants in them come from."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("numba_*.py"), *folder.glob("tables.py")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted([*folder.rglob("numba_*.py"), *folder.glob("solver/tables.py")]):
+        name = path.relative_to(folder).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
