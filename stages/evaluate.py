@@ -77,6 +77,10 @@ class Request:
         bool,
         typer.Option("--layer-cameras", help="Also the final body under the camera of each layer."),
     ] = False
+    layer_estimates: Annotated[
+        bool,
+        typer.Option("--layer-estimates", help="Also each estimate before the last one."),
+    ] = False
     against: Annotated[
         Path | None, typer.Option(help="A second checkpoint, beside the first one.")
     ] = None
@@ -196,8 +200,8 @@ def _predictors(
     from stages.regressor.network.official import load_human_fov
 
     found: list[Predictor] = []
-    if request.layer_cameras and request.checkpoint is None:
-        raise UsageError("--layer-cameras: give a --checkpoint")
+    if (request.layer_cameras or request.layer_estimates) and request.checkpoint is None:
+        raise UsageError("--layer-cameras, --layer-estimates: give a --checkpoint")
     for weights in (request.checkpoint, request.against):
         if weights is None:
             continue
@@ -216,6 +220,8 @@ def _predictors(
             last.name = f"{last.name} ({weights})"
         if request.layer_cameras and weights is request.checkpoint:
             found += last.layer_cameras()
+        if request.layer_estimates and weights is request.checkpoint:
+            found += last.layer_estimates()
     if stored is not None:
         found.append(stored)
     found.append(setting.mean_pose(protocol, rows, path))

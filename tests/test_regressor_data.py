@@ -23,7 +23,8 @@ from pipeline.receipts import receipt_path, shard_path
 from pipeline.rundir import RunDirectory
 from pipeline.shards import build_shard, read_columns, root_attributes
 from stages.regressor.config import load_recipe
-from stages.regressor.data import augment, demo_pictures
+from stages.regressor.data import augment, crops, demo_pictures
+from stages.regressor.data.crop_cache import CropCache
 from stages.regressor.data.images import FolderImages, TarImages, decode, open_images
 from stages.regressor.data.loader import CropDataset, Order, batches
 from stages.regressor.data.rows import Place, load_collection
@@ -297,6 +298,56 @@ def test_reduced_decoding_covers_the_same_pixels(suffix: str) -> None:
 
 
 # ---- order --------------------------------------------------------------------------------------
+
+
+# ---- cached crops -------------------------------------------------------------------------------
+
+
+CACHED = ("data.cached_crops=1.25", "data.augment.scale=0.1", "data.augment.shift=0.02")
+
+
+def test_cached_crops_show_what_the_pictures_show(files: Demo, tmp_path: Path) -> None:
+    """Also flipped, shifted and scaled; sampled twice, so a little softer."""
+    plain, cached = dataset(files, *CACHED), dataset(files, *CACHED)
+    cached.keep_crops(tmp_path / "crops.npy")
+    flipped = []
+    for k in range(0, len(plain), 7):
+        one, two = plain[(1, k)], cached[(1, k)]
+        assert all(np.array_equal(one[n], two[n]) for n in one if n != "image")
+        away = np.abs(one["image"] - two["image"]) * crops.IMAGENET_STD.mean()
+        assert away.mean() < 6, k  # grey levels; two rows differ by some 60
+        flipped.append(bool(one["flip"]))
+    assert {True, False} == set(flipped)
+    order = [[(1, 0), (1, 3)]]
+    one, two = (next(iter(batches(cached, order, workers))) for workers in (0, 1))
+    assert same(one, two)
+
+
+def test_cached_crops_are_made_anew_only_for_other_rows_or_pictures(
+    files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    make = CropCache.make
+    monkeypatch.setattr(CropCache, "make", lambda self, cut: (made.append(1), make(self, cut)))
+    path, rows = tmp_path / "crops.npy", dataset(files, *CACHED)
+    for _ in range(2):
+        rows.keep_crops(path)
+    assert len(made) == 1
+    held = np.load(path)
+    dataset(files, "data.cached_crops=1.5").keep_crops(path)
+    assert len(made) == 2 and np.load(path).shape != held.shape
+    rows.keep_crops(path)
+    assert len(made) == 3 and np.array_equal(np.load(path), held)
+    other = shutil.copytree(files.data / "demo", tmp_path / "pictures" / "demo")
+    for picture in other.rglob("*.jpg"):
+        cv2.imwrite(str(picture), 255 - cv2.imread(str(picture)))
+    recipe, changed = collection(files, *CACHED, images=tmp_path / "pictures")
+    CropDataset(changed, recipe.data, recipe.model.crop_size, 7, training=True).keep_crops(path)
+    assert len(made) == 4
+    rows.keep_crops(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    rows.keep_crops(path)
+    assert len(made) == 6 and np.array_equal(np.load(path), held)
 
 
 @given(st.integers(8, 200), st.integers(1, 8), st.integers(0, 3), st.integers(0, 9))

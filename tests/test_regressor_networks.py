@@ -18,6 +18,7 @@ from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoin
 from stages.regressor.network.foreign_files import read_foreign
 from stages.regressor.network.heads import CoarseToFineHead, PooledHead, SingleTokenHead
 from stages.regressor.network.hrnet import HRNet, HumanFOV
+from stages.regressor.network.lifter import found_keypoints
 from stages.regressor.network.mean_parameters import mean_parameters
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.official import load_human_fov, load_vitpose
@@ -86,6 +87,78 @@ def test_heatmaps_are_made_only_while_training() -> None:
         Regressor(load_recipe("tiny", ["model.heatmaps=false", "loss.heatmaps=0"]).model),
         "heatmaps",
     )
+
+
+def pyramid() -> Regressor:
+    torch.manual_seed(0)
+    return Regressor(load_recipe("pyramid").model).eval()
+
+
+def test_pyramid_gives_tokens_and_a_map_row_by_row() -> None:
+    backbone = pyramid().backbone
+    for places, count, cell in ((0, 48, 16), (1, 32 * 24, 4)):
+        image = torch.randn(1, 3, 128, 96, requires_grad=True)
+        seen = backbone(image)[places]
+        assert seen.shape == (1, count, (192, 48)[places])
+        row, column = 80 // cell, 16 // cell
+        seen[0, row * (96 // cell) + column].square().sum().backward()
+        assert image.grad is not None
+        felt = image.grad.square().sum((0, 1))
+        # The middle of the pixels it depends on; norms let it see a little of all others.
+        for axis, where in ((1, 80 + cell / 2), (0, 16 + cell / 2)):
+            line = felt.sum(axis)
+            middle = float((line * (torch.arange(len(line)) + 0.5)).sum() / line.sum())
+            assert middle == pytest.approx(where, abs=8)
+
+
+def test_a_row_of_the_pyramid_does_not_depend_on_its_batch() -> None:
+    network, image = pyramid(), torch.randn(3, 3, 128, 96)
+    with torch.no_grad():
+        together, alone = network(image, box(3)).final, network(image[:1], box(3)[:1]).final
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one[:1], other, atol=1e-5)
+
+
+def test_a_keypoint_is_the_mean_of_its_heatmap_with_its_spread() -> None:
+    logits = torch.zeros(1, 8 * 6, 44)
+    logits[0, 5 * 6 + 1, 0] = 60.0  # one cell
+    logits[0, [5 * 6 + 1, 5 * 6 + 3], 1] = 60.0  # two, two columns apart
+    found, share = found_keypoints(logits, (8, 6))
+    first, second, even = found[0, 0], found[0, 1], found[0, 2]
+    place = torch.tensor([(1.5 / 6 - 0.5) * 0.75, 5.5 / 8 - 0.5])
+    assert torch.allclose(first[:2], place, atol=1e-6) and float(first[2]) == pytest.approx(1e-3)
+    step = 0.75 / 6
+    assert torch.allclose(second[:2], place + torch.tensor([step, 0.0]), atol=1e-6)
+    assert float(second[2]) == pytest.approx(step, rel=1e-3)
+    assert torch.allclose(even[:2], torch.zeros(2), atol=1e-6) and float(even[2]) > 0.3
+    assert torch.allclose(share.sum(1), torch.ones(1, 44))
+
+
+def test_a_picture_adds_nothing_to_the_lifter_before_it_is_trained() -> None:
+    """So that what generated labels taught it is where training with pictures starts."""
+    network, image = pyramid(), torch.randn(2, 3, 128, 96)
+    torch.nn.init.normal_(network.head.get_submodule("coarse_read_out").code[-1].weight, std=0.01)  # type: ignore[union-attr]
+    with torch.no_grad():
+        seen = network(image, box())
+        assert seen.coarse is not None and seen.found is not None
+        lifted = network.lifted(seen.found, box()).final
+        mean = network.head.start(2)  # type: ignore[operator]
+    assert torch.equal(seen.coarse.code, lifted.code)
+    assert not torch.allclose(lifted.code, mean.code)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.head=pooled", "coarse stage"),
+        ("model.heatmaps=false", "model.heatmaps"),
+        ("optimiser.layer_decay=0.8", "model.pyramid has none"),
+        ("model.pyramid.blocks=[1, 1]", "pyramid.blocks"),
+    ],
+)
+def test_what_a_lifter_or_a_pyramid_cannot_be_is_refused(change: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_recipe("pyramid", [change])
 
 
 def test_a_checkpoint_of_ours_gives_its_backbone(tmp_path: Path) -> None:

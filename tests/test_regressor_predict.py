@@ -628,14 +628,19 @@ def test_cameras_of_the_layers(
         assert torch.equal(found[f"{kind} of layer {layers - 1}"].translation, wanted.translation)
         assert not torch.equal(found[f"{kind} of coarse"].translation, wanted.translation)
         assert torch.equal(found[f"{kind} of coarse"].poses, wanted.poses)
+    steps = {step.name: step(query) for step in own.layer_estimates()}
+    assert list(steps) == ["coarse", *(f"layer {k}" for k in range(layers - 1))]
+    scales = found["scale of coarse"].translation[:, 2]
+    assert torch.equal(steps["coarse"].translation[:, 2], scales)
+    assert not torch.equal(steps["coarse"].poses, wanted.poses)
     # Depth follows the scale alone.
     assert torch.equal(found["translation of coarse"].translation[:, 2], wanted.translation[:, 2])
     words = ["evaluate", "demo", "--shards", str(files.shards), "--worst", "0", "--quiet",
              "--limit", "2", "--checkpoint", str(checkpoint), "--against", str(checkpoint),
-             "--layer-cameras", "--out", str(tmp_path / "out")]  # fmt: skip
+             "--layer-cameras", "--layer-estimates", "--out", str(tmp_path / "out")]  # fmt: skip
     assert command_line(words) == 0
     said = capsys.readouterr().out
-    assert "scale of layer 0" in said and f"({checkpoint})" in said
+    assert "scale of layer 0" in said and "\ncoarse" in said and f"({checkpoint})" in said
     assert command_line(["evaluate", "demo", "--shards", str(files.shards),
                          "--layer-cameras"]) == 2  # fmt: skip
 

@@ -33,10 +33,13 @@ from stages.regressor.network.heads import Estimates
 from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.model import Regressor
 from stages.regressor.training import refining
+from stages.regressor.training import trainer as training
 from stages.regressor.training.benchmarks import Places, open_benchmarks
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
+from stages.regressor.training.generated import Generator, generated_loss
+from stages.regressor.training.losses import Loss
 from stages.regressor.training.reporting import Reporter, prediction_sheet
 from stages.regressor.training.run_folder import Result, describe
 from stages.regressor.training.schedule import learning_rate
@@ -534,6 +537,102 @@ def test_the_prediction_sheet_draws_over_the_crop(files: Demo) -> None:
     assert (np.abs(limbs - (60, 220, 90)).sum(2) < 60).sum() > 20  # the labels' green
     assert (np.abs(limbs - (255, 120, 30)).sum(2) < 60).sum() > 20  # the prediction's orange
     assert (np.abs(limbs - body).sum(2) > 30).sum() > 100
+
+
+# ---- pyramid and lifter -------------------------------------------------------------------------
+
+
+SMALL_PYRAMID = (
+    "model.pyramid={channels: [8, 8, 16, 16], blocks: [1, 1, 1], maps: 8}",
+    "model.lifter={width: 32, blocks: 1, features: 4}", "loss.found_keypoints=2",
+    "data.cached_crops=1.25", "generated={steps: 3, batch_size: 8, beside: 4}",
+)  # fmt: skip
+
+
+def test_a_lifter_is_taught_once_and_every_kill_resumes_to_the_same_weights(
+    files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it is taught, and after it, before the next checkpoint."""
+    changes = (*SMALL_PYRAMID, "train.epochs=1", "train.checkpoint_every=2")
+    whole = trainer(files, tmp_path / "whole", *changes).run()
+    assert not (tmp_path / "whole" / "crops.npy").exists()  # done with
+    taught = load_checkpoint(tmp_path / "whole" / "last.pt")["progress"]["taught"]
+    assert taught is True and whole.steps > 2
+    step, lesson = Trainer._step, training.teach_lifter
+    for stop in ("lesson", 1):
+        out = tmp_path / f"run-{stop}"
+
+        def stopping(self: Trainer, *rest, stop: object = stop) -> None:  # type: ignore[no-untyped-def]
+            if self.progress.step == stop:
+                raise KeyboardInterrupt
+            step(self, *rest)
+
+        def stopped_lesson(*rest, stop: object = stop) -> None:  # type: ignore[no-untyped-def]
+            lesson(*rest)
+            if stop == "lesson":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", stopping)
+            patch.setattr(training, "teach_lifter", stopped_lesson)
+            with pytest.raises(KeyboardInterrupt):
+                trainer(files, out, *changes).run()
+        assert (out / "crops.npy").exists()
+        assert (out / "last.pt").exists() == (stop != "lesson")
+        trainer(files, out, *changes).run()
+        assert equal(weights(out), weights(tmp_path / "whole")), stop
+
+
+def test_generated_labels_are_bodies_seen_by_cameras_of_training_rows(files: Demo) -> None:
+    recipe = load_recipe("pyramid", ["generated.noise=0.0", "generated.lost=0"])
+    rows = load_collection([Place(files.shards)], recipe.data).of("train").rows
+    bodies = RunBodies(files.models, "male", ("female", "male"))
+    generator = Generator(recipe, rows, bodies)
+    found, view, labels = generator.drawn(64, (1, 2, 3))
+    again, other = generator.drawn(64, (1, 2, 3)), generator.drawn(64, (1, 2, 4))
+    assert torch.equal(found, again.keypoints) and not torch.equal(found, other.keypoints)
+    # The 2D labels are the 3D ones seen from somewhere in front of the camera.
+    posed = bodies.own(labels.poses, labels.betas).keypoints
+    assert torch.allclose(posed, labels.keypoints_3d, atol=1e-5)
+    seen = labels.keypoints_2d[..., :2]
+    pixels = (seen + 0.5) * recipe.model.crop_size
+    pixels = (pixels - view.affine[:, None, :, 2]) / view.affine[:, None, :1, 0]
+    rays = (pixels - view.cam_int[:, None, :2, 2]) / view.cam_int[:, None, :1, 0]
+    rays, points = rays.double(), posed.double()
+    ones, zeros = torch.ones_like(rays[..., 0]), torch.zeros_like(rays[..., 0])
+    equations = torch.stack((
+        torch.stack((ones, zeros, -rays[..., 0]), -1),
+        torch.stack((zeros, ones, -rays[..., 1]), -1),
+    ), 2).flatten(1, 2)  # fmt: skip
+    wanted = (rays * points[..., 2:] - points[..., :2]).flatten(1)
+    there = torch.linalg.lstsq(equations, wanted[..., None]).solution
+    assert (there[:, 2] > 0).all()
+    misses = (equations @ there)[..., 0] - wanted
+    assert float(misses.abs().max()) < 1e-4
+    # Boxes lie around the body as those of the rows do, a margin of 1.2 here.
+    extent = (seen.amax(1) - seen.amin(1)).amax(1)
+    jitter = recipe.data.augment.scale
+    assert (extent * 1.2 * (1 + jitter) > 0.9).all() and (extent * 1.2 * (1 - jitter) < 1.1).all()
+    # Without noise a keypoint is where it is, or at the edge of what the network sees.
+    inside = (seen[..., 0].abs() < 0.375) & (seen[..., 1].abs() < 0.5)
+    assert torch.allclose(found[..., :2][inside], seen[inside], atol=1e-6)
+    assert (found[..., 0].abs() <= 0.375).all() and inside.float().mean() > 0.9
+
+
+def test_generated_labels_teach_the_lifter(files: Demo) -> None:
+    recipe = load_recipe("pyramid", ["generated={steps: 30, batch_size: 32}"])
+    rows = load_collection([Place(files.shards)], recipe.data).of("train").rows
+    bodies = RunBodies(files.models, "male", ("female", "male"))
+    torch.manual_seed(0)
+    network, loss = Regressor(recipe.model), Loss(recipe.loss, recipe.model, bodies.own)
+    generator = Generator(recipe, rows, bodies)
+    sample = generator.drawn(64, (9, 9))
+    with torch.no_grad():
+        before = float(generated_loss(network, loss, sample).total)
+    training.teach_lifter(network, loss, generator, recipe)
+    with torch.no_grad():
+        after = float(generated_loss(network, loss, sample).total)
+    assert after < 0.85 * before
 
 
 def test_training_lowers_the_loss_and_the_error(files: Demo, tmp_path: Path) -> None:

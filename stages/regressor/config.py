@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Blocks = Annotated[int, Field(ge=0)]
 
 
 class Strict(BaseModel):
@@ -51,6 +52,30 @@ class BackboneConfig(Strict):
     stem: Literal["patch", "convolutions"]
     weights: Path | None = None
     recompute: bool = False
+
+
+class PyramidConfig(Strict):
+    """A pyramid of convolutions in place of the ViT, for a start from random weights on CPU cores.
+
+    channels: of the levels at 1/2, 1/4, 1/8 and 1/16 of the input; blocks: residual blocks of the
+    last three; maps: channels of the map at a quarter of the input where keypoints are looked for.
+    """
+
+    channels: tuple[Count, Count, Count, Count]
+    blocks: tuple[Blocks, Blocks, Blocks]
+    maps: Count
+
+
+class LifterConfig(Strict):
+    """The coarse stage sees keypoints: where `model.heatmaps` finds them (their mean and spread),
+    what the map shows there, the box numbers and the pooled tokens.
+
+    width, blocks: of its residual MLP. features: numbers kept of what the map shows at a keypoint.
+    """
+
+    width: Count
+    blocks: Count
+    features: Count
 
 
 class DecoderConfig(Strict):
@@ -101,6 +126,8 @@ class ModelConfig(Strict):
     heatmaps: while training, also predict from the image tokens where each keypoint is, as ViTPose
         does; what a backbone without its pretrained weights learns to see with.
     weights: checkpoint of ours, trained or imported, to start the whole network from.
+    pyramid: takes the ViT's place; of `backbone` only `width` (of the tokens) and `weights` count.
+    lifter: the coarse stage predicts from keypoints; absent: from the pooled tokens alone.
     """
 
     crop_size: Annotated[int, Field(ge=64, multiple_of=64)]
@@ -113,6 +140,8 @@ class ModelConfig(Strict):
     heatmaps: bool
     weights: Path | None = None
     pose: Literal["rotations", "angles"] = "rotations"
+    pyramid: PyramidConfig | None = None
+    lifter: LifterConfig | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -134,6 +163,17 @@ class ModelConfig(Strict):
             raise ValueError("backbone.width must be a multiple of 64 for that stem")
         return self
 
+    @model_validator(mode="after")
+    def _lifts_what_it_finds(self) -> ModelConfig:
+        options = self.coarse_to_fine
+        lifts = self.head == "coarse_to_fine" and options.coarse and options.separate_heads
+        if self.lifter is not None and not (self.heatmaps and lifts):
+            raise ValueError(
+                "model.lifter needs model.heatmaps and a coarse stage with heads of its own "
+                "(head: coarse_to_fine, coarse_to_fine.coarse, separate_heads)"
+            )
+        return self
+
 
 class LossConfig(Strict):
     """Weights and switches of the loss (regressor.md#losses).
@@ -153,7 +193,8 @@ class LossConfig(Strict):
     limits: table of joint limits, penalised beyond `limits_tolerance` (radians) with weight
         `limits_weight` (regressor.md#i7).
     mask_flipped_ankles: no rotation loss on ankles of flipped rows (regressor.md#d24).
-    heatmaps: cross-entropy of the keypoint heatmaps over the token grid (model.heatmaps).
+    heatmaps: cross-entropy of the keypoint heatmaps over their grid (model.heatmaps).
+    found_keypoints: L1 of where the lifter finds keypoints (model.lifter), in shares of the crop.
     """
 
     keypoints_2d: NotNegative
@@ -175,6 +216,7 @@ class LossConfig(Strict):
     mask_flipped_ankles: bool
     heatmaps: NotNegative
     pose: Literal["rotations", "angles"] = "rotations"
+    found_keypoints: NotNegative = 0.0
 
 
 class AugmentConfig(Strict):
@@ -224,6 +266,9 @@ class DataConfig(Strict):
         no such rule.
     validation: share of the rows (by picture) held out where the labels have no `split` column.
     blank_images: feed a constant picture: the control that shows the picture is used.
+    cached_crops: cut every training row once, this many times larger than its box, into a file of
+        the run's folder, and cut from there (crops.py); 0: always from the pictures. 1 plus what
+        scale and shift take, with half as much again for rolls.
     """
 
     enlarge_box: bool
@@ -238,6 +283,15 @@ class DataConfig(Strict):
     pixels: Literal["continuous", "published"] = "continuous"
     mixture: dict[str, Positive] = {}
     mixture_rows: Annotated[int, Field(ge=0)] = 0
+    cached_crops: Annotated[float, Field(ge=0, le=4)] = 0.0
+
+    @model_validator(mode="after")
+    def _cuts_from_what_is_cached(self) -> DataConfig:
+        if 0 < self.cached_crops < 1:
+            raise ValueError("cached_crops is 0 (off), or 1 and more")
+        if self.cached_crops and (self.pixels != "continuous" or self.blank_images):
+            raise ValueError("cached_crops needs pixels: continuous and pictures")
+        return self
 
 
 class EmaConfig(Strict):
@@ -329,6 +383,24 @@ class RefinementConfig(Strict):
         return bool(self.every) and step > 0 and since >= 0 and since % self.every == 0
 
 
+class GeneratedConfig(Strict):
+    """Labels without pictures, for the lifter: poses of training rows put together anew, turned,
+    seen by cameras of training rows (generated.py).
+
+    steps, batch_size, rate: of the lifter alone, before the first step with pictures (cosine down
+    to zero); steps 0: none. beside: rows of each later step, beside those with pictures.
+    noise: of the keypoints, median standard deviation as a share of the crop; lost: share of
+    keypoints that say next to nothing.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    batch_size: Count = 256
+    rate: Positive = 1e-3
+    beside: Annotated[int, Field(ge=0)] = 0
+    noise: Share = 0.01
+    lost: Share = 0.03
+
+
 class Recipe(Strict):
     """Everything that decides a training run, except where the data is."""
 
@@ -339,6 +411,7 @@ class Recipe(Strict):
     optimiser: OptimiserConfig
     train: TrainConfig
     refinement: RefinementConfig = RefinementConfig()
+    generated: GeneratedConfig = GeneratedConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Recipe:
@@ -346,6 +419,12 @@ class Recipe(Strict):
             raise ValueError("model.heatmaps and loss.heatmaps go together: both or neither")
         if self.model.camera == "crop" and self.loss.layer_camera:
             raise ValueError("loss.layer_camera needs model.camera: full_image")
+        if (self.generated.steps or self.generated.beside) and self.model.lifter is None:
+            raise ValueError("generated.steps and generated.beside need model.lifter")
+        if self.loss.found_keypoints and self.model.lifter is None:
+            raise ValueError("loss.found_keypoints needs model.lifter")
+        if self.model.pyramid is not None and self.optimiser.layer_decay != 1:
+            raise ValueError("optimiser.layer_decay is of the ViT; model.pyramid has none")
         return self
 
 

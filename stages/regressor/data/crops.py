@@ -102,9 +102,27 @@ def cut(data: bytes, name: str, crop: Crop, *, turned: bool = False) -> np.ndarr
         return (_published if crop.pixels == "published" else _integer)(picture, crop)
     reduce = reduction(crop)
     picture = decode(data, name, reduce, turned=turned)
-    whole = compose(crop.affine, crop.turn)
+    whole = _seen_affine(crop)
     whole[:, :2] *= reduce
+    return _warped(picture, whole, crop)
+
+
+def cut_again(picture: np.ndarray, window: Crop, crop: Crop) -> np.ndarray:
+    """As `cut`, from what `cut` gave for `window`, neither flipped nor rolled; sampled twice."""
+    square = np.concatenate((_seen_affine(window), [[0.0, 0.0, 1.0]]))
+    return _warped(picture, compose(_seen_affine(crop), np.linalg.inv(square)[:2]), crop)
+
+
+def _seen_affine(crop: Crop) -> np.ndarray:
+    """(2, 3) stored pixels -> pixels of what the network sees."""
+    whole = compose(crop.affine, crop.turn)
     whole[0, 2] -= (crop.size - crop.width) / 2
+    return whole
+
+
+def _warped(picture: np.ndarray, whole: np.ndarray, crop: Crop) -> np.ndarray:
+    """whole: (2, 3) pixels of the picture -> pixels of what the network sees."""
+    whole = whole.copy()
     # OpenCV counts from pixel centres, our coordinates from pixel corners.
     whole[:, 2] += whole[:, :2].sum(1) * 0.5 - 0.5
     return cv2.warpAffine(

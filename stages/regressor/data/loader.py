@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -20,6 +21,7 @@ from pipeline.errors import InputError
 from skel_fit.keypoints import MIRROR
 from stages.regressor.config import DataConfig
 from stages.regressor.data import augment, crops
+from stages.regressor.data.crop_cache import CropCache
 from stages.regressor.data.mixture import Mixture, repeats
 from stages.regressor.data.rows import Collection, TrainingRows
 from stages.regressor.network.camera import grown_side
@@ -81,6 +83,16 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.images, self.directories = collection.images, collection.directories
         self.config, self.crop_size = config, crop_size
         self.seed, self.training = seed, training
+        self.cache: CropCache | None = None
+
+    def keep_crops(self, path: Path) -> None:
+        """Cut pictures from windows in the file `path` from now on, which is made where it is not
+        ready (`data.cached_crops`)."""
+        self.cache = None  # what follows cuts from the pictures
+        cache = CropCache(path, self.rows, self.config, self.crop_size)
+        if not cache.ready(self._picture):
+            cache.make(self._picture)
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,6 +149,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     def _picture(self, k: int, crop: crops.Crop) -> np.ndarray:
         if self.config.blank_images:
             return crops.blank(crop)
+        if self.cache is not None:
+            return crops.cut_again(self.cache[k], self.cache.window(k), crop)
         name = str(self.rows.image[k])
         source = self.images[self.rows.source[k]]
         try:

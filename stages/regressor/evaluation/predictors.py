@@ -168,22 +168,47 @@ class CheckpointPredictor(NetworkPredictor):
         places: list[tuple[str, int | None]] = [(f"layer {k}", k) for k in range(layers)]
         if options.coarse_to_fine.coarse:
             places.insert(0, ("coarse", None))
-        found = []
-        for kind in ("translation", "scale"):
-            for about, place in places:
-                other = copy.copy(self)
-                other.name = f"{kind} of {about}"
-                other._choose = functools.partial(_camera_of, place, kind == "scale")
-                found.append(other)
+        return [
+            self._choosing(
+                f"{kind} of {about}", functools.partial(_camera_of, place, kind == "scale")
+            )
+            for kind in ("translation", "scale")
+            for about, place in places
+        ]
+
+    def layer_estimates(self) -> list[CheckpointPredictor]:
+        """Each estimate before the last one, as it is: the coarse one, those of the layers."""
+        options = self._network.recipe.model
+        count = 0
+        if options.head == "coarse_to_fine" and options.coarse_to_fine.state != "single_readout":
+            count = options.decoder.layers - 1
+        found = [self._choosing(f"layer {k}", functools.partial(_layer, k)) for k in range(count)]
+        if options.head == "coarse_to_fine" and options.coarse_to_fine.coarse:
+            found.insert(0, self._choosing("coarse", _coarse))
+        if not found:
+            raise UsageError(f"{self.path}: one estimate alone; --layer-estimates needs several")
         return found
+
+    def _choosing(self, name: str, choose: Choice) -> CheckpointPredictor:
+        other = copy.copy(self)
+        other.name, other._choose = name, choose
+        return other
+
+
+def _coarse(estimates: Estimates) -> Parameters:
+    assert estimates.coarse is not None
+    return estimates.coarse
+
+
+def _layer(place: int, estimates: Estimates) -> Parameters:
+    return Parameters(*(part[place] for part in estimates.layers))
 
 
 def _camera_of(place: int | None, scale: bool, estimates: Estimates) -> Parameters:
     """The final estimate with scale, or translation, of the coarse one (None) or of a layer."""
     final = estimates.final
     if place is None:
-        assert estimates.coarse is not None
-        other = estimates.coarse.camera
+        other = _coarse(estimates).camera
     else:
         other = estimates.layers.camera[place]
     s, txy = (other[:, :1], final.camera[:, 1:]) if scale else (final.camera[:, :1], other[:, 1:])

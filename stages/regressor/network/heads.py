@@ -36,12 +36,15 @@ class Estimates(NamedTuple):
 
     coarse: the coarse prediction, (B, ...), or None where the head has none.
     layers: predictions after each read-out, (L, B, ...), the last one is the result.
-    heatmaps: (B, N, 44) logits over the N image tokens for each keypoint, only while training.
+    heatmaps: (B, M, 44) logits over the cells of `model.heatmap_grid` for each keypoint, only while
+        training.
+    found: (B, 44, 3) keypoints of the lifter, where there is one (`lifter.found_keypoints`).
     """
 
     coarse: Parameters | None
     layers: Parameters
     heatmaps: Tensor | None = None
+    found: Tensor | None = None
 
     @property
     def final(self) -> Parameters:
@@ -154,14 +157,18 @@ class CoarseToFineHead(MeanStart):
 
     def __init__(
         self, context_width: int, size: DecoderConfig, options: CoarseToFineConfig,
-        pose: Pose = "rotations",
+        pose: Pose = "rotations", lifted_width: int | None = None,
     ) -> None:  # fmt: skip
+        """lifted_width: of features that come in place of the pooled tokens, with the box numbers
+        in them."""
         super().__init__(pose)
         self.options, self.size = options, size
         self.read_out = ReadOut(size.width, pose, zero_init=options.zero_init)
         if options.coarse and options.separate_heads:
-            self.coarse_read_out = ReadOut(context_width, pose, zero_init=options.zero_init)
-        if options.coarse and options.conditioned_coarse:
+            self.coarse_read_out = ReadOut(
+                lifted_width or context_width, pose, zero_init=options.zero_init
+            )
+        if options.coarse and options.conditioned_coarse and lifted_width is None:
             self.coarse_conditioning = nn.Linear(CONDITIONING, context_width)
         extra = CONDITIONING if options.conditioned else 0
         self.embed = nn.ModuleDict(
@@ -170,6 +177,10 @@ class CoarseToFineHead(MeanStart):
         self.position = nn.Parameter(torch.randn(1, 1, size.width) * 0.02)
         count = 1 if options.looped else size.layers
         self.layers = nn.ModuleList(DecoderLayer(size, context_width) for _ in range(count))
+
+    def lifted(self, features: Tensor) -> Parameters:
+        """The coarse estimate of a lifter's features, (B, ...)."""
+        return _add(self.start(len(features)), self.coarse_read_out(features, features, features))
 
     def _coarse(self, tokens: Tensor, box: Tensor) -> Parameters:
         pooled = tokens.mean(1)
@@ -184,8 +195,10 @@ class CoarseToFineHead(MeanStart):
             parts = {name: torch.cat((value, box), -1) for name, value in parts.items()}
         return torch.stack([self.embed[name](value) for name, value in parts.items()], 1)
 
-    def forward(self, tokens: Tensor, box: Tensor) -> Estimates:
-        coarse = self._coarse(tokens, box) if self.options.coarse else None
+    def forward(self, tokens: Tensor, box: Tensor, lifted: Tensor | None = None) -> Estimates:
+        coarse = None
+        if self.options.coarse:
+            coarse = self._coarse(tokens, box) if lifted is None else self.lifted(lifted)
         estimate = coarse or self.start(len(tokens))
         state = self._tokens(estimate, box) + self.position
         read: list[Parameters] = []

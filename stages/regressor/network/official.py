@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import InputError, UsageError
 from pipeline.provenance import file_record
@@ -384,21 +384,24 @@ def _hint(
 # ---- parts for other networks -------------------------------------------------------------------
 
 
-def load_vitpose(vit: ViT, path: Path) -> None:
-    """Load a ViT strictly from ViTPose's file, or the backbone of SKEL-CF, HSMR or ours.
+def load_vitpose(backbone: nn.Module, path: Path) -> None:
+    """Load a ViT strictly from ViTPose's file, or any backbone from SKEL-CF, HSMR or ours.
 
     Raises:
         InputError: not a tensor file, a missing or unknown key, a wrong shape (another ViT size).
     """
     own = _own_network(path, "backbone.")
     found = own if own is not None else read_official(path, layout="vitpose").tensors
-    differences = compared(vit, found)
+    differences = compared(backbone, found)
     if differences:
+        what = "pyramid"
+        if isinstance(backbone, ViT):
+            what = f"ViT ({len(backbone.blocks)} blocks, width {backbone.size.width})"
         raise InputError(
-            f"{path}: not this ViT ({len(vit.blocks)} blocks, width {vit.size.width}): "
-            f"{differences}; choose the backbone and input size that the file was made for"
+            f"{path}: not this {what}: {differences}; choose the backbone "
+            "and input size that the file was made for"
         )
-    vit.load_state_dict(found)
+    backbone.load_state_dict(found)
 
 
 def load_start(network: Regressor, path: Path) -> None:
@@ -521,6 +524,7 @@ def _exportable(recipe: Recipe, path: Path) -> None:
         found.append(f"model.scale_floor: {model.scale_floor}")
     if model.heatmaps:
         found.append("model.heatmaps: true")
+    found += [f"model.{part}" for part in ("pyramid", "lifter") if getattr(model, part) is not None]
     if recipe.data.gender != "male":
         found.append(f"data.gender: {recipe.data.gender}")
     if found:

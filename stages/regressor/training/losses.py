@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from skel_fit import anatomy, joint_limits
 from skel_fit.anatomy import NUM_JOINTS
 from skel_fit.keypoint_body import KeypointBody
-from skel_fit.keypoints import ROOT_KEYPOINT
+from skel_fit.keypoints import NUM_KEYPOINTS, ROOT_KEYPOINT
 from skel_fit.rotations import wrap_angle
 from stages.regressor.config import LossConfig, ModelConfig
 from stages.regressor.network import representation
 from stages.regressor.network.heads import Estimates
 from stages.regressor.network.mean_parameters import Parameters
+from stages.regressor.network.model import heatmap_grid
 from stages.regressor.network.view import View, crop_keypoints
-from stages.regressor.network.vit import token_grid
 
 _TINY = 1e-6
 _FREE_POSES = 3  # the pelvis has no limits
@@ -92,8 +92,11 @@ class Loss(nn.Module):
             parts["layer_betas"] = config.layer_betas * labels.weight * error
         if config.heatmaps and estimates.heatmaps is not None:
             parts["heatmaps"] = config.heatmaps * _heatmap_error(
-                estimates.heatmaps, labels.keypoints_2d, token_grid(*self.model.input_size)
+                estimates.heatmaps, labels.keypoints_2d, heatmap_grid(self.model)
             )
+        if config.found_keypoints and estimates.found is not None:
+            away = _weighted_l1(estimates.found[..., :2], labels.keypoints_2d)
+            parts["found_keypoints"] = config.found_keypoints * away / NUM_KEYPOINTS
         rows = torch.stack(list(parts.values())).sum(0)
         return LossTerms(rows, {name: part.detach().mean() for name, part in parts.items()})
 

@@ -31,7 +31,7 @@ _USEFUL = 0.9
 @dataclass(frozen=True)
 class Progress:
     """Where a run is. step: optimiser steps done; validated, refined: step of the last validation,
-    of the last refinement of labels."""
+    of the last refinement of labels; taught: the lifter has seen its generated labels."""
 
     step: int = 0
     validated: int = -1
@@ -40,6 +40,7 @@ class Progress:
     bad_validations: int = 0
     seconds: float = 0.0
     refined: int = -1
+    taught: bool = False
 
 
 @dataclass(frozen=True)

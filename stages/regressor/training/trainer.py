@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import Incomplete, InputError
 from pipeline.provenance import code_version, file_record
 from stages.regressor.config import Recipe
+from stages.regressor.data.crop_cache import FILE as CROPS
 from stages.regressor.data.loader import Batch, CropDataset, Key, Order, batches, collate
 from stages.regressor.data.mixture import Mixture, mixture_weights
 from stages.regressor.data.rows import Collection, Split
@@ -33,6 +34,7 @@ from stages.regressor.training.benchmarks import Benchmark, Found, score_benchma
 from stages.regressor.training.bodies import RunBodies
 from stages.regressor.training.distributed import Process
 from stages.regressor.training.ema import Ema
+from stages.regressor.training.generated import Generator, generated_loss, teach_lifter
 from stages.regressor.training.losses import Loss, LossTerms
 from stages.regressor.training.refining import RefinedLabels, Refiner
 from stages.regressor.training.reporting import Reporter
@@ -92,6 +94,9 @@ class Trainer:
         if recipe.refinement.every:
             plain = self._dataset("train", training=False)
             self.refiner = Refiner(recipe, plain, self.bodies, models, process)
+        self.generator: Generator | None = None
+        if recipe.generated.steps or recipe.generated.beside:
+            self.generator = Generator(recipe, self.train_set.rows, self.bodies)
         self.order = Order(len(self.train_set), recipe.train.batch_size, recipe.train.seed,
                            process.world, process.rank, self._mixture())  # fmt: skip
         self.steps_per_epoch = self.order.batches // recipe.optimiser.accumulate
@@ -143,16 +148,38 @@ class Trainer:
         """
         with self.folder.locked(self.process):
             self._resume()
+            if self.progress.step < self.total_steps:
+                self._prepare()
             self.reporter.start(self.progress.step, self.total_steps)
             try:
                 reason = self._train()
                 self._finish_validation()
             finally:
                 self.reporter.stop()
+            if reason == "finished" and self.process.is_first and self.train_set.cache is not None:
+                self.train_set.cache.remove()
             result = self._result(reason)
             if self.process.is_first:
                 self.folder.save_summary(result)
             return result
+
+    def _prepare(self) -> None:
+        """What comes before the first step: crops in a file, a lifter that has been taught."""
+        began = time.monotonic() - self.progress.seconds
+        if self.recipe.data.cached_crops:
+            if not self.process.is_first:
+                self.process.wait()
+            self.train_set.keep_crops(self.out / CROPS)
+            if self.process.is_first:
+                self.process.wait()
+        config = self.recipe.generated
+        if self.generator is None:
+            return
+        if config.steps and self.progress.step == 0 and not self.progress.taught:
+            teach_lifter(self.network, self.loss, self.generator, self.recipe)
+            seconds = time.monotonic() - began
+            self.progress = replace(self.progress, taught=True, seconds=seconds)
+            self._save()
 
     def _train(self) -> str:
         network = self._parallel()
@@ -237,7 +264,8 @@ class Trainer:
             sync = contextlib.nullcontext() if last else _no_sync(network)
             with sync:
                 terms = self._loss(network, batch)
-                (terms.total / config.accumulate).backward()
+                total = terms.total + self._beside(k)
+                (total / config.accumulate).backward()
             parts.append(LossTerms(terms.rows.detach(), terms.terms))
         norm = self._clip(seen)
         self.optimiser.step()
@@ -245,6 +273,18 @@ class Trainer:
             self.ema.update(self.network, step + 1)
         self.reporter.step(step + 1, _mean(parts), rate, norm, waited,
                            len(seen) * len(seen[0]) * self.process.world)  # fmt: skip
+
+    def _beside(self, k: int) -> Tensor | float:
+        """Loss of the generated rows that go with batch k of the step."""
+        count, process = self.recipe.generated.beside, self.process
+        if not count:
+            return 0.0
+        assert self.generator is not None
+        place = (self.progress.step, k)
+        sample = self.generator.drawn(count * process.world, (self.recipe.train.seed, 1, *place))
+        return generated_loss(
+            self.network, self.loss, sample.part(process.rank, process.world)
+        ).total
 
     def _loss(self, network: nn.Module, batch: Batch) -> LossTerms:
         labels = self.bodies.labels(batch)
