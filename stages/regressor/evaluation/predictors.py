@@ -207,11 +207,8 @@ def _layer(place: int, estimates: Estimates) -> Parameters:
 def _camera_of(place: int | None, scale: bool, estimates: Estimates) -> Parameters:
     """The final estimate with scale, or translation, of the coarse one (None) or of a layer."""
     final = estimates.final
-    if place is None:
-        other = _coarse(estimates).camera
-    else:
-        other = estimates.layers.camera[place]
-    s, txy = (other[:, :1], final.camera[:, 1:]) if scale else (final.camera[:, :1], other[:, 1:])
+    camera = _coarse(estimates).camera if place is None else estimates.layers.camera[place]
+    s, txy = (camera[:, :1], final.camera[:, 1:]) if scale else (final.camera[:, :1], camera[:, 1:])
     return final._replace(camera=torch.cat((s, txy), -1))
 
 
