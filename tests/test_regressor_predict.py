@@ -640,7 +640,9 @@ def test_cameras_of_the_layers(
              "--layer-cameras", "--layer-estimates", "--out", str(tmp_path / "out")]  # fmt: skip
     assert command_line(words) == 0
     said = capsys.readouterr().out
-    assert "scale of layer 0" in said and "\ncoarse" in said and f"({checkpoint})" in said
+    assert "scale of layer 0" in said and f"({checkpoint})" in said
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "coarse" in content["protocols"][0]["results"]
     assert command_line(["evaluate", "demo", "--shards", str(files.shards),
                          "--layer-cameras"]) == 2  # fmt: skip
 
