@@ -258,6 +258,8 @@ def _several_cameras(request: VideoRequest, calibration: Path, save: frozenset[s
     tell_standin(made.standin)
     seconds = time.monotonic() - began
     pace = count * len(times) / max(seconds, 1e-9)
+    if not fitted.people:
+        say(f"no person found in {len(times)} frames of {count} cameras")
     say(f"{len(taken)} people in {len(times)} frames of {count} cameras, {duration(seconds)}, "
         f"{pace:.1f} pictures/s -> {out}")  # fmt: skip
     if early := [each.ended_early for each in watched if each.ended_early]:

@@ -7,8 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from skel_fit.opensim.subject import body_frames
 from stages.cli import run
@@ -156,7 +158,6 @@ def test_one_body_fits_all_views_with_a_view_exchanged_and_one_astray(world: np.
     assert np.degrees(np.median(knees)) < 3
     # in the frame of a camera it is the same body
     own = seen_by_camera(skel(), shared, 2)
-    import torch
 
     def joints(m):
         values = (torch.as_tensor(v, dtype=skel().dtype)
@@ -293,3 +294,38 @@ def test_what_cannot_be_is_one_line(clips: Path, tmp_path: Path, capsys) -> None
         told = capsys.readouterr().err.strip()
         assert said in told and len(told.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_nobody_in_any_view_is_said(tmp_path: Path, capsys) -> None:
+    cameras = [replace(camera, size=(64, 96)) for camera in ring(2)]
+    files = [str(write_frames(tmp_path / f"{c.name}.avi", np.zeros((64, 96, 3)))) for c in cameras]
+    toml = str(write_toml(tmp_path / "c.toml", cameras))
+    out = tmp_path / "out"
+    arguments = ["video", *files, "--calibration", toml, "--out", str(out), "--quiet"]
+    assert run([*arguments, "--models", "default-body"]) == 0
+    assert "no person found in 4 frames of 2 cameras" in capsys.readouterr().out
+    assert "no person" in (out / "frames.csv").read_text() and not list(out.glob("person-*"))
+
+
+def test_films_are_straight(tmp_path: Path) -> None:
+    camera = replace(ring(1)[0], distortion=np.array([-0.3, 0.1, 0.0, 0.0, 0.0]))
+    picture = np.zeros((*camera.size, 3))
+    picture[60:64, 80:84] = 255  # its middle: (82, 62) from the corner
+    path = write_frames(tmp_path / "dot.avi", picture)
+    with several.Straight(path, camera) as reader:
+        _, _, straight = next(reader.frames())
+    rows, columns = np.nonzero(straight.max(2) > 128)
+    middle = np.array([columns.mean(), rows.mean()]) + 0.5
+    wanted = camera.undistorted(np.array([82.0, 62.0]))
+    assert np.linalg.norm(wanted - (82, 62)) > 10
+    np.testing.assert_allclose(middle, wanted, atol=1.0)
+
+
+def write_frames(path: Path, picture: np.ndarray, count: int = 4) -> Path:
+    """The same picture again and again."""
+    size = picture.shape[1::-1]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, size)
+    for _ in range(count):
+        writer.write(picture.astype(np.uint8))
+    writer.release()
+    return path

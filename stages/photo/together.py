@@ -32,9 +32,9 @@ _TORSO = list(POINTS.torso)
 _START_WEIGHT = 1e-3
 """Of the torso's 3D points: enough to start from."""
 _SHAPE_FRAMES, _QUICK = 60, 8
-MOST_COST = 3.5
-"""Robust squared standard deviations (`SIGMA`) a landmark above which a body is not believed: as
-many pixels as in one view."""
+MOST_COST = 6.0
+"""Robust squared standard deviations (`SIGMA`) a landmark above which a body is not believed. One
+view of four that fails wholly costs 5, and the other three are still right."""
 UPS = {
     "z": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]),
     "y": np.eye(3),
