@@ -1,11 +1,12 @@
 """Bodies that are not SMPL: every row of the acceptance table of docs/bodies.md, with its bar.
 
-    python -m benchmarks.bodies [--sam DIR] [--anny DIR] [--rows 24] [--json FILE]
+    python -m benchmarks.bodies [--sam DIR] [--anny DIR] [--rows 24] [--only NAME ...] [--json FILE]
 
 Bodies of SMPL-X's and MHR's topologies are made from the stand-in (their exact maps are known),
 poses are demo rows. --sam: folder with SAM 3D Body outputs, else the two of the tests. --anny:
-folder that the package anny 0.6.2 can be imported from (no dependency of ours); without it those
-rows are not measured.
+folder that the package anny 0.6.2 can be imported from, after `pip install --no-deps --target DIR
+anny==0.6.2 roma safetensors warp-lang==1.19.*` (no dependency of ours; its first call builds models
+for minutes); without it those rows are not measured. --only: the parts with these names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +46,16 @@ def main() -> None:
     set_threads(1)
     bench = Bench(arguments.rows)
     rows: list[Row] = []
-    parts: list[Callable[[], Iterator[Row]]] = [
-        bench.permuted,
-        lambda: sam_outputs(arguments.sam),
-        bench.identity_against_rows,
-        bench.hands,
-        bench.rate,
-        lambda: anny_bodies(arguments.anny),
-    ]
-    for part in parts:
-        for row in part():
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "permuted": bench.permuted,
+        "sam": lambda: sam_outputs(arguments.sam),
+        "identities": bench.identity_against_rows,
+        "hands": bench.hands,
+        "rate": bench.rate,
+        "anny": lambda: anny_bodies(arguments.anny),
+    }
+    for name, part in parts.items():
+        for row in part() if name in (arguments.only or parts) else ():
             print(" | ".join(map(str, row)), file=sys.stderr, flush=True)
             rows.append(row)
     about = conditions()
@@ -114,10 +116,13 @@ class Bench:
             vertex_weights=weights,
         )
 
+    @cached_property
+    def shapes(self) -> IdentityShapes:
+        """Of the people, from their rest meshes."""
+        return self.shapes_of(self.rest)
+
     def permuted(self) -> Iterator[Row]:
-        shapes = self.shapes_of(self.rest)
-        wanted = fit_skel_to_surface(self.skel, self.meshes, self.same, self.people, shapes)
-        self.shapes, self.wanted = shapes, wanted
+        wanted = fit_skel_to_surface(self.skel, self.meshes, self.same, self.people, self.shapes)
         for name, fake in self.fakes.items():
             own = self.shapes_of(fake.map.apply(fake.vertices(self.rest)))
             given = fake.vertices(self.meshes).astype(np.float32)
@@ -293,20 +298,19 @@ def sam_outputs(folder: Path) -> Iterator[Row]:
 
 def anny_bodies(folder: Path | None) -> Iterator[Row]:
     """Anny's people, by the exact map."""
-    what = "33 female Anny bodies, sex-matched, identity betas"
-    bar = "rest ≤ 8.5 mm; posed ≤ 16.5 mm, all converged"
     if folder is None:
-        yield (what, bar, "give --anny", None)
+        yield ("Anny's people", "see benchmarks/anny_bodies.py", "give --anny", None)
         return
     from benchmarks.anny_bodies import measure
 
-    yield from measure(folder, what, bar)
+    yield from measure(folder)
 
 
 def _arguments() -> Any:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sam", type=Path, default=SAM)
     parser.add_argument("--anny", type=Path)
+    parser.add_argument("--only", nargs="*")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

@@ -41,6 +41,11 @@ _WIDE = {
     156: "SMPL+H: fingers left out",
     165: "SMPL-X: face and fingers left out",
 }
+_PICTURES = {
+    "video": (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"),
+    "photo": (".jpg", ".jpeg", ".png", ".webp", ".bmp"),
+}
+"""Files without labels -> the command that finds the people in them."""
 STAND_IN = "default-body"
 """What `--models` says for the licence-free stand-in pair."""
 
@@ -299,7 +304,7 @@ class Asked:
         """The manifest, the data root and the models folder (None: the usual places).
 
         say: told what a label file was taken for. Raises UsageError: labels that nobody said whose
-        bodies they are of; options of a label file beside a manifest.
+        bodies they are of; pictures; options of a label file beside a manifest.
         """
         folder = None if self.standin else self.models
         if is_label_file(self.word):
@@ -319,6 +324,12 @@ class Asked:
     def own_file(self) -> OwnFile:
         """The label file with its manifest."""
         path = Path(self.word)
+        for command, suffixes in _PICTURES.items():
+            if path.is_file() and path.suffix.lower() in suffixes:
+                raise UsageError(
+                    f"{path}: a {command}, which has no labels to convert; find the people in it "
+                    f"with: hmr-skel {command} {path}"
+                )
         if self.models is None and not os.environ.get(MODELS_VARIABLE):
             raise UsageError(
                 f"{path}: labels do not say whose bodies they are; choose: --models DIR (your "

@@ -14,7 +14,7 @@ import torch
 
 import pipeline.identities as stage
 from pipeline import open_dataset
-from pipeline.bodies import BodyFitter, Models
+from pipeline.bodies import BodyFitter, Models, check_surfaces
 from pipeline.errors import InputError, UsageError
 from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, read_shapes
 from pipeline.own_file import own_file
@@ -441,10 +441,31 @@ def test_a_camera_is_found_from_pairs():
     assert abs(focal - 1500.0) < 1e-6 and np.abs(centre - (320, 240)).max() < 1e-6 and rms < 1e-6
 
 
+SHIPPED_BODIES = ("anny", "makehuman", "mhr", "soma")
+
+
+def test_meshes_of_anny_are_read_and_mapped_exactly(tmp_path):
+    """MakeHuman's vertices by number: what is put there comes back, and the file is known."""
+    skel = load_skel(default_body_directory(), "female")
+    template = skel.template.numpy()
+    for name, vertices in (("anny", 13_718), ("makehuman", 19_158)):
+        found = SurfaceMap.read(SHIPPED / f"{name}_standin.npz")
+        mesh = np.zeros((1, vertices, 3), np.float32)
+        counted = found.vertex_weight > 0.0
+        mesh[0, found.columns[counted, 0]] = template[counted]
+        assert 6700 < counted.sum() < 6890
+        np.testing.assert_array_equal(found.apply(mesh)[0][counted], template[counted])
+        np.savez(tmp_path / f"{name}.npz", vertices=mesh, body=np.array(name))
+        source = open_source(tmp_path / f"{name}.npz", skel_gender="nearest")
+        check_surfaces(
+            source, Models(default_body_directory(), name, vertices), "female", source.read(0, 1)
+        )
+
+
 def test_the_shipped_maps_lead_to_the_stand_in():
     skel = load_skel(default_body_directory(), "female")
     files = sorted(SHIPPED.glob("*.npz"))
-    assert [path.name for path in files] == ["mhr_standin.npz", "soma_standin.npz"]
+    assert [path.name for path in files] == [f"{name}_standin.npz" for name in SHIPPED_BODIES]
     for path in files:
         SurfaceMap.read(path).check_target(skel)
 

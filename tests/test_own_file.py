@@ -184,3 +184,11 @@ def test_plans_of_earlier_versions_keep_their_meaning(tmp_path: Path) -> None:
     assert old.rows == 12 and not old.read(0, 1).transl.any() and "translation" in old.fields
     with pytest.raises(InputError, match="option edition '3', expected 1, 2"):
         open_source(folder, edition="3")
+
+
+@pytest.mark.parametrize(("name", "command"), [("x.MP4", "video"), ("x.jpg", "photo")])
+def test_pictures_are_sent_to_their_command(tmp_path, name, command):
+    """Before anything is said of bodies."""
+    (tmp_path / name).write_bytes(b"no labels")
+    with pytest.raises(UsageError, match=f"hmr-skel {command} {tmp_path / name}"):
+        Asked(str(tmp_path / name)).found(print)

@@ -49,6 +49,7 @@ DESCRIBED = Format(
         "`trans` and `betas` with `numpy.savez` under the names `poses`, `trans`, `betas`.",
     ),
     example="yoga_stageii.pkl",
+    asks=" --option template=model",
 )
 _BETAS = 16
 

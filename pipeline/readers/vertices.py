@@ -38,7 +38,9 @@ DESCRIBED = Format(
     body="any that there is a map for",
     members=(
         Member("vertices", "(n, V, 3)", "metres"),
-        Member("body", "text", "name of the body, such as `smpl`, `smplx` or `mhr`"),
+        Member(
+            "body", "text", "name of the body: `smpl`, `smplx`, `mhr`, `anny`, `makehuman`, `soma`"
+        ),
         Member("identity", "(n) numbers or names", "whose shape; absent: one a row", False),
         Member("gender", "(n) text, or one", "`male`, `female`, `neutral`", needed=False),
         Member("faces", "(F, 3)", "triangles; must be those of the map", needed=False),

