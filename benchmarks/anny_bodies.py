@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.demo import demo_columns
+from pipeline.demo import demo_motion
 from skel_fit import load_skel
 from skel_fit.bodies import fit_identity, fit_skel_to_surface
 from skel_fit.bodies.map_files import find_map
@@ -51,7 +51,7 @@ class Anny:
         self.poses = _poses(rng)
 
     def posed(self) -> np.ndarray:
-        """(64, V, 3) m, in the demo's poses with noise."""
+        """(64, V, 3) m, in poses of the demo's motion with noise."""
         return _surfaces(self.body, self.phenotypes, self.poses)
 
     def rest(self) -> np.ndarray:
@@ -119,10 +119,10 @@ def _surfaces(body: Any, phenotypes: dict[str, np.ndarray], poses: np.ndarray) -
 
 
 def _poses(rng: np.random.Generator) -> np.ndarray:
-    """Demo poses with noise on ten joints and a random root, (n, 24, 3) rad."""
-    columns = demo_columns(default_body_directory())["pose_cam"]
-    step = len(columns) // PEOPLE
-    poses = columns[: step * PEOPLE : step].reshape(PEOPLE, 24, 3).astype(np.float64)
+    """Frames of the demo's motion with noise on ten joints and a random root, (n, 24, 3) rad."""
+    motion = demo_motion()
+    frames = np.arange(PEOPLE) * (len(motion) // PEOPLE)
+    poses = motion[frames].reshape(PEOPLE, 24, 3).astype(np.float64)
     poses[:, 22:] = 0.0
     poses[:, list(_NOISY)] += rng.normal(0.0, 0.25, (PEOPLE, len(_NOISY), 3))
     poses[:, 0] = rng.normal(0.0, 0.5, (PEOPLE, 3))
