@@ -26,14 +26,17 @@ class BodyPoints:
     """K points of a SKEL body.
 
     skin, joints: weights of rest vertices and rest joints that give a point's place at rest, sum 1
-    together. bone: the joint number whose bone carries it rigidly, or `SKIN`. weights: how much
-    each counts beside the others. groups: points at one place of the body share a number: an error
-    of a detector moves them together. torso: left hip, right hip, left shoulder, right shoulder.
+    together. shifts: m, how far from there the point is at rest (x to the left, y up, z forward),
+    for points that ride on a bone. bone: the joint number whose bone carries it rigidly, or `SKIN`.
+    weights: how much each counts beside the others. groups: points at one place of the body share a
+    number: an error of a detector moves them together. torso: left hip, right hip, left shoulder,
+    right shoulder.
     """
 
     names: tuple[str, ...]
     skin: np.ndarray  # (K, 6890)
     joints: np.ndarray  # (K, 24)
+    shifts: np.ndarray  # (K, 3) m
     bone: np.ndarray  # (K,) int64
     weights: np.ndarray  # (K,)
     groups: np.ndarray  # (K,) int64
@@ -44,6 +47,7 @@ class BodyPoints:
         shapes = {
             "skin": (count, _VERTICES),
             "joints": (count, len(JOINT_NAMES)),
+            "shifts": (count, 3),
             **dict.fromkeys(("bone", "weights", "groups"), (count,)),
         }
         for name, shape in shapes.items():
@@ -51,7 +55,7 @@ class BodyPoints:
             if found != shape:
                 raise ValueError(f"BodyPoints.{name}: expected {shape}, found {found}")
         rigid = self.bone != SKIN
-        if self.joints[~rigid].any():
+        if self.joints[~rigid].any() or self.shifts[~rigid].any():
             raise ValueError("BodyPoints: a point that is carried as the skin has skin alone")
         total = self.skin.sum(1) + self.joints.sum(1)
         if rigid.any() and np.abs(total[rigid] - 1.0).max() > 1e-6:
@@ -93,36 +97,59 @@ _LIMB_JOINTS = {
     "knee": ("tibia", "femur"),
     "ankle": ("talus", "tibia"),
 }
-_FEATURES = {"heel": "heel", "foot index": "big_toe"}
+_FEATURES = {"heel": ("heel", "calcn"), "foot index": ("big_toe", "toes")}
+# From there to where the network puts the landmark, mm at rest of a left one: to the left, up,
+# forward. Measured on rendered pictures of the train actors by `tools/landmark_shifts.py`.
+_SHIFTS: dict[str, tuple[int, int, int]] = {
+    "nose": (0, 24, -26),
+    "eye": (-13, 12, -23),
+    "ear": (-44, -3, 45),
+    "shoulder": (-20, 13, -6),
+    "elbow": (-12, -6, 21),
+    "wrist": (7, 4, 7),
+    "pinky": (2, 7, 25),
+    "index": (-11, 7, -4),
+    "thumb": (4, 23, -24),
+    "hip": (2, 7, 24),
+    "knee": (-16, 5, -2),
+    "ankle": (10, 34, 3),
+    "heel": (6, 24, 30),
+    "foot index": (12, 15, -39),
+}
 
 
-def blazepose_points() -> BodyPoints:
+def blazepose_points(*, shifted: bool = True) -> BodyPoints:
     """The 33 landmarks of BlazePose by joints and numbered vertices, for any SKEL body.
 
-    Limbs' joints are SKEL's joint centres. Eyes, ears, nose, heels and big toes are skin vertices
-    that every body of SMPL's topology has in this place; knuckles lie between the wrist and the tip
-    of the finger and ride on the hand. Corners of eyes and mouth repeat the eyes and count nothing
-    unless they are given weights.
+    Limbs' joints start from SKEL's joint centres, knuckles from between the wrist and the tip of the
+    finger, the others from skin vertices that every body of SMPL's topology has in this place; all
+    ride on a bone. shifted: moved from there to where the network puts them, which is centimetres
+    away (`_SHIFTS`); False: for landmarks of others. Corners of eyes and mouth repeat the eyes and
+    count nothing unless they are given weights.
     """
     made = _Maker()
     for name in BLAZEPOSE_NAMES:
         side, _, part = name.partition(" ")
+        shift = np.array(_SHIFTS.get(part or name, (0, 0, 0))) * 1e-3 * shifted
+        if side == "right":
+            shift[0] = -shift[0]
         if name == "nose":
-            made.vertex(name, {"nose": 1.0}, _FACE)
+            made.rigid(name, {"nose": 1.0}, {}, "head", _FACE, shift)
         elif name.startswith("mouth"):
-            made.vertex(name, {"nose": 1.0}, 0.0, group="nose")
+            made.rigid(name, {"nose": 1.0}, {}, "head", 0.0, shift, group="nose")
         elif part.startswith("eye "):
-            made.vertex(name, {f"{side}_eye": 1.0}, 0.0, group=f"{side} eye")
+            made.rigid(name, {f"{side}_eye": 1.0}, {}, "head", 0.0, shift, group=f"{side} eye")
         elif part in ("eye", "ear"):
-            made.vertex(name, {f"{side}_{part}": 1.0}, _FACE)
+            made.rigid(name, {f"{side}_{part}": 1.0}, {}, "head", _FACE, shift)
         elif part in _KNUCKLE:
             share, hand = _KNUCKLE[part], f"hand_{side[0]}"
-            made.rigid(name, {f"{side}_{part}": share}, {hand: 1.0 - share}, hand, _HAND)
+            made.rigid(name, {f"{side}_{part}": share}, {hand: 1.0 - share}, hand, _HAND, shift)
         elif part in _FEATURES:
-            made.vertex(name, {f"{side}_{_FEATURES[part]}": 1.0}, 1.0)
+            vertex, bone = _FEATURES[part]
+            made.rigid(name, {f"{side}_{vertex}": 1.0}, {}, joint_of(bone, side), 1.0, shift)
         else:
             centre, bone = (joint_of(joint, side) for joint in _LIMB_JOINTS[part])
-            made.rigid(name, {}, {centre: 1.0}, bone, 1.0)
+            made.rigid(name, {}, {centre: 1.0}, bone, 1.0, shift)
     return made.points(_TORSO)
 
 
@@ -138,14 +165,10 @@ class _Maker:
         self.names: list[str] = []
         self.skin: list[np.ndarray] = []
         self.joints: list[np.ndarray] = []
+        self.shifts: list[np.ndarray] = []
         self.bone: list[int] = []
         self.weights: list[float] = []
         self.groups: list[str] = []
-
-    def vertex(
-        self, name: str, vertices: dict[str, float], weight: float, group: str | None = None
-    ) -> None:
-        self._add(name, vertices, {}, SKIN, weight, group)
 
     def rigid(
         self,
@@ -154,17 +177,8 @@ class _Maker:
         joints: dict[str, float],
         bone: str,
         weight: float,
-    ) -> None:
-        self._add(name, vertices, joints, JOINT_NAMES.index(bone), weight, None)
-
-    def _add(
-        self,
-        name: str,
-        vertices: dict[str, float],
-        joints: dict[str, float],
-        bone: int,
-        weight: float,
-        group: str | None,
+        shift: np.ndarray,
+        group: str | None = None,
     ) -> None:
         skin, centres = np.zeros(_VERTICES), np.zeros(len(JOINT_NAMES))
         for vertex, share in vertices.items():
@@ -174,7 +188,8 @@ class _Maker:
         self.names.append(name)
         self.skin.append(skin)
         self.joints.append(centres)
-        self.bone.append(bone)
+        self.shifts.append(shift)
+        self.bone.append(JOINT_NAMES.index(bone))
         self.weights.append(weight)
         self.groups.append(group or name)
 
@@ -185,6 +200,7 @@ class _Maker:
             tuple(self.names),
             np.stack(self.skin),
             np.stack(self.joints),
+            np.stack(self.shifts),
             np.array(self.bone, np.int64),
             np.array(self.weights),
             np.array([known.index(group) for group in self.groups], np.int64),
@@ -232,6 +248,7 @@ def label_points(matrix: np.ndarray) -> BodyPoints:
         KEYPOINT_NAMES,
         skin,
         np.zeros((len(KEYPOINT_NAMES), len(JOINT_NAMES))),
+        np.zeros((len(KEYPOINT_NAMES), 3)),
         bone,
         1.0 / np.bincount(numbers)[numbers],
         numbers,

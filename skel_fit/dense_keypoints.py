@@ -54,7 +54,7 @@ class DensePoints:
                 continue
             rest = torch.einsum("v,nvc->nc", weights, rest_skin)
             rest = rest + torch.einsum("j,njc->nc", centres, identity.joints)
-            arm = rest - identity.joints[:, bone]
+            arm = rest - identity.joints[:, bone] + torch.as_tensor(self.points.shifts[k])
             found.append((rotations[:, bone] @ arm[..., None])[..., 0] + positions[:, bone])
         return torch.stack(found, dim=1)
 

@@ -557,7 +557,8 @@ def tables_of(skel: SKEL, points: BodyPoints) -> tuple[Skeleton[np.ndarray], ker
     """Constant tables of a body and its points, kept with the model."""
     made = _TABLES.setdefault(skel, {})
     key = b"".join(
-        part.tobytes() for part in (points.skin, points.joints, points.bone, points.origin)
+        part.tobytes()
+        for part in (points.skin, points.joints, points.shifts, points.bone, points.origin)
     )
     key = str(hash(key)).encode()
     if key not in made:
@@ -627,6 +628,7 @@ def _pairs_of(
     if points.bone[k] != SKIN:
         bone = int(points.bone[k])
         rest = share @ template[used] + points.joints[k] @ joints - joints[bone]
+        rest = rest + points.shifts[k]
         by_shape = np.einsum("v,vcb->cb", share, shapedirs[used])
         by_shape += np.einsum("j,jcb->cb", points.joints[k], joint_slopes) - joint_slopes[bone]
         yield bone, 1.0, rest, by_shape, None

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from skel_fit.anatomy import JOINT_NAMES, JOINTS
-from skel_fit.body_points import SKIN, BodyPoints, blazepose_points
+from skel_fit.anatomy import JOINTS
+from skel_fit.body_points import BodyPoints, blazepose_points
 from skel_fit.keypoint_fit import (
     Cameras,
     KeypointFit,
@@ -196,20 +196,14 @@ def shown_bones(marks: Marks) -> np.ndarray:
 def _carried() -> np.ndarray:
     """(33, 24) bool: the bone of each landmark that counts, and those that it hangs on."""
     carried = np.zeros((len(POINTS), len(JOINTS)), bool)
-    for point, name in enumerate(POINTS.names):
+    for point in range(len(POINTS)):
         if POINTS.weights[point] == 0:
             continue
         bone = int(POINTS.bone[point])
-        if bone == SKIN:
-            side, _, part = name.partition(" ")
-            bone = JOINT_NAMES.index(_SKIN_BONES[part] + side[0] if part in _SKIN_BONES else "head")
         while bone >= 0:
             carried[point, bone] = True
             bone = JOINTS[bone].parent
     return carried
-
-
-_SKIN_BONES = {"heel": "calcn_", "foot index": "toes_"}
 
 
 def _stature_of(skel: SKEL) -> tuple[float, np.ndarray]:
