@@ -121,11 +121,11 @@ _SHIFTS: dict[str, tuple[int, int, int]] = {
 def blazepose_points(*, shifted: bool = True) -> BodyPoints:
     """The 33 landmarks of BlazePose by joints and numbered vertices, for any SKEL body.
 
-    Limbs' joints start from SKEL's joint centres, knuckles from between the wrist and the tip of the
-    finger, the others from skin vertices that every body of SMPL's topology has in this place; all
-    ride on a bone. shifted: moved from there to where the network puts them, which is centimetres
-    away (`_SHIFTS`); False: for landmarks of others. Corners of eyes and mouth repeat the eyes and
-    count nothing unless they are given weights.
+    Limbs' joints start from SKEL's joint centres, knuckles from between the wrist and the tip of
+    the finger, the others from skin vertices that every body of SMPL's topology has in this place;
+    all ride on a bone. shifted: moved from there to where the network puts them, centimetres away
+    (`_SHIFTS`); False: for landmarks of others. Corners of eyes and mouth repeat the eyes and count
+    nothing unless they are given weights.
     """
     made = _Maker()
     for name in BLAZEPOSE_NAMES:

@@ -90,7 +90,7 @@ def test_bodies_that_do_not_fit_are_refused_with_the_number(fitter: Fitter, mark
     shuffled = Marks(marks.pixels[:, random.permutation(33)], marks.visibility, marks.world, SIZE)
     few = Marks(marks.pixels + np.array([0.0, 330.0]), marks.visibility, marks.world, SIZE)
     for seen, reason in ((marks, ""), (shuffled, "no body fits: cost"), (few, "too little of a")):
-        (said,) = refusals(fitter.fit(seen, lens), seen, [False])
+        (said,) = refusals(fitter.fit(seen, lens), seen, [0])
         assert said.startswith(reason) and bool(said) == bool(reason)
 
 

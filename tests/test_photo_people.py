@@ -14,10 +14,10 @@ import pytest
 
 from pipeline.errors import InputError, UsageError
 from stages.photo import networks
-from stages.photo.detector import anchors, letterbox, merged, tiles
-from stages.photo.landmarks import SIDE, Region, cut, refined
+from stages.photo.detector import anchors, letterbox, merged, tiles, turned_back
+from stages.photo.landmarks import MIRROR, SIDE, Region, cut, refined
 from stages.photo.networks import Network
-from stages.photo.people import Finder, Sighting, once, same
+from stages.photo.people import Finder, Sighting, Verdict, once, same
 from tests.photo_pictures import Rendered, runners
 
 
@@ -207,20 +207,23 @@ def test_a_refusal_has_the_numbers(people: Rendered, finder: Finder) -> None:
     marks = replace(sure.landmarks, flag=0.9)
     doubtful = replace(sure, landmarks=marks)
     assert doubtful.gated().refusal == ""
-    assert "landmarks 0.90, expected 0.98" in replace(doubtful, tile=True).gated().refusal
+    in_tile = replace(doubtful, tile=1)
+    assert "landmarks 0.90, expected 0.98" in in_tile.gated().refusal
+    assert in_tile.gated(fitted=True).refusal == ""
 
 
 def test_who_is_judged_to_be_nobody_lets_the_search_go_on(people: Rendered, finder: Finder) -> None:
     asked: list[int] = []
 
-    def judge(seen: Sequence[Sighting]) -> list[str]:
+    def judge(seen: Sequence[Sighting]) -> list[Verdict]:
         asked.append(len(seen))
-        return ["a bollard"] * len(seen) if len(asked) == 1 else [""] * len(seen)
+        said = Verdict("a bollard", 3.0, False) if len(asked) == 1 else Verdict("", 0.2, True)
+        return [said] * len(seen)
 
     found = finder.find(people.picture(0), judge)
     assert asked[0] == 1 and len(asked) > 1
     taken = [person for person in found if not person.refusal]
-    assert taken and all(person.tile for person in taken)
+    assert taken and all(person.again for person in taken)
 
 
 def test_who_is_seen_twice_is_kept_once(people: Rendered, finder: Finder) -> None:
@@ -231,3 +234,49 @@ def test_who_is_seen_twice_is_kept_once(people: Rendered, finder: Finder) -> Non
     assert same(marks, near) and not same(marks, far)
     weaker = Sighting(0.6, near)
     assert once([weaker, person, Sighting(0.7, far)]) == [person, Sighting(0.7, far)]
+    # of a further search whoever is at the same place is the same, and the better fit is kept
+    upside_down = replace(marks, pixels=2 * marks.pixels.mean(0) - marks.pixels)
+    better = Sighting(0.6, upside_down, cost=0.3, again=True)
+    worse = replace(person, cost=1.2)
+    assert not same(marks, upside_down)
+    assert once([worse, better]) == [better]
+    assert len(once([worse, replace(better, again=False)])) == 2
+
+
+def test_somebody_upside_down_is_found(people: Rendered, finder: Finder) -> None:
+    picture = np.ascontiguousarray(np.rot90(people.picture(3), 2))
+    height, width = picture.shape[:2]
+    found = [p for p in finder.find(picture) if not p.refusal]
+    assert len(found) == 1
+    upright = (width, height) - found[0].landmarks.pixels
+    assert np.nanmedian(people.errors(3, upright)) < 0.03
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_places_are_turned_back_as_pictures_are(turns: int) -> None:
+    picture = np.zeros((40, 70), np.uint8)
+    picture[10, 55] = 1
+    row, column = np.argwhere(np.rot90(picture, turns))[0]
+    place = turned_back(np.array([[column + 0.5, row + 0.5]]), turns, (40, 70))
+    np.testing.assert_allclose(place, [[55.5, 10.5]])
+
+
+def test_steadied_landmarks_of_a_mirrored_picture_are_the_mirror_image(
+    people: Rendered, finder: Finder
+) -> None:
+    picture = people.picture(0)
+    seen = finder.find(picture)[0].landmarks
+    steady = finder.landmarker.steadied(picture, seen)
+    assert np.nanmedian(people.errors(0, steady.pixels)) < 0.03
+    width = picture.shape[1]
+    other_side = Region(
+        np.array([width - seen.region.center[0], seen.region.center[1]]), seen.region.side,
+        -seen.region.turn,
+    )  # fmt: skip
+    mirrored = finder.landmarker.steadied(
+        np.ascontiguousarray(picture[:, ::-1]), replace(seen, region=other_side)
+    )
+    pixels = mirrored.pixels[MIRROR]
+    pixels[:, 0] = width - pixels[:, 0]
+    assert np.abs(pixels - steady.pixels).max() < 0.02 * seen.size
+    np.testing.assert_allclose(mirrored.world[MIRROR] * (-1, 1, 1), steady.world, atol=0.03)

@@ -44,8 +44,10 @@ def true_unknowns(skel: SKEL, columns: dict[str, np.ndarray]) -> np.ndarray:
     found = np.zeros((len(columns["gender"]), 59))
     for gender in np.unique(columns["gender"]):
         rows = np.flatnonzero(columns["gender"] == gender)
-        given = (torch.as_tensor(columns[k][rows]) for k in ("pose_cam", "shape", "trans_cam"))
-        fit = fit_skel(skel, load_smpl(default_body_directory(), str(gender)), *given)
+        pose, shape, trans = (
+            torch.as_tensor(columns[k][rows]) for k in ("pose_cam", "shape", "trans_cam")
+        )
+        fit = fit_skel(skel, load_smpl(default_body_directory(), str(gender)), pose, shape, trans)
         found[rows] = np.concatenate([fit.poses, fit.trans, fit.betas], 1)
     return found
 

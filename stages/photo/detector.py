@@ -6,8 +6,8 @@ Source: docs/reference/blazepose.md#detector. Pixels are continuous: pixel (i, j
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,12 +27,14 @@ _GRIDS = ((28, 2), (14, 2), (7, 6))  # cells along a side, anchors a cell
 @dataclass(frozen=True)
 class Detection:
     """A person. score: 0 to 1; face: left, top, right, bottom, px; hips, top: (2,) px, the middle
-    of the hips and a point that says how long and how turned the body is."""
+    of the hips and a point that says how long and how turned the body is; tile: 0 found in the
+    whole picture, 1 or 2 in a tile, by its size in `TILES`."""
 
     score: float
     face: np.ndarray
     hips: np.ndarray
     top: np.ndarray
+    tile: int = 0
 
 
 class Detector:
@@ -43,23 +45,45 @@ class Detector:
         self._anchors = anchors()
 
     def search(self, picture: np.ndarray, least: float = LEAST_SCORE) -> Iterator[list[Detection]]:
-        """People in a picture (H, W, 3) uint8 RGB, the surest first: in the whole picture, then in
-        overlapping tiles of it, in which small people are larger, then in smaller tiles. Each is
-        looked at when it is asked for."""
+        """People in a picture (H, W, 3) uint8 RGB, the surest of each look first: in the whole
+        picture; in the picture lying on its sides and standing on its head, because the network
+        knows hardly anybody upside down; in overlapping tiles of it, in which small people are
+        larger, turned likewise; in smaller tiles. Each is looked at when it is asked for."""
         yield self.look(picture, least)
-        for share in TILES:
-            several = [self.look(picture, least, part) for part in tiles(picture.shape[:2], share)]
-            found = [each for part in several for each in part]
-            rows = np.array([_row(each) for each in found]).reshape(-1, 8)
-            scores = np.array([each.score for each in found])
-            yield [_detection(score, row) for score, row in merged(scores, rows)]
+        yield self._turned(picture, least, (1, 2, 3))
+        for tile, share in enumerate(TILES, 1):
+            windows = tiles(picture.shape[:2], share)
+            yield [
+                replace(found, tile=tile)
+                for turns in ((0, 1, 2, 3) if tile == 1 else (0,))
+                for found in once([
+                    each for window in windows
+                    for each in self._turned(picture, least, (turns,), window)
+                ])
+            ]  # fmt: skip
 
-    def look(
-        self, picture: np.ndarray, least: float, window: tuple[int, int, int, int] | None = None
-    ) -> list[Detection]:
-        """People in a window (left, top, right, bottom, px) of a picture, or in all of it."""
+    def _turned(
+        self, picture: np.ndarray, least: float, turns: Sequence[int],
+        window: tuple[int, int, int, int] | None = None,
+    ) -> list[Detection]:  # fmt: skip
+        """People in a picture, or a window of it, turned by quarters of a circle."""
         left, top, right, bottom = window or (0, 0, picture.shape[1], picture.shape[0])
-        square, scale, shift = letterbox(picture[top:bottom, left:right])
+        part = picture[top:bottom, left:right]
+        corner, size = np.array([left, top], float), part.shape[:2]
+        found = []
+        for turn in turns:
+            for each in self.look(np.ascontiguousarray(np.rot90(part, turn)), least):
+                points = np.stack([each.face[:2], each.face[2:], each.hips, each.top])
+                points = turned_back(points, turn, size) + corner
+                low, high = points[:2].min(0), points[:2].max(0)
+                found.append(
+                    Detection(each.score, np.concatenate([low, high]), points[2], points[3])
+                )
+        return found
+
+    def look(self, picture: np.ndarray, least: float) -> list[Detection]:
+        """People in a picture, once each, the surest first."""
+        square, scale, shift = letterbox(picture)
         outputs = self._network(square[None])
         with np.errstate(over="ignore"):
             scores = 1.0 / (1.0 + np.exp(-outputs["Identity_1"][0, :, 0].clip(-100.0, 100.0)))
@@ -71,8 +95,24 @@ class Detector:
         middle, size = raw[:, :2] + centre, raw[:, 2:4]
         boxes = np.concatenate([middle - size / 2, middle + size / 2], 1)
         rows = np.concatenate([boxes, raw[:, 4:8] + centres], 1)
-        rows = (rows * SIDE - np.tile(shift, 4)) / np.tile(scale, 4) + np.tile((left, top), 4)
+        rows = (rows * SIDE - np.tile(shift, 4)) / np.tile(scale, 4)
         return [_detection(s, r) for s, r in merged(scores[kept].astype(np.float64), rows)]
+
+
+def turned_back(points: np.ndarray, turns: int, size: tuple[int, int]) -> np.ndarray:
+    """Places (n, 2) px in a picture of height and width `size`, from those in the same picture
+    after `np.rot90(picture, turns)`."""
+    height, width = size
+    x, y = points.T
+    where = ((x, y), (width - y, x), (width - x, height - y), (y, height - x))[turns % 4]
+    return np.stack(where, axis=1)
+
+
+def once(found: Sequence[Detection]) -> list[Detection]:
+    """Detections that overlap as one."""
+    rows = np.array([_row(each) for each in found]).reshape(-1, 8)
+    scores = np.array([each.score for each in found])
+    return [_detection(score, row) for score, row in merged(scores, rows)]
 
 
 def anchors() -> np.ndarray:

@@ -27,9 +27,12 @@ _TORSO = list(POINTS.torso)
 _LEAST_WEIGHT = 0.05
 _START_WEIGHT = 1e-3
 """Of the torso's 3D points that the picture does not show: enough to start from."""
-MOST_COST, MOST_COST_IN_TILE = 2.0, 1.5
+MOST_COST, MOST_COST_IN_SMALL_TILE = 1.5, 0.8
 """Robust squared standard deviations a point above which a body is not believed. Renders that are
-right cost 0.3, 1.2 at most; what is none, or is turned round, 1.1 to 4."""
+right cost 0.2, 1 at most; what is none, or is turned round, 0.8 to 4. Small tiles are many, and so
+are their false alarms."""
+CLEAR_COST = 0.4
+"""Up to which nobody looks for a better way to see the same person."""
 _QUICK = 6
 """Steps that find where a body is, before its shape is fixed."""
 LEAST_SEEN = 12
@@ -167,11 +170,11 @@ class Fitter:
         )  # fmt: skip
 
 
-def refusals(fit: KeypointFit, marks: Marks, tiles: Sequence[bool]) -> list[str]:
-    """Why each body is not believed, with the numbers; "" where it is. tiles: as `Sighting`."""
+def refusals(fit: KeypointFit, marks: Marks, tiles: Sequence[int]) -> list[str]:
+    """Why each body is not believed, with the numbers; "" where it is. tiles: as `Detection`."""
     reasons = []
     for status, cost, seen, tile in zip(fit.status, fit.cost, marks.seen(), tiles, strict=True):
-        most = MOST_COST_IN_TILE if tile else MOST_COST
+        most = MOST_COST_IN_SMALL_TILE if tile > 1 else MOST_COST
         if status.is_rejected:
             reasons.append(f"no body: {status.reason}")
         elif seen < LEAST_SEEN:

@@ -7,11 +7,12 @@ Source: docs/reference/blazepose.md#landmarks. Pixels are continuous: pixel (i, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from skel_fit.body_points import BLAZEPOSE_NAMES
 from stages.photo.networks import Network
 
 SIDE = 256
@@ -20,8 +21,22 @@ COUNT = 33
 _ROOM = 1.25
 """Side of the region over twice the distance from the hips to the point that says the size."""
 _CELLS, _WINDOW, _LEAST_HEAT = 64, 3, 0.5
+_SWAY = 0.35
+"""rad by which a region is turned to and fro for further looks."""
 _ALIASED = 2.0
 """Picture pixels a crop pixel from which the picture is made smaller first."""
+
+
+def _mirror() -> np.ndarray:
+    def other(name: str) -> str:
+        words = {"left": "right", "right": "left"}
+        return " ".join(words.get(word, word) for word in name.split())
+
+    return np.array([BLAZEPOSE_NAMES.index(other(name)) for name in BLAZEPOSE_NAMES])
+
+
+MIRROR = _mirror()
+"""The landmark on the other side of each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,11 @@ class Region:
         """Points (n, 2) of the network's input, px of it, in the picture."""
         return (points - SIDE / 2) * (self.side / SIDE) @ self.rotation.T + self.center
 
+    def turned(self, quarters: int) -> Region:
+        """The same square for somebody who lies a quarter of a circle further round, or two."""
+        turn = self.turn + quarters * math.pi / 2
+        return replace(self, turn=(turn + math.pi) % (2 * math.pi) - math.pi)
+
     @property
     def box(self) -> np.ndarray:
         """(4,) left, top, right, bottom of the upright square of the same size and middle."""
@@ -78,6 +98,11 @@ class Landmarks:
     next: Region
 
     @property
+    def box(self) -> np.ndarray:
+        """(4,) left, top, right, bottom of the landmarks, px."""
+        return np.concatenate([self.pixels.min(0), self.pixels.max(0)])
+
+    @property
     def size(self) -> float:
         """Longer side of the box of the landmarks, px."""
         return max(float(np.ptp(self.pixels, axis=0).max()), 1.0)
@@ -101,12 +126,36 @@ class Landmarker:
             found = self._look(picture, found.next)
         return found
 
-    def _look(self, picture: np.ndarray, region: Region) -> Landmarks:
-        outputs = self._network(cut(picture, region)[None])
+    def steadied(self, picture: np.ndarray, found: Landmarks) -> Landmarks:
+        """The medians of six looks at a person's region: as it is and turned to and fro, each as
+        seen and in a mirror. Single looks slip now and then, hardly ever the same way."""
+        region = found.region
+        looks = [
+            self._look(picture, replace(region, turn=region.turn + turn), mirrored=mirrored)
+            for turn in (0.0, -_SWAY, _SWAY)
+            for mirrored in (False, True)
+        ]
+        return replace(
+            found,
+            pixels=np.median([look.pixels for look in looks], axis=0),
+            visibility=np.median([look.visibility for look in looks], axis=0),
+            world=np.median([look.world for look in looks], axis=0),
+        )
+
+    def _look(self, picture: np.ndarray, region: Region, *, mirrored: bool = False) -> Landmarks:
+        square = cut(picture, region)
+        if mirrored:
+            square = np.ascontiguousarray(square[:, ::-1])
+        outputs = self._network(square[None])
         rows = outputs["Identity"].reshape(39, 5).astype(np.float64)
         points = refined(rows[:, :2], outputs["Identity_3"][0])
-        pixels = region.pixels(points)
         world = outputs["Identity_4"].reshape(39, 3)[:COUNT].astype(np.float64)
+        if mirrored:
+            points[:, 0] = SIDE - points[:, 0]
+            world[:, 0] = -world[:, 0]
+            points[:COUNT], world = points[MIRROR], world[MIRROR]
+            rows[:COUNT] = rows[MIRROR]
+        pixels = region.pixels(points)
         world[:, :2] = world[:, :2] @ region.rotation.T
         return Landmarks(
             pixels[:COUNT],

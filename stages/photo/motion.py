@@ -16,6 +16,7 @@ from skel_fit.joint_limits import limits
 from skel_fit.keypoint_fit import Cameras, KeypointFit, KeypointFitConfig, Problem
 from skel_fit.solver.branches import continuous_root
 from stages.photo.fitting import POINTS, Fitter, Lens, Marks, refusals
+from stages.photo.landmarks import MIRROR
 
 _COUNT = NUM_POSES + 3
 _STIFFNESS = 1000.0
@@ -26,18 +27,6 @@ _SHAPE_FRAMES = 120
 """Frames that the shape is taken from, at most."""
 _DEPTH_WEIGHT, _FARTHEST, _BIAS = 0.5, 0.3, 1e-4
 _BODY = [k for k, name in enumerate(BLAZEPOSE_NAMES) if POINTS.weights[k] == 1.0 and k < 29]
-
-
-def _mirror() -> np.ndarray:
-    def other(name: str) -> str:
-        words = {"left": "right", "right": "left"}
-        return " ".join(words.get(word, word) for word in name.split())
-
-    return np.array([BLAZEPOSE_NAMES.index(other(name)) for name in BLAZEPOSE_NAMES])
-
-
-MIRROR = _mirror()
-"""The landmark on the other side of each."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +176,7 @@ def _window(
         return nothing_seen(len(marks))
     own = marks.rows(rows)
     fit = fitter.with_betas(own, lens, np.tile(betas, (len(rows), 1)))
-    good = np.array([not reason for reason in refusals(fit, own, [False] * len(rows))])
+    good = np.array([not reason for reason in refusals(fit, own, [0] * len(rows))])
     problem = Problem.of(
         fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
         fitter.prior, KeypointFitConfig(fit_betas=False),

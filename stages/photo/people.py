@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from stages.photo.detector import LEAST_SCORE, Detection, Detector
+from stages.photo.detector import LEAST_SCORE, Detection, Detector, overlaps
 from stages.photo.landmarks import Landmarker, Landmarks, Region
 from stages.regressor.data.boxes import Box
 
-LEAST_FLAG, LEAST_FLAG_IN_TILE = 0.8, 0.98
-"""What the landmark network must say of a person. Tiles are many, and so are their false alarms."""
+LEAST_FLAG, LEAST_FLAG_IN_TILE, LEAST_FLAG_UNFITTED = 0.8, 0.9, 0.98
+"""What the landmark network must say of a person. Tiles are many, and so are their false alarms,
+which a fit shows better than this."""
 _SAME = 0.15
 """Mean distance of two people's landmarks, over their size, below which they are one."""
+_SHARED = 0.3
+"""Overlap of the boxes of somebody's landmarks with those of a second search from which it found
+the same person."""
 _PASSES = 3
+_MOST_TURNED = 6
+"""Detections of which the region is turned."""
 BOX = 1.2
 """Side of a network's box over the extent of the landmarks, as in its training labels."""
 LEAST_SIDE = 16
@@ -25,17 +33,22 @@ LEAST_SIDE = 16
 
 @dataclass(frozen=True)
 class Sighting:
-    """What may be a person in a picture. score: of the detection; tile: found in a part of the
-    picture only; refusal: why it is not taken for a person, with the numbers, "": it is."""
+    """What may be a person in a picture. score: of the detection; tile: as the detection's; cost:
+    of the body that fits, infinite: unknown; again: seen in a further search, because nobody was
+    clear; refusal: why it is not taken for a person, with the numbers, "": it is."""
 
     score: float
     landmarks: Landmarks
-    tile: bool = False
+    tile: int = 0
+    cost: float = math.inf
+    again: bool = False
     refusal: str = ""
 
-    def gated(self) -> Sighting:
-        """The same with what score and flag say against it."""
-        flag, least = self.landmarks.flag, LEAST_FLAG_IN_TILE if self.tile else LEAST_FLAG
+    def gated(self, *, fitted: bool = False) -> Sighting:
+        """The same with what score and flag say against it; fitted: a fit judges next."""
+        flag, least = self.landmarks.flag, LEAST_FLAG
+        if self.tile:
+            least = LEAST_FLAG_IN_TILE if fitted and self.tile == 1 else LEAST_FLAG_UNFITTED
         refusal = ""
         if self.score < LEAST_SCORE:
             refusal = f"detector {self.score:.2f}, expected {LEAST_SCORE:g} or more"
@@ -44,8 +57,16 @@ class Sighting:
         return replace(self, refusal=refusal and f"not a person: {refusal}")
 
 
-Judge = Callable[[Sequence[Sighting]], Sequence[str]]
-"""Further reasons against sightings, "" where there are none."""
+class Verdict(NamedTuple):
+    """What a fit says of a sighting. refusal: as the sighting's; clear: no better way to see the
+    same person needs to be looked for."""
+
+    refusal: str
+    cost: float
+    clear: bool
+
+
+Judge = Callable[[Sequence[Sighting]], Sequence[Verdict]]
 
 
 class Finder:
@@ -58,39 +79,88 @@ class Finder:
     def find(self, picture: np.ndarray, judge: Judge | None = None) -> list[Sighting]:
         """Everybody in a picture (H, W, 3) uint8 RGB, from left to right, refused ones too.
 
-        Tiles are looked at where nobody else is taken for a person. judge: asked of those whom
-        score and flag let pass.
+        The picture is turned, and tiles are looked at, where nobody else is taken for a person.
+        With a judge, who is asked of those whom score and flag let pass, the search goes on until
+        somebody is clear; of several ways to see the same person the one of least cost is kept;
+        and the landmarks of those who are taken are steadied.
         """
         if min(picture.shape[:2]) < LEAST_SIDE:
             return []
         people: list[Sighting] = []
-        for level, found in enumerate(self.detector.search(picture)):
-            seen = [self.look(picture, each, tile=level > 0).gated() for each in found]
-            people = once([*people, *judged(seen, judge)])
-            if any(not person.refusal for person in people):
+        for level, seen in enumerate(self._searches(picture, fitted=judge is not None)):
+            fresh = [replace(person, again=level > 0) for person in seen]
+            fresh, clear = judged(fresh, judge)
+            people = once([*people, *fresh])
+            if clear:
                 break
+        if judge is not None:
+            people = [
+                person if person.refusal
+                else replace(person, landmarks=self.landmarker.steadied(picture, person.landmarks))
+                for person in people
+            ]  # fmt: skip
         return sorted(people, key=lambda person: float(person.landmarks.pixels[:, 0].mean()))
 
-    def look(self, picture: np.ndarray, found: Detection, *, tile: bool = False) -> Sighting:
-        """The landmarks of somebody detected."""
-        region = Region.around(found.hips, found.top)
-        return Sighting(found.score, self.landmarker(picture, region, passes=_PASSES), tile)
+    def _searches(self, picture: np.ndarray, *, fitted: bool) -> Iterator[list[Sighting]]:
+        """Sightings past score and flag or not, one way of searching after the other."""
+        known: list[Detection] = []
+        for found in self.detector.search(picture):
+            yield [self.look(picture, each).gated(fitted=fitted) for each in found]
+            known += found
+            if fitted and found and found[0].tile == 1:
+                yield self._lying(picture, known)
+                known = []
+
+    def _lying(self, picture: np.ndarray, known: Sequence[Detection]) -> list[Sighting]:
+        """The surest of those detected, as if they lay otherwise than the detector says."""
+        surest = sorted(known, key=lambda each: -each.score)[:_MOST_TURNED]
+        return [
+            self.look(picture, each, quarters).gated(fitted=True)
+            for each in surest for quarters in (1, 2, 3)
+        ]  # fmt: skip
+
+    def look(self, picture: np.ndarray, found: Detection, quarters: int = 0) -> Sighting:
+        """The landmarks of somebody detected; quarters: of a circle by which the region is
+        turned."""
+        region = Region.around(found.hips, found.top).turned(quarters)
+        return Sighting(found.score, self.landmarker(picture, region, passes=_PASSES), found.tile)
 
 
-def judged(people: Sequence[Sighting], judge: Judge | None) -> list[Sighting]:
-    """The same people with what `judge` says against those who passed so far."""
+def judged(people: Sequence[Sighting], judge: Judge | None) -> tuple[list[Sighting], bool]:
+    """The same people with what `judge` says of those who passed so far, and whether anybody is
+    clear; without a judge whoever passed is."""
     passed = [person for person in people if not person.refusal]
-    reasons = iter(judge(passed) if judge is not None and passed else [""] * len(passed))
-    return [p if p.refusal else replace(p, refusal=next(reasons)) for p in people]
+    if judge is None or not passed:
+        return list(people), bool(passed)
+    verdicts = judge(passed)
+    each = iter(verdicts)
+    known = []
+    for person in people:
+        if not person.refusal:
+            said = next(each)
+            person = replace(person, refusal=said.refusal, cost=said.cost)
+        known.append(person)
+    return known, any(said.clear for said in verdicts)
 
 
 def once(people: Sequence[Sighting]) -> list[Sighting]:
-    """Without those that are somebody already seen; who passed, then the surest, is kept."""
+    """Without those that are somebody already seen; who passed, then who fits best, then the
+    surest, is kept."""
     kept: list[Sighting] = []
-    for person in sorted(people, key=lambda p: (bool(p.refusal), -p.score * p.landmarks.flag)):
-        if not any(same(person.landmarks, other.landmarks) for other in kept):
+    for person in sorted(
+        people, key=lambda p: (bool(p.refusal), p.cost, -p.score * p.landmarks.flag)
+    ):
+        if not any(_one(person, other) for other in kept):
             kept.append(person)
     return kept
+
+
+def _one(person: Sighting, other: Sighting) -> bool:
+    if same(person.landmarks, other.landmarks):
+        return True
+    if not (person.again or other.again):
+        return False
+    return bool(overlaps(person.landmarks.box, other.landmarks.box[None])[0] > _SHARED)
 
 
 def same(one: Landmarks, other: Landmarks) -> bool:

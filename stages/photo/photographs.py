@@ -16,8 +16,8 @@ from skel_fit.keypoint_fit import KeypointFit, Start
 from stages.drawing.meshes import glb_bytes
 from stages.drawing.overlays import Posed, pose_bodies
 from stages.drawing.render import png_bytes
-from stages.photo.fitting import Fitter, Lens, Marks, refusals, shown_bones
-from stages.photo.people import Finder, Sighting
+from stages.photo.fitting import CLEAR_COST, Fitter, Lens, Marks, refusals, shown_bones
+from stages.photo.people import Finder, Sighting, Verdict
 from stages.photo.pictures import Painter, draw_landmarks
 from stages.photo.results import (
     FITTED,
@@ -109,10 +109,14 @@ class Photographs:
         size = (picture.shape[0], picture.shape[1])
         lens = Lens.of(size, focal)
 
-        def judge(seen: Sequence[Sighting]) -> list[str]:
+        def judge(seen: Sequence[Sighting]) -> list[Verdict]:
             marks = Marks.of([person.landmarks for person in seen], size)
-            tiles = [person.tile for person in seen]
-            return refusals(self._fitter.fit(marks, lens), marks, tiles)
+            fit = self._fitter.fit(marks, lens, uncertainty=False)
+            reasons = refusals(fit, marks, [person.tile for person in seen])
+            return [
+                Verdict(reason, float(cost), not reason and bool(cost <= CLEAR_COST))
+                for reason, cost in zip(reasons, fit.cost, strict=True)
+            ]
 
         seen = self._finder.find(picture, judge)
         if not seen:

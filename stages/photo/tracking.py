@@ -121,8 +121,8 @@ class Tracker:
     def _new(self, picture: np.ndarray, found: list[Followed], *, tiles: bool) -> list[Sighting]:
         """People who are detected and not followed yet."""
         people: list[Sighting] = []
-        for level, detections in enumerate(self._finder.detector.search(picture)):
-            seen = [self._finder.look(picture, d, tile=level > 0).gated() for d in detections]
+        for detections in self._finder.detector.search(picture):
+            seen = [self._finder.look(picture, d).gated() for d in detections]
             people = once([person for person in [*people, *seen] if not person.refusal])
             if people or not tiles:
                 break
