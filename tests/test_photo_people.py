@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -243,13 +244,19 @@ def test_who_is_seen_twice_is_kept_once(people: Rendered, finder: Finder) -> Non
     assert len(once([worse, replace(better, again=False)])) == 2
 
 
-def test_somebody_upside_down_is_found(people: Rendered, finder: Finder) -> None:
-    picture = np.ascontiguousarray(np.rot90(people.picture(3), 2))
-    height, width = picture.shape[:2]
-    found = [p for p in finder.find(picture) if not p.refusal]
-    assert len(found) == 1
-    upright = (width, height) - found[0].landmarks.pixels
-    assert np.nanmedian(people.errors(3, upright)) < 0.03
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_the_second_look_is_at_the_picture_turned(
+    people: Rendered, finder: Finder, turns: int
+) -> None:
+    """It sees a lying picture as it stands, and says where that is in the lying one."""
+    picture = people.picture(0)
+    (upright,) = finder.detector.look(picture, 0.5)
+    lying = np.ascontiguousarray(np.rot90(picture, turns))
+    _, again = itertools.islice(finder.detector.search(lying), 2)
+    (same_one,) = [found for found in again if found.score == upright.score]
+    for ours, theirs in ((upright.hips, same_one.hips), (upright.top, same_one.top)):
+        place = turned_back(theirs[None], turns, (picture.shape[0], picture.shape[1]))[0]
+        np.testing.assert_allclose(place, ours, atol=1e-6)
 
 
 @pytest.mark.parametrize("turns", range(4))

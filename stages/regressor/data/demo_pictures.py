@@ -142,7 +142,9 @@ def _render_block(job: Job, rows: list[int]) -> int:
         for k, vertices in zip(chosen, clothes.posed(columns, chosen), strict=True):
             random = np.random.default_rng((job.seed, VERSION, k))
             width, height = (int(n) for n in columns["image_size"][k])
-            picture = _picture(clothes, vertices, columns["cam_int"][k], (height, width), random)
+            picture = dressed_picture(
+                clothes, vertices, columns["cam_int"][k], (height, width), random
+            )
             ok, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
             if not ok:
                 raise ValueError(f"cannot encode picture {k}")
@@ -216,7 +218,7 @@ def wardrobe(models: Path, gender: str) -> Wardrobe:
     return Wardrobe(models, gender)
 
 
-def _picture(
+def dressed_picture(
     wardrobe: Wardrobe, vertices: np.ndarray, cam_int: np.ndarray, size: tuple[int, int],
     random: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
