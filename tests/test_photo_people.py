@@ -18,7 +18,7 @@ from stages.photo import networks
 from stages.photo.detector import anchors, letterbox, merged, tiles, turned_back
 from stages.photo.landmarks import MIRROR, SIDE, Region, cut, refined
 from stages.photo.networks import Network
-from stages.photo.people import Finder, Sighting, Verdict, once, same
+from stages.photo.people import Finder, Sighting, Verdict, alone, once, same
 from tests.photo_pictures import Rendered, runners
 
 
@@ -242,6 +242,17 @@ def test_who_is_seen_twice_is_kept_once(people: Rendered, finder: Finder) -> Non
     assert not same(marks, upside_down)
     assert once([worse, better]) == [better]
     assert len(once([worse, replace(better, again=False)])) == 2
+
+
+def test_who_is_unclear_in_a_further_search_is_not_taken_beside_a_better_one(
+    people: Rendered, finder: Finder
+) -> None:
+    seen = Sighting(0.9, finder.find(people.picture(0))[0].landmarks, cost=0.3, clear=True)
+    unclear = replace(seen, cost=1.0, clear=False, again=True)
+    first, second = alone([seen, unclear])
+    assert not first.refusal and second.refusal == "unclear: cost 1.0, beside somebody of 0.3"
+    kept = [[unclear], [seen, replace(unclear, again=False)], [seen, replace(unclear, clear=True)]]
+    assert not any(person.refusal for group in kept for person in alone(group))
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])

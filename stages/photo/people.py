@@ -34,13 +34,15 @@ LEAST_SIDE = 16
 @dataclass(frozen=True)
 class Sighting:
     """What may be a person in a picture. score: of the detection; tile: as the detection's; cost:
-    of the body that fits, infinite: unknown; again: seen in a further search, because nobody was
-    clear; refusal: why it is not taken for a person, with the numbers, "": it is."""
+    of the body that fits, infinite: unknown; clear: as the verdict's; again: seen in a further
+    search, because nobody was clear; refusal: why it is not taken for a person, with the numbers,
+    "": it is."""
 
     score: float
     landmarks: Landmarks
     tile: int = 0
     cost: float = math.inf
+    clear: bool = False
     again: bool = False
     refusal: str = ""
 
@@ -93,6 +95,7 @@ class Finder:
             people = once([*people, *fresh])
             if clear:
                 break
+        people = alone(people)
         if judge is not None:
             people = [
                 person if person.refusal
@@ -138,9 +141,21 @@ def judged(people: Sequence[Sighting], judge: Judge | None) -> tuple[list[Sighti
     for person in people:
         if not person.refusal:
             said = next(each)
-            person = replace(person, refusal=said.refusal, cost=said.cost)
+            person = replace(person, refusal=said.refusal, cost=said.cost, clear=said.clear)
         known.append(person)
     return known, any(said.clear for said in verdicts)
+
+
+def alone(people: Sequence[Sighting]) -> list[Sighting]:
+    """The same; who is only seen in a further search, and not clear, is not taken beside somebody
+    who fits better: such searches have many false alarms."""
+    best = min((person.cost for person in people if not person.refusal), default=math.inf)
+    return [
+        replace(person, refusal=f"unclear: cost {person.cost:.1f}, beside somebody of {best:.1f}")
+        if not person.refusal and person.again and not person.clear and person.cost > best
+        else person
+        for person in people
+    ]
 
 
 def once(people: Sequence[Sighting]) -> list[Sighting]:
