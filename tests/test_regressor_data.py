@@ -348,6 +348,11 @@ def test_cached_crops_are_made_anew_only_for_other_rows_or_pictures(
     path.write_bytes(path.read_bytes()[:-1])
     rows.keep_crops(path)
     assert len(made) == 6 and np.array_equal(np.load(path), held)
+    moved, side = dataset(files, *CACHED), rows.rows.box_side.copy()
+    side[1] *= 1.1  # none of the rows that are cut again and compared
+    moved.rows = replace(moved.rows, box_side=side)
+    moved.keep_crops(path)
+    assert len(made) == 7
 
 
 @given(st.integers(8, 200), st.integers(1, 8), st.integers(0, 3), st.integers(0, 9))

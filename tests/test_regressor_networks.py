@@ -111,8 +111,8 @@ def test_pyramid_gives_tokens_and_a_map_row_by_row() -> None:
             assert middle == pytest.approx(where, abs=8)
 
 
-def test_a_row_of_the_pyramid_does_not_depend_on_its_batch() -> None:
-    network, image = pyramid(), torch.randn(3, 3, 128, 96)
+def test_a_row_of_the_pyramid_does_not_depend_on_its_batch_in_training_either() -> None:
+    network, image = pyramid().train(), torch.randn(3, 3, 128, 96)
     with torch.no_grad():
         together, alone = network(image, box(3)).final, network(image[:1], box(3)[:1]).final
     for one, other in zip(together, alone, strict=True):

@@ -630,8 +630,9 @@ def test_cameras_of_the_layers(
         assert torch.equal(found[f"{kind} of coarse"].poses, wanted.poses)
     steps = {step.name: step(query) for step in own.layer_estimates()}
     assert list(steps) == ["coarse", *(f"layer {k}" for k in range(layers - 1))]
-    scales = found["scale of coarse"].translation[:, 2]
-    assert torch.equal(steps["coarse"].translation[:, 2], scales)
+    for name, step in steps.items():
+        scales = found[f"scale of {name}"].translation[:, 2]
+        assert torch.equal(step.translation[:, 2], scales), name
     assert not torch.equal(steps["coarse"].poses, wanted.poses)
     # Depth follows the scale alone.
     assert torch.equal(found["translation of coarse"].translation[:, 2], wanted.translation[:, 2])
