@@ -112,11 +112,11 @@ def test_pyramid_gives_tokens_and_a_map_row_by_row() -> None:
 
 
 def test_a_row_of_the_pyramid_does_not_depend_on_its_batch_in_training_either() -> None:
-    network, image = pyramid().train(), torch.randn(3, 3, 128, 96)
+    backbone, image = pyramid().train().backbone, torch.randn(3, 3, 128, 96)
     with torch.no_grad():
-        together, alone = network(image, box(3)).final, network(image[:1], box(3)[:1]).final
+        together, alone = backbone(image), backbone(image[:1])
     for one, other in zip(together, alone, strict=True):
-        assert torch.allclose(one[:1], other, atol=1e-5)
+        assert torch.allclose(one[:1], other, atol=1e-4) and one.std() > 0.01
 
 
 def test_a_keypoint_is_the_mean_of_its_heatmap_with_its_spread() -> None:
