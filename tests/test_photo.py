@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,10 +15,13 @@ import pytest
 
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
+from skel_fit.keypoint_fit import KeypointFit
 from skel_fit.model_files import load_skel
 from stages.cli import run
-from stages.photo.fitting import Fitter, Lens, Marks, refusals, shown_bones
+from stages.photo.fitting import MOST_COST, Fitter, Lens, Marks, refusals, shown_bones
 from stages.photo.landmarks import Landmarks, Region
+from stages.photo.people import Finder, Sighting
+from stages.photo.photographs import Photographs, limits
 from tests.photo_pictures import SHARED, runners
 
 SIZE = (480, 640)
@@ -90,8 +95,49 @@ def test_bodies_that_do_not_fit_are_refused_with_the_number(fitter: Fitter, mark
     shuffled = Marks(marks.pixels[:, random.permutation(33)], marks.visibility, marks.world, SIZE)
     few = Marks(marks.pixels + np.array([0.0, 330.0]), marks.visibility, marks.world, SIZE)
     for seen, reason in ((marks, ""), (shuffled, "no body fits: cost"), (few, "too little of a")):
-        (said,) = refusals(fitter.fit(seen, lens), seen, [0])
+        (said,) = refusals(fitter.fit(seen, lens), seen, [MOST_COST])
         assert said.startswith(reason) and bool(said) == bool(reason)
+
+
+def test_who_is_seen_in_a_further_search_must_fit_better(fitter: Fitter, marks: Marks) -> None:
+    looked = Landmarks(
+        marks.pixels[0], marks.visibility[0], marks.world[0], 0.99,
+        *(2 * [Region(np.array([320.0, 240.0]), 300.0, 0.0)]),
+    )  # fmt: skip
+    first = Sighting(0.9, looked)
+    allowed = limits([first, replace(first, again=True), replace(first, again=True, tile=2)])
+    assert allowed == [1.5, 0.8, 0.8]
+    three = marks.rows(np.array([0, 0, 0]))
+    fit = replace(fitter.fit(three, Lens.of(SIZE, 700.0)), cost=np.full(3, 0.85))
+    refused = "no body fits: cost 0.85 a landmark, expected 0.8 or less"
+    assert refusals(fit, three, allowed) == ["", refused, refused]
+
+
+def test_the_body_that_is_written_is_the_one_that_is_judged(
+    fitter: Fitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Landmarks that are steadied into what no body fits, and a worse body from a network."""
+    picture, finder = runners().picture(1), Finder()
+    whole = finder.detector.search
+    monkeypatch.setattr(finder.detector, "search", lambda seen: itertools.islice(whole(seen), 1))
+    (taken,) = Photographs(fitter, finder).people(picture, None)
+    assert not taken.reason
+
+    class Worse(Photographs):
+        def _from_network(self, fit: KeypointFit, *_: object) -> KeypointFit:
+            return replace(fit, cost=np.full_like(fit.cost, 1.52))
+
+    (worse,) = Worse(fitter, finder, network=lambda *_: (np.zeros(0), np.zeros(0))).people(
+        picture, None
+    )
+    assert worse.reason == "no body fits: cost 1.52 a landmark, expected 1.5 or less"
+
+    def shuffled(_: np.ndarray, found: Landmarks) -> Landmarks:
+        return replace(found, pixels=np.random.default_rng(0).permutation(found.pixels))
+
+    monkeypatch.setattr(finder.landmarker, "steadied", shuffled)
+    (refused,) = Photographs(fitter, finder).people(picture, None)
+    assert refused.reason.startswith("no body fits: cost")
 
 
 def test_an_assumed_lens_says_so() -> None:

@@ -209,8 +209,14 @@ def test_a_refusal_has_the_numbers(people: Rendered, finder: Finder) -> None:
     doubtful = replace(sure, landmarks=marks)
     assert doubtful.gated().refusal == ""
     in_tile = replace(doubtful, tile=1)
-    assert "landmarks 0.90, expected 0.98" in in_tile.gated().refusal
-    assert in_tile.gated(fitted=True).refusal == ""
+    refusal = "not a person: landmarks 0.900, expected "
+    assert in_tile.gated().refusal == f"{refusal}0.98 or more"
+    assert in_tile.gated(fitted=True).refusal == f"{refusal}0.95 or more"
+    again = replace(doubtful, again=True)
+    assert again.gated().refusal == f"{refusal}0.98 or more"
+    assert again.gated(fitted=True).refusal == f"{refusal}0.95 or more"
+    marks = replace(marks, flag=0.96)
+    assert replace(again, landmarks=marks).gated(fitted=True).refusal == ""
 
 
 def test_who_is_judged_to_be_nobody_lets_the_search_go_on(people: Rendered, finder: Finder) -> None:

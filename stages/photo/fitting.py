@@ -27,10 +27,10 @@ _TORSO = list(POINTS.torso)
 _LEAST_WEIGHT = 0.05
 _START_WEIGHT = 1e-3
 """Of the torso's 3D points that the picture does not show: enough to start from."""
-MOST_COST, MOST_COST_IN_SMALL_TILE = 1.5, 0.8
+MOST_COST, MOST_COST_AGAIN = 1.5, 0.8
 """Robust squared standard deviations a point above which a body is not believed. Renders that are
-right cost 0.2, 1 at most; what is none, or is turned round, 0.8 to 4. Small tiles are many, and so
-are their false alarms."""
+right cost 0.2, 1 at most; what is none, or is turned round, 0.8 to 4. Again: of somebody who is
+only seen in a further search; these are many looks with many false alarms."""
 CLEAR_COST = 0.4
 """Up to which nobody looks for a better way to see the same person."""
 _QUICK = 6
@@ -170,11 +170,11 @@ class Fitter:
         )  # fmt: skip
 
 
-def refusals(fit: KeypointFit, marks: Marks, tiles: Sequence[int]) -> list[str]:
-    """Why each body is not believed, with the numbers; "" where it is. tiles: as `Detection`."""
+def refusals(fit: KeypointFit, marks: Marks, limits: Sequence[float]) -> list[str]:
+    """Why each body is not believed, with the numbers; "" where it is. limits: what each may
+    cost."""
     reasons = []
-    for status, cost, seen, tile in zip(fit.status, fit.cost, marks.seen(), tiles, strict=True):
-        most = MOST_COST_IN_SMALL_TILE if tile > 1 else MOST_COST
+    for status, cost, seen, most in zip(fit.status, fit.cost, marks.seen(), limits, strict=True):
         if status.is_rejected:
             reasons.append(f"no body: {status.reason}")
         elif seen < LEAST_SEEN:
@@ -183,7 +183,7 @@ def refusals(fit: KeypointFit, marks: Marks, tiles: Sequence[int]) -> list[str]:
                 "or more"
             )
         elif not cost <= most:
-            reasons.append(f"no body fits: cost {cost:.1f} a landmark, expected {most:g} or less")
+            reasons.append(f"no body fits: cost {cost:.2f} a landmark, expected {most:g} or less")
         else:
             reasons.append("")
     return reasons

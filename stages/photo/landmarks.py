@@ -66,11 +66,6 @@ class Region:
         """Points (n, 2) of the network's input, px of it, in the picture."""
         return (points - SIDE / 2) * (self.side / SIDE) @ self.rotation.T + self.center
 
-    def turned(self, quarters: int) -> Region:
-        """The same square for somebody who lies a quarter of a circle further round, or two."""
-        turn = self.turn + quarters * math.pi / 2
-        return replace(self, turn=(turn + math.pi) % (2 * math.pi) - math.pi)
-
     @property
     def box(self) -> np.ndarray:
         """(4,) left, top, right, bottom of the upright square of the same size and middle."""

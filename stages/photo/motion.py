@@ -15,7 +15,7 @@ from skel_fit.body_points import BLAZEPOSE_NAMES
 from skel_fit.joint_limits import limits
 from skel_fit.keypoint_fit import Cameras, KeypointFit, KeypointFitConfig, Problem
 from skel_fit.solver.branches import continuous_root
-from stages.photo.fitting import POINTS, Fitter, Lens, Marks, refusals
+from stages.photo.fitting import MOST_COST, POINTS, Fitter, Lens, Marks, refusals
 from stages.photo.landmarks import MIRROR
 
 _COUNT = NUM_POSES + 3
@@ -176,7 +176,7 @@ def _window(
         return nothing_seen(len(marks))
     own = marks.rows(rows)
     fit = fitter.with_betas(own, lens, np.tile(betas, (len(rows), 1)))
-    good = np.array([not reason for reason in refusals(fit, own, [0] * len(rows))])
+    good = np.array([not reason for reason in refusals(fit, own, [MOST_COST] * len(rows))])
     problem = Problem.of(
         fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
         fitter.prior, KeypointFitConfig(fit_betas=False),

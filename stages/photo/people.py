@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,17 +14,15 @@ from stages.photo.detector import LEAST_SCORE, Detection, Detector, overlaps
 from stages.photo.landmarks import Landmarker, Landmarks, Region
 from stages.regressor.data.boxes import Box
 
-LEAST_FLAG, LEAST_FLAG_IN_TILE, LEAST_FLAG_UNFITTED = 0.8, 0.9, 0.98
-"""What the landmark network must say of a person. Tiles are many, and so are their false alarms,
-which a fit shows better than this."""
+LEAST_FLAG, LEAST_FLAG_AGAIN, LEAST_FLAG_UNFITTED = 0.8, 0.95, 0.98
+"""What the landmark network must say of a person: in the first search; in further ones, which are
+many looks with many false alarms; there, in small tiles or where no fit judges next."""
 _SAME = 0.15
 """Mean distance of two people's landmarks, over their size, below which they are one."""
 _SHARED = 0.3
 """Overlap of the boxes of somebody's landmarks with those of a second search from which it found
 the same person."""
 _PASSES = 3
-_MOST_TURNED = 6
-"""Detections of which the region is turned."""
 BOX = 1.2
 """Side of a network's box over the extent of the landmarks, as in its training labels."""
 LEAST_SIDE = 16
@@ -49,13 +47,13 @@ class Sighting:
     def gated(self, *, fitted: bool = False) -> Sighting:
         """The same with what score and flag say against it; fitted: a fit judges next."""
         flag, least = self.landmarks.flag, LEAST_FLAG
-        if self.tile:
-            least = LEAST_FLAG_IN_TILE if fitted and self.tile == 1 else LEAST_FLAG_UNFITTED
+        if self.again or self.tile:
+            least = LEAST_FLAG_AGAIN if fitted and self.tile <= 1 else LEAST_FLAG_UNFITTED
         refusal = ""
         if self.score < LEAST_SCORE:
             refusal = f"detector {self.score:.2f}, expected {LEAST_SCORE:g} or more"
         elif not flag >= least:
-            refusal = f"landmarks {flag:.2f}, expected {least:g} or more"
+            refusal = f"landmarks {flag:.3f}, expected {least:g} or more"
         return replace(self, refusal=refusal and f"not a person: {refusal}")
 
 
@@ -82,51 +80,38 @@ class Finder:
         """Everybody in a picture (H, W, 3) uint8 RGB, from left to right, refused ones too.
 
         The picture is turned, and tiles are looked at, where nobody else is taken for a person.
-        With a judge, who is asked of those whom score and flag let pass, the search goes on until
-        somebody is clear; of several ways to see the same person the one of least cost is kept;
-        and the landmarks of those who are taken are steadied.
+        With a judge, who is asked of those whom score and flag let pass, after their landmarks are
+        steadied, the search goes on until somebody is clear; of several ways to see the same person
+        the one of least cost is kept.
         """
         if min(picture.shape[:2]) < LEAST_SIDE:
             return []
+        fitted = judge is not None
         people: list[Sighting] = []
-        for level, seen in enumerate(self._searches(picture, fitted=judge is not None)):
-            fresh = [replace(person, again=level > 0) for person in seen]
-            fresh, clear = judged(fresh, judge)
+        for level, found in enumerate(self.detector.search(picture)):
+            seen = [
+                self.look(picture, each, again=level > 0).gated(fitted=fitted) for each in found
+            ]
+            if fitted:
+                seen = [self._steadied(picture, person) for person in seen]
+            fresh, clear = judged(seen, judge)
             people = once([*people, *fresh])
             if clear:
                 break
-        people = alone(people)
-        if judge is not None:
-            people = [
-                person if person.refusal
-                else replace(person, landmarks=self.landmarker.steadied(picture, person.landmarks))
-                for person in people
-            ]  # fmt: skip
-        return sorted(people, key=lambda person: float(person.landmarks.pixels[:, 0].mean()))
+        return sorted(alone(people), key=lambda p: float(p.landmarks.pixels[:, 0].mean()))
 
-    def _searches(self, picture: np.ndarray, *, fitted: bool) -> Iterator[list[Sighting]]:
-        """Sightings past score and flag or not, one way of searching after the other."""
-        known: list[Detection] = []
-        for found in self.detector.search(picture):
-            yield [self.look(picture, each).gated(fitted=fitted) for each in found]
-            known += found
-            if fitted and found and found[0].tile == 1:
-                yield self._lying(picture, known)
-                known = []
+    def look(self, picture: np.ndarray, found: Detection, *, again: bool = False) -> Sighting:
+        """The landmarks of somebody detected."""
+        region = Region.around(found.hips, found.top)
+        marks = self.landmarker(picture, region, passes=_PASSES)
+        return Sighting(found.score, marks, found.tile, again=again)
 
-    def _lying(self, picture: np.ndarray, known: Sequence[Detection]) -> list[Sighting]:
-        """The surest of those detected, as if they lay otherwise than the detector says."""
-        surest = sorted(known, key=lambda each: -each.score)[:_MOST_TURNED]
-        return [
-            self.look(picture, each, quarters).gated(fitted=True)
-            for each in surest for quarters in (1, 2, 3)
-        ]  # fmt: skip
-
-    def look(self, picture: np.ndarray, found: Detection, quarters: int = 0) -> Sighting:
-        """The landmarks of somebody detected; quarters: of a circle by which the region is
-        turned."""
-        region = Region.around(found.hips, found.top).turned(quarters)
-        return Sighting(found.score, self.landmarker(picture, region, passes=_PASSES), found.tile)
+    def _steadied(self, picture: np.ndarray, person: Sighting) -> Sighting:
+        """The same; of whoever passes, with the landmarks of six looks. On what is no person they
+        differ, so that no body fits their medians: that tells more than one look's flag."""
+        if person.refusal:
+            return person
+        return replace(person, landmarks=self.landmarker.steadied(picture, person.landmarks))
 
 
 def judged(people: Sequence[Sighting], judge: Judge | None) -> tuple[list[Sighting], bool]:

@@ -16,7 +16,16 @@ from skel_fit.keypoint_fit import KeypointFit, Start
 from stages.drawing.meshes import glb_bytes
 from stages.drawing.overlays import Posed, pose_bodies
 from stages.drawing.render import png_bytes
-from stages.photo.fitting import CLEAR_COST, Fitter, Lens, Marks, refusals, shown_bones
+from stages.photo.fitting import (
+    CLEAR_COST,
+    MOST_COST,
+    MOST_COST_AGAIN,
+    Fitter,
+    Lens,
+    Marks,
+    refusals,
+    shown_bones,
+)
 from stages.photo.people import Finder, Sighting, Verdict
 from stages.photo.pictures import Painter, draw_landmarks
 from stages.photo.results import (
@@ -112,7 +121,7 @@ class Photographs:
         def judge(seen: Sequence[Sighting]) -> list[Verdict]:
             marks = Marks.of([person.landmarks for person in seen], size)
             fit = self._fitter.fit(marks, lens, uncertainty=False)
-            reasons = refusals(fit, marks, [person.tile for person in seen])
+            reasons = refusals(fit, marks, limits(seen))
             return [
                 Verdict(reason, float(cost), not reason and bool(cost <= CLEAR_COST))
                 for reason, cost in zip(reasons, fit.cost, strict=True)
@@ -126,11 +135,12 @@ class Photographs:
         taken = np.flatnonzero([not person.refusal for person in seen])
         if self._network is not None and taken.size:
             fit = self._from_network(fit, marks, lens, taken, data, name)
+        reasons = refusals(fit, marks, limits(seen))
         stature = self._fitter.stature(fit.betas)
         return [
             Subject(
-                person.score, person.landmarks.flag, person.refusal, marks.rows(slice(k, k + 1)),
-                row_of(fit, k), lens, float(stature[k]),
+                person.score, person.landmarks.flag, person.refusal or reasons[k],
+                marks.rows(slice(k, k + 1)), row_of(fit, k), lens, float(stature[k]),
             )
             for k, person in enumerate(seen)
         ]  # fmt: skip
@@ -189,6 +199,11 @@ class Photographs:
             counted = person.marks.weights[0] > 0
             picture = draw_landmarks(picture, person.marks.pixels[0], counted)
         return picture
+
+
+def limits(people: Sequence[Sighting]) -> list[float]:
+    """What the body of each may cost."""
+    return [MOST_COST_AGAIN if person.again else MOST_COST for person in people]
 
 
 def told(people: Sequence[Subject], size: tuple[int, ...]) -> tuple[str, str]:

@@ -17,9 +17,9 @@ from stages.photo.people import Finder, Sighting, once, same
 
 LEAST_FLAG = 0.5
 """What the landmarks of a followed person must say; below it the person is lost."""
-_EVERY, _ALONE, _TILES = 30, 5, 15
-"""Frames between two detections: while people are followed, and where nobody is; between two looks
-into tiles."""
+_EVERY, _ALONE, _AGAIN = 30, 5, 60
+"""Frames between two detections: while people are followed, and where nobody is; between two
+further searches, each of which takes as long as some twenty frames."""
 _OVERLAP = 0.3
 _REMEMBERED = 60
 """Frames for which a lost person's region waits for the same person."""
@@ -39,13 +39,13 @@ class Track:
 class State:
     """All that following needs to go on: a video can be stopped and continued at any frame.
 
-    since: frames since the last detection; looked: since the last look into tiles.
+    since: frames since the last detection; looked: since the last further search.
     """
 
     tracks: tuple[Track, ...] = ()
     seen: int = 0
     since: int = _EVERY
-    looked: int = _TILES
+    looked: int = _AGAIN
 
     def packed(self) -> np.ndarray:
         """As rows of numbers, the first: seen, since, looked."""
@@ -88,9 +88,9 @@ class Tracker:
         since, looked, seen = state.since + 1, state.looked + 1, state.seen
         missed = any(track.lost == 1 for track in lost)
         if missed or since >= (_EVERY if found else _ALONE):
-            tiles = not found and looked >= _TILES
-            new = self._new(picture, found, tiles=tiles)
-            since, looked = 0, 0 if tiles else looked
+            again = not found and looked >= _AGAIN
+            new = self._new(picture, found, again=again)
+            since, looked = 0, 0 if again else looked
             for sighting in new:
                 number = _remembered(sighting, lost)
                 if number is None:
@@ -118,13 +118,13 @@ class Tracker:
                 lost.append(replace(track, lost=1))
         return found, lost
 
-    def _new(self, picture: np.ndarray, found: list[Followed], *, tiles: bool) -> list[Sighting]:
-        """People who are detected and not followed yet."""
+    def _new(self, picture: np.ndarray, found: list[Followed], *, again: bool) -> list[Sighting]:
+        """People who are detected and not followed yet; again: in further searches as well."""
         people: list[Sighting] = []
-        for detections in self._finder.detector.search(picture):
-            seen = [self._finder.look(picture, d).gated() for d in detections]
+        for level, detections in enumerate(self._finder.detector.search(picture)):
+            seen = [self._finder.look(picture, d, again=level > 0).gated() for d in detections]
             people = once([person for person in [*people, *seen] if not person.refusal])
-            if people or not tiles:
+            if people or not again:
                 break
         return [
             person for person in people
