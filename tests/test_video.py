@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from skel_fit.default_body import default_body_directory
 from skel_fit.model_files import load_skel
 from stages.cli import run
 from stages.photo import videos
+from stages.photo.detector import Detection
 from stages.photo.fitting import Fitter, Lens, Marks
 from stages.photo.frames import VideoReader
 from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, smoothed, swaps
-from stages.photo.people import Finder
+from stages.photo.people import Finder, Sighting
 from stages.photo.tracking import State, Tracker
 from tests.photo_pictures import runners
 
@@ -177,6 +179,36 @@ def test_two_people_keep_their_numbers_and_a_lost_one_comes_back(finder: Finder)
     assert set(seen[3]) == set(seen[4]) == {right}
     for each in seen:
         assert all((x < 320) == (number == left) for number, x in each.items())
+
+
+def test_nobody_is_followed_who_is_only_seen_in_a_further_search_and_unsure(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And such searches, which take as long as some twenty frames, are not made in every frame."""
+    picture = np.ascontiguousarray(crop_of(0)[..., ::-1])
+    found = finder.detector.look(picture, 0.5)
+    look, searches = finder.look, list[int]()
+
+    def unsure(*of: object, **how: object) -> Sighting:
+        seen = look(*of, **how)  # type: ignore[arg-type]
+        return replace(seen, landmarks=replace(seen.landmarks, flag=0.9))
+
+    def search(_: np.ndarray) -> Iterator[list[Detection]]:
+        yield found if first else []
+        searches.append(1)
+        yield found
+
+    monkeypatch.setattr(finder, "look", unsure)
+    monkeypatch.setattr(finder.detector, "search", search)
+    state = State()
+    first = False
+    for _ in range(60):
+        people, state = Tracker(finder).step(picture, state)
+        assert not people
+    assert len(searches) == 1
+    first = True
+    people, _ = Tracker(finder).step(picture, replace(state, since=99))
+    assert len(people) == 1
 
 
 # ---- files that are read ------------------------------------------------------------------------
