@@ -19,8 +19,9 @@ from torch.autograd import forward_ad
 
 from skel_fit.crew import each, rows_over_threads
 
-WORTH_IT = 16
-"""Rows from which on it is: fewer are posed by torch before the kernels are loaded."""
+LEAST_ROWS = {False: 64, True: 32}
+"""Rows from which on it is worth it, without and with gradient: fewer are posed sooner by torch
+(benchmarks/forward.py, two threads), and kernels need not be loaded for them."""
 _BLOCK = 1024
 """Vertices that one thread takes at a time: their correctives are multiplied for all rows at once,
 so that the basis is read once, and skinned while they are in the cache."""
@@ -51,14 +52,15 @@ class BoneWeights:
 
 
 def can_skin(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether `skin` can do it: enough float32 rows on a CPU, nothing but plain gradients asked for
+    """Whether `skin` does it: enough float32 rows on a CPU, nothing but plain gradients asked for
     (no function transforms, no forward derivatives, no compilation), numba installed.
 
     tensors: (B, ...) each.
     """
+    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        and tensors[0].shape[0] >= WORTH_IT
+        and tensors[0].shape[0] >= LEAST_ROWS[gradient]
         and not torch.compiler.is_compiling()
         and not _are_functorch_transforms_active()
         and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
