@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from skel_fit.anatomy import NUM_POSES
+from skel_fit.anatomy import NUM_PARAMETERS, NUM_POSES
 from skel_fit.body_points import SKIN, BodyPoints
 from skel_fit.crew import each, rows_over_threads
 from skel_fit.joint_limits import LimitsName, limits
 from skel_fit.pose_prior import PosePrior, pose_prior
 from skel_fit.skel import SKEL
+from skel_fit.skeleton import Skeleton, numpy_of, skeleton_tables
 from skel_fit.solver import numba_keypoints as kernels
-from skel_fit.solver.tables import Skeleton, numpy_of, skeleton_tables
 from skel_fit.status import Status
 
 NO_POINTS = "no_points"
@@ -350,7 +350,7 @@ class Problem:
         mean = np.zeros((n, kernels.UNKNOWNS))
         mean[:, 3:NUM_POSES] = self.beliefs.pose_mean
         mean = np.clip(mean, self.beliefs.lower, self.beliefs.upper)
-        mean[:, kernels.PARAMETERS :] = self.beliefs.shape_mean
+        mean[:, NUM_PARAMETERS:] = self.beliefs.shape_mean
 
         def work(part: slice) -> None:
             rows = self.rows(part)
@@ -377,8 +377,8 @@ class Problem:
         at = found.unknowns
         good = np.array([not reason for reason in reasons], bool)
         bad = ~good
-        poses, trans = at[:, :NUM_POSES].copy(), at[:, NUM_POSES : kernels.PARAMETERS].copy()
-        betas, points = at[:, kernels.PARAMETERS :].copy(), found.points
+        poses, trans = at[:, :NUM_POSES].copy(), at[:, NUM_POSES:NUM_PARAMETERS].copy()
+        betas, points = at[:, NUM_PARAMETERS:].copy(), found.points
         lower, upper = self.beliefs.lower[:NUM_POSES], self.beliefs.upper[:NUM_POSES]
         active = ((poses <= lower) | (poses >= upper)) & good[:, None]
         sd = np.sqrt(found.variances[:, :NUM_POSES])
@@ -531,7 +531,7 @@ def _beliefs(prior: PosePrior, config: KeypointFitConfig, n: int) -> kernels.Bel
     lower, upper = np.full(unknowns, -np.inf), np.full(unknowns, np.inf)
     lower[:NUM_POSES], upper[:NUM_POSES] = limits(config.limits).T
     free = np.ones(unknowns, np.bool_)
-    free[kernels.PARAMETERS :] = config.fit_betas
+    free[NUM_PARAMETERS:] = config.fit_betas
     mean = np.asarray(prior.mean, np.float64)
     if mean.ndim == 2 and len(mean) != n:
         raise ValueError(f"prior.mean: {len(mean)} rows, but pixels has {n}")

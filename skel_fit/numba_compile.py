@@ -22,6 +22,8 @@ OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model
 """Sums may use fused multiply-add, division by zero is no error, and other threads run beside it:
 kernels of the fit have no threads of their own, blocks of rows are spread instead (`crew`)."""
 _FOLDER = "kernels-"
+_CONSTANTS = ("anatomy.py", "skeleton.py", "solver/tables.py")
+"""Other files with what is compiled into kernels."""
 
 _CONFIG: Any = numba.config
 """Its attributes are made when it is imported."""
@@ -62,7 +64,8 @@ def cache_folder() -> Path | None:
 def sources_digest(folder: Path) -> str:
     """SHA-256 over the files below a folder that kernels and the constants in them come from."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.rglob("numba_*.py"), *folder.glob("solver/tables.py")]):
+    constants = [path for name in _CONSTANTS for path in folder.glob(name)]
+    for path in sorted([*folder.rglob("numba_*.py"), *constants]):
         name = path.relative_to(folder).as_posix()
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

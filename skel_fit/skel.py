@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from skel_fit import anatomy, kinematics
 from skel_fit.anatomy import NUM_BETAS, NUM_JOINTS, NUM_POSES, PARENTS, POSE_FEATURE_SOURCES
 from skel_fit.kinematics import HEAD, LUMBAR, RADIUS_L, RADIUS_R, THORAX, ULNA_L, ULNA_R
+from skel_fit.posing import PosedBones, RestBones, posed_bones
 from skel_fit.rotations import safe_norm
-from skel_fit.skinning import BoneWeights, can_skin, skin
+from skel_fit.skeleton import Skeleton, numpy_of, skeleton_tables
+from skel_fit.skinning import BoneWeights, asks_gradient, can_skin, skin
 
 NUM_VERTICES = 6890
 NUM_FACES = 13776
@@ -201,6 +203,7 @@ class SKEL(nn.Module):
         self._derive_tree(arrays)
         self._derive_correctives(arrays)
         self._derive_bones(arrays)
+        self._skeleton: Skeleton[np.ndarray] | None = None  # made when first needed
 
     # ---- construction -----------------------------------------------------------------------
 
@@ -429,48 +432,68 @@ class SKEL(nn.Module):
         self, poses: Tensor, given: Tensor | SkelIdentity, trans: Tensor, skeleton: bool
     ) -> SkelOutput:
         """given: betas or an identity."""
-        betas = given if isinstance(given, Tensor) else None
-        identity = None if isinstance(given, Tensor) else given
-        shape = given.vertices if isinstance(given, SkelIdentity) else given
-        fused = can_skin((poses, trans, shape))
-        if betas is not None and (skeleton or not fused):
-            identity = self.shape(betas)
-        frames = identity if betas is None or identity else self._frames(betas)
-        assert frames is not None
-        rotations, positions, local = self.bone_transforms(poses, frames)
-        affine = kinematics.skinning_transforms(rotations, positions, frames.joints)
-        features = kinematics.pose_features(local, self._feature_joints)
-        if fused and betas is not None:
+        inputs = (poses, trans, *_tensors(given))
+        fused = can_skin(inputs)
+        if skeleton or not fused:
+            given = given if isinstance(given, SkelIdentity) else self.shape(given)
+        compiled = fused and not asks_gradient(inputs)
+        bones = (self._bones_compiled if compiled else self._bones_by_torch)(poses, given)
+        if isinstance(given, Tensor):
             # The rest shape is linear in the betas, as the correctives are in their features.
-            moving = torch.cat((features, betas.expand(len(poses), -1)), 1)
             rest, basis = self._template_flat[None], self._basis
         else:
-            assert identity is not None
-            moving, basis = features, self._offset_basis
-            rest = identity.vertices.transpose(1, 2).flatten(1)
+            rest, basis = given.vertices.transpose(1, 2).flatten(1), self._offset_basis
         if fused:
-            posed = skin(moving, rest, affine, trans, basis, self._bone_weights, self._skin)
+            posed = skin(
+                bones.moving, rest, bones.affine, trans, basis, self._bone_weights, self._skin
+            )
         else:
             parts = [
-                self._skin(moving[rows], rest[own], affine[rows], trans[rows], basis)
-                for rows, own in _chunks(poses, frames)
+                self._skin(bones.moving[rows], rest[own], bones.affine[rows], trans[rows], basis)
+                for rows, own in _chunks(poses, len(rest))
             ]
             posed = _join(parts, poses, NUM_VERTICES)
-        bones = None
+        mesh = None
         if skeleton:
-            assert identity is not None
-            still = self._bones_at_rest(identity)
+            assert isinstance(given, SkelIdentity)
+            still = self._bones_at_rest(given)
             parts = [
-                self._bones(still[own], affine[rows], trans[rows])
-                for rows, own in _chunks(poses, frames)
+                self._bones(still[own], bones.affine[rows], trans[rows])
+                for rows, own in _chunks(poses, len(still))
             ]
-            bones = _join(parts, poses, len(self.skeleton_template))
+            mesh = _join(parts, poses, len(self.skeleton_template))
         return SkelOutput(
             skin_vertices=posed,
-            joints=positions + trans[:, None],
-            joint_orientations=rotations @ frames.orientations,
-            skeleton_vertices=bones,
+            joints=bones.positions + trans[:, None],
+            joint_orientations=bones.orientations,
+            skeleton_vertices=mesh,
         )
+
+    def _bones_by_torch(self, poses: Tensor, given: Tensor | SkelIdentity) -> PosedBones:
+        frames = self._frames(given) if isinstance(given, Tensor) else given
+        rotations, positions, local = self.bone_transforms(poses, frames)
+        moving = kinematics.pose_features(local, self._feature_joints)
+        if isinstance(given, Tensor):
+            moving = torch.cat((moving, given.expand(len(poses), -1)), 1)
+        return PosedBones(
+            positions,
+            rotations @ frames.orientations,
+            kinematics.skinning_transforms(rotations, positions, frames.joints),
+            moving,
+        )
+
+    def _bones_compiled(self, poses: Tensor, given: Tensor | SkelIdentity) -> PosedBones:
+        """Twin of `_bones_by_torch`."""
+        if self._skeleton is None:
+            self._skeleton = skeleton_tables(self)
+        shape: Tensor | RestBones
+        if isinstance(given, Tensor):
+            self._check("betas", given, (NUM_BETAS,))
+            shape = given
+        else:
+            shape = RestBones.of_tensors(given.joints, given.bases, given.lengths)
+        sources = np.asarray(self._feature_joints, np.int64)
+        return posed_bones(self._skeleton, sources, numpy_of(self.apose_rot), poses, shape)
 
     def _skin(
         self, moving: Tensor, rest: Tensor, affine: Tensor, trans: Tensor, basis: Tensor
@@ -518,11 +541,18 @@ class SKEL(nn.Module):
             )
 
 
-def _chunks(poses: Tensor, frames: SkelFrames) -> list[tuple[slice, slice]]:
+def _tensors(given: Tensor | SkelIdentity) -> tuple[Tensor, ...]:
+    """Those of betas or of an identity."""
+    if isinstance(given, Tensor):
+        return (given,)
+    return tuple(getattr(given, field.name) for field in fields(given))
+
+
+def _chunks(poses: Tensor, shapes: int) -> list[tuple[slice, slice]]:
     """Rows that are worked on at once, and those of their shapes."""
     size = _CHUNK_CPU if poses.device.type == "cpu" else _CHUNK_ACCELERATOR
     rows = [slice(start, start + size) for start in range(0, len(poses), size)]
-    return [(one, one if len(frames) > 1 else slice(None)) for one in rows]
+    return [(one, one if shapes > 1 else slice(None)) for one in rows]
 
 
 def _join(parts: list[Tensor], like: Tensor, vertices: int) -> Tensor:

@@ -19,9 +19,9 @@ from torch.autograd import forward_ad
 
 from skel_fit.crew import each, rows_over_threads
 
-LEAST_ROWS = {False: 64, True: 32}
-"""Rows from which on it is worth it, without and with gradient: fewer are posed sooner by torch
-(benchmarks/forward.py, two threads), and kernels need not be loaded for them."""
+LEAST_ROWS = {False: 16, True: 32}
+"""Rows from which on it is worth it, without and with gradient (benchmarks/forward.py, two
+threads): for fewer it takes longer to load kernels than to do without."""
 _BLOCK = 1024
 """Vertices that one thread takes at a time: their correctives are multiplied for all rows at once,
 so that the basis is read once, and skinned while they are in the cache."""
@@ -57,15 +57,19 @@ def can_skin(tensors: tuple[Tensor, ...]) -> bool:
 
     tensors: (B, ...) each.
     """
-    gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return (
         all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        and tensors[0].shape[0] >= LEAST_ROWS[gradient]
+        and tensors[0].shape[0] >= LEAST_ROWS[asks_gradient(tensors)]
         and not torch.compiler.is_compiling()
         and not _are_functorch_transforms_active()
         and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
         and _kernels() is not None
     )
+
+
+def asks_gradient(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether torch would record what is done with them."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def skin(

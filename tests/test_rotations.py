@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from skel_fit import kinematics, rotations
-from skel_fit.solver import numba_kinematics, numba_start
+from skel_fit import kinematics, numba_kinematics, rotations
+from skel_fit.solver import numba_start
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -18,10 +18,11 @@ from skel_fit import (
     limits,
     load_skel,
     load_smpl,
+    numba_kinematics,
 )
 from skel_fit.default_body import default_body_directory
 from skel_fit.rotations import skew, wrap_angle
-from skel_fit.solver import numba_kinematics, numba_minimise
+from skel_fit.solver import numba_minimise
 from skel_fit.solver.box_step import Box, dense_step
 from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver

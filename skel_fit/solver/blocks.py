@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skel_fit.anatomy import REGIONS
+from skel_fit.anatomy import NUM_PARAMETERS, REGIONS
 from skel_fit.kinematics import Identity
-from skel_fit.solver.tables import PARAMETERS, SearchState
+from skel_fit.solver.tables import SearchState
 
 
 class Goal(NamedTuple):
@@ -73,7 +73,7 @@ class Solution(NamedTuple):
         nan = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
         count = torch.zeros(n, dtype=torch.int64, device=device)
         return Solution(
-            poses=nan[:, None].repeat(1, PARAMETERS),
+            poses=nan[:, None].repeat(1, NUM_PARAMETERS),
             energy=torch.full_like(nan, torch.inf),
             error_mean=nan.clone(),
             error_max=nan.clone(),

@@ -27,6 +27,7 @@ from skel_fit.crew import each
 from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
+from skel_fit.skeleton import Skeleton, numpy_of, skeleton_tables
 from skel_fit.solver import tables
 from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
 from skel_fit.solver.graphs import Graphs
@@ -41,7 +42,6 @@ from skel_fit.solver.plans import (
 from skel_fit.solver.tables import (
     LANES,
     SearchState,
-    Skeleton,
     SmplTree,
     SparseWeights,
     VertexSet,
@@ -112,7 +112,7 @@ class Solver:
         weights = checked_weights(vertex_weights, skel.template.shape[0])
         device, dtype = skel.device, getattr(torch, config.dtype)
         side = None if smpl is None else SmplSide.of(skel, smpl, dtype)
-        skeleton, region = tables.skeleton_tables(skel), tables.regions(skel)
+        skeleton, region = skeleton_tables(skel), tables.regions(skel)
         counts = np.bincount(region, minlength=len(REGIONS))
         kernels = _kernels(config, device)
         # wide enough for the matrix products, small enough for the processor's cache
@@ -122,7 +122,7 @@ class Solver:
             dtype=dtype,
             device=device,
             skeleton=skeleton,
-            skinning=tables.sparse_weights(tables.numpy_of(skel.skin_weights), dtype),
+            skinning=tables.sparse_weights(numpy_of(skel.skin_weights), dtype),
             region=region,
             region_counts=torch.as_tensor(counts, device=device)[:, None],
             joint_regressor=skel.joint_regressor.to(device, dtype),

@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skel_fit.anatomy import REGIONS
+from skel_fit.anatomy import NUM_PARAMETERS, REGIONS
 from skel_fit.kinematics import Identity
+from skel_fit.numba_kinematics import identity, pose_bones, pose_smpl
+from skel_fit.skeleton import Skeleton
 from skel_fit.solver.curvature import Pairs, Twists
-from skel_fit.solver.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.solver.numba_minimise import extra_energy, minimise
 from skel_fit.solver.numba_smoothing import couple, solve_tridiagonal, twist_products
 from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_surfaces import place_rows, root_frame
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
-    PARAMETERS,
     SearchState,
-    Skeleton,
     SmplTree,
     SparseWeights,
     StageTables,
@@ -78,7 +77,7 @@ class NumbaKernels:
         branch: Tensor,
     ) -> Tensor:
         """Closed-form start (n,49) from SMPL global rotations (n,24,3,3)."""
-        poses = rotations.new_zeros(rotations.shape[0], PARAMETERS)
+        poses = rotations.new_zeros(rotations.shape[0], NUM_PARAMETERS)
         start_poses(self.skeleton, *_arrays(rotations, shape.frames, lower, upper, branch, poses))
         return poses
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from skel_fit import kinematics
-from skel_fit.anatomy import REGIONS
+from skel_fit.anatomy import NUM_PARAMETERS, REGIONS
 from skel_fit.joint_limits import excess
 from skel_fit.kinematics import Bones, Identity
 from skel_fit.rotations import (
@@ -27,13 +27,12 @@ from skel_fit.rotations import (
     rotation_about_axis,
     wrap_angle,
 )
+from skel_fit.skeleton import Skeleton
 from skel_fit.solver.blocks import padded
 from skel_fit.solver.curvature import Curvature, Pairs, Twists, curvature, unpacked
 from skel_fit.solver.search_torch import Search, extra_energy
 from skel_fit.solver.tables import (
-    PARAMETERS,
     SearchState,
-    Skeleton,
     SmplTree,
     SparseWeights,
     StageTables,
@@ -150,7 +149,7 @@ class TorchKernels:
     ) -> Tensor:
         """Closed-form start (n,49) from the wanted world rotation (n,24,3,3) of each bone."""
         n = rotations.shape[0]
-        poses = rotations.new_zeros(n, PARAMETERS)
+        poses = rotations.new_zeros(n, NUM_PARAMETERS)
         world: list[Tensor] = [torch.eye(3, dtype=poses.dtype, device=self.device).expand(n, 3, 3)]
         for j in range(1, 24):
             above, frame = world[self.parents[j]], shape.frames[:, j]

@@ -16,14 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from skel_fit import kinematics
-from skel_fit.anatomy import REGIONS
+from skel_fit.anatomy import NUM_PARAMETERS, REGIONS
 from skel_fit.kinematics import Identity
+from skel_fit.skeleton import Skeleton
 from skel_fit.solver import triton_kinematics, triton_minimise, triton_vertices
 from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.tables import (
-    PARAMETERS,
     SearchState,
-    Skeleton,
     SmplTree,
     SparseWeights,
     StageTables,
@@ -188,7 +187,7 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         """Closed-form start (n,49) from the wanted world rotation (n,24,3,3) of each bone."""
         n = rotations.shape[0]
-        poses = rotations.new_empty(n, PARAMETERS)
+        poses = rotations.new_empty(n, NUM_PARAMETERS)
         wide = [_wide(lower, -torch.inf), _wide(upper, torch.inf)]
         self.launch(
             triton_kinematics.start_poses,

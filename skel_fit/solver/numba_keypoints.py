@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import (
+from skel_fit.numba_kinematics import (
     JOINTS,
     arc,
     bones,
@@ -24,10 +25,9 @@ from skel_fit.solver.numba_kinematics import (
 )
 from skel_fit.solver.numba_minimise import solve_damped
 from skel_fit.solver.numba_start import project_joint
-from skel_fit.solver.tables import PARAMETERS
 
 BETAS = 10
-UNKNOWNS = PARAMETERS + BETAS
+UNKNOWNS = NUM_PARAMETERS + BETAS
 NEAR = 0.1
 """Metres: a point that counts stays at least this far in front of a camera."""
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -186,7 +186,7 @@ def _features(skeleton, work, feature):
 def _put(skeleton, table, place, work, feature):
     """Points of the unknowns that `place` holds; kinematics stay in `work`."""
     for b in range(BETAS):
-        place.betas[0, b] = place.unknowns[PARAMETERS + b]
+        place.betas[0, b] = place.unknowns[NUM_PARAMETERS + b]
     identity(skeleton, place.betas, place.joints, place.frames, place.lengths)
     bones(skeleton, place.unknowns, place.joints[0], place.frames[0], place.lengths[0], work)
     _features(skeleton, work, feature)
@@ -284,7 +284,8 @@ def _prior_energy(beliefs, row, unknowns):
         total += away * other
     for b in range(BETAS):
         total += (
-            beliefs.shape_precision * (unknowns[PARAMETERS + b] - beliefs.shape_mean[row, b]) ** 2
+            beliefs.shape_precision
+            * (unknowns[NUM_PARAMETERS + b] - beliefs.shape_mean[row, b]) ** 2
         )
     return total
 
@@ -604,10 +605,10 @@ def _linearise(skeleton, table, seen, beliefs, row, cauchy, place, work, slopes)
         for j in range(i, 43):
             hessian[_ROOT_FREE + i, _ROOT_FREE + j] += beliefs.pose_precision[i, j]
     for b in range(BETAS):
-        gradient[PARAMETERS + b] += beliefs.shape_precision * (
-            place.unknowns[PARAMETERS + b] - beliefs.shape_mean[row, b]
+        gradient[NUM_PARAMETERS + b] += beliefs.shape_precision * (
+            place.unknowns[NUM_PARAMETERS + b] - beliefs.shape_mean[row, b]
         )
-        hessian[PARAMETERS + b, PARAMETERS + b] += beliefs.shape_precision
+        hessian[NUM_PARAMETERS + b, NUM_PARAMETERS + b] += beliefs.shape_precision
 
 
 @kernel(**_INNER)
@@ -652,7 +653,7 @@ def _corrective_gradient(skeleton, table, work, slopes):
             gradient[d] += a[0] * torque[0] + a[1] * torque[1] + a[2] * torque[2]
         spin = slopes.local_spins[j]
         for b in range(BETAS):
-            gradient[PARAMETERS + b] += (
+            gradient[NUM_PARAMETERS + b] += (
                 spin[0, b] * torque[0] + spin[1, b] * torque[1] + spin[2, b] * torque[2]
             )
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import (
+from skel_fit.numba_kinematics import (
     JOINTS,
     bones,
     make_work,
     skinning_transforms,
     twists,
 )
-from skel_fit.solver.tables import PARAMETERS
 
 _FRESH_CURVATURE = 0.1
 """After a step smaller than this (rad) the next one uses the same Gauss-Newton matrix."""
@@ -80,7 +80,7 @@ def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradien
         for i in range(3):
             for c in range(4):
                 subtree[p, i, c] += subtree[k, i, c]
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         gradient[d] = stage.prior[d] * q[d]
         if not stage.free[d]:
             continue
@@ -156,7 +156,7 @@ def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian
             for i in range(4):
                 for c in range(4):
                     u[l, p, i, c] += u[l, k, i, c]
-    for r in range(PARAMETERS):
+    for r in range(NUM_PARAMETERS):
         if not stage.free[r]:
             continue
         l = skeleton.joint_of_parameter[r]
@@ -198,7 +198,7 @@ def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian
             value = a[0] * g0 + a[1] * g1 + a[2] * g2 + e[0] * f0 + e[1] * f1 + e[2] * f2
             hessian[r, p] = value
             hessian[p, r] = value
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         if stage.free[d]:
             hessian[d, d] += stage.prior[d]
 
@@ -235,7 +235,7 @@ def dense_step(stage, q, hessian, gradient, damping, work, step):
     bound and the others are solved once more. Returns the number of held parameters."""
     index, fixed, shifted = work.chosen, work.fixed, work.shifted
     held = 0
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         step[d] = 0.0
         fixed[d] = not stage.free[d]
         shifted[d] = gradient[d]
@@ -247,7 +247,7 @@ def dense_step(stage, q, hessian, gradient, damping, work, step):
             held += 1
     for _ in range(8):
         count = 0
-        for d in range(PARAMETERS):
+        for d in range(NUM_PARAMETERS):
             if not fixed[d]:
                 index[count] = d
                 count += 1
@@ -260,12 +260,12 @@ def dense_step(stage, q, hessian, gradient, damping, work, step):
                 crossed = True
                 fixed[d] = True
                 step[d] = bound - q[d]
-                for m in range(PARAMETERS):
+                for m in range(NUM_PARAMETERS):
                     if stage.free[m]:
                         shifted[m] += hessian[m, d] * step[d]
         if not crossed:
             break
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         if stage.free[d]:
             step[d] = min(max(q[d] + step[d], stage.lower[d]), stage.upper[d]) - q[d]
     return held
@@ -275,7 +275,7 @@ def dense_step(stage, q, hessian, gradient, damping, work, step):
 def _extra_energy(stage, work, joint_targets, q):
     """Joint and prior terms of the objective at the pose that `work` holds."""
     value = 0.0
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         value += stage.prior[d] * q[d] * q[d]
     for j in range(JOINTS):
         mass = stage.joint_masses[j]
@@ -329,10 +329,10 @@ def _minimise_row(
     vertex_moments = np.empty((JOINTS, 3, 4))
     joint_moments = np.zeros((JOINTS, 4, 4))
     local0 = np.empty((JOINTS, 3, 3))
-    gradient = np.zeros(PARAMETERS)
-    hessian = np.zeros((PARAMETERS, PARAMETERS))
-    step = np.zeros(PARAMETERS)
-    trial = np.empty(PARAMETERS)
+    gradient = np.zeros(NUM_PARAMETERS)
+    hessian = np.zeros((NUM_PARAMETERS, NUM_PARAMETERS))
+    step = np.zeros(NUM_PARAMETERS)
+    trial = np.empty(NUM_PARAMETERS)
     homogeneous = np.ones(4)
 
     bones(skeleton, start, joints, frames, lengths, work)
@@ -352,7 +352,7 @@ def _minimise_row(
         for i in range(4):
             for c in range(4):
                 joint_moments[k, i, c] = mass * homogeneous[i] * homogeneous[c]
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         q[d] = start[d]
     energy = _extra_energy(stage, work, joint_targets, q)
     steps = 0
@@ -367,7 +367,7 @@ def _minimise_row(
         for _ in range(6):
             dense_step(stage, q, hessian, gradient, damping, work, step)
             largest = 0.0
-            for d in range(PARAMETERS):
+            for d in range(NUM_PARAMETERS):
                 trial[d] = q[d] + step[d]
                 largest = max(largest, abs(step[d]))
             bones(skeleton, trial, joints, frames, lengths, work)
@@ -390,7 +390,7 @@ def _minimise_row(
         if not accepted:
             break
         energy = trial_energy
-        for d in range(PARAMETERS):
+        for d in range(NUM_PARAMETERS):
             q[d] = trial[d]
         if largest < tolerance:
             break
@@ -426,7 +426,7 @@ def minimise(
         total = energy[row] + _extra_energy(stage, work, joint_targets[row], poses[row])
         if total <= best_energy[row]:
             best_energy[row] = total
-            for d in range(PARAMETERS):
+            for d in range(NUM_PARAMETERS):
                 best_poses[row, d] = poses[row, d]
             for k in range(JOINTS):
                 for e in range(12):
@@ -444,6 +444,6 @@ def minimise(
         )  # fmt: skip
         steps[row] += done
         largest = 0.0
-        for d in range(PARAMETERS):
+        for d in range(NUM_PARAMETERS):
             largest = max(largest, abs(poses[row, d] - best_poses[row, d]))
         step_size[row] = largest

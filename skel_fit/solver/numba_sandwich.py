@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import (
+from skel_fit.numba_kinematics import (
     JOINTS,
     bones,
     make_work,
@@ -15,7 +16,6 @@ from skel_fit.solver.numba_kinematics import (
     twists,
 )
 from skel_fit.solver.numba_minimise import curvature
-from skel_fit.solver.tables import PARAMETERS
 
 
 @kernel()
@@ -49,7 +49,7 @@ def scores_of(skeleton, stage, work, wrenches, pulls, carried, scores):
         for e in range(6):
             for f in range(fields):
                 above[e, f] += own[e, f]
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         if not stage.free[d]:
             continue
         j = skeleton.joint_of_parameter[d]
@@ -148,11 +148,11 @@ def _sandwich_row(
     work = make_work()
     transforms = np.empty((JOINTS, 3, 4))
     joint_moments = np.zeros((JOINTS, 4, 4))
-    hessian = np.zeros((PARAMETERS, PARAMETERS))
-    matrix = np.empty((PARAMETERS, PARAMETERS))
-    inverse = np.empty((PARAMETERS, PARAMETERS))
+    hessian = np.zeros((NUM_PARAMETERS, NUM_PARAMETERS))
+    matrix = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
+    inverse = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
     carried = np.empty((JOINTS, 6, fields))
-    scores = np.zeros((PARAMETERS, fields))
+    scores = np.zeros((NUM_PARAMETERS, fields))
     sums = np.empty(fields)
     homogeneous = np.ones(4)
     for k in range(JOINTS):
@@ -167,7 +167,7 @@ def _sandwich_row(
     curvature(skeleton, stage, transforms, pair_moments, joint_moments, work, hessian)
     scores_of(skeleton, stage, work, wrenches, pulls, carried, scores)
     index, count = work.chosen, 0
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         if stage.free[d]:
             index[count] = d
             count += 1

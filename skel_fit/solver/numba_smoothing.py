@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import JOINTS
+from skel_fit.numba_kinematics import JOINTS
 
 
 @kernel()

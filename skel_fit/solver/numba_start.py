@@ -10,14 +10,14 @@ import math
 import numpy as np
 from numba import njit
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import (
+from skel_fit.numba_kinematics import (
     JOINTS,
     multiply,
     multiply_transposed,
     rotation_about_axis,
 )
-from skel_fit.solver.tables import PARAMETERS
 
 
 @njit(inline="always")
@@ -102,7 +102,7 @@ def start_poses(skeleton, rotations, frames, lower, upper, branch, poses):
     docs/reference/fitting.md#start. branch (24,) int; poses (n,49) out, root and translation 0."""
     for row in range(rotations.shape[0]):
         q = poses[row]
-        for d in range(PARAMETERS):
+        for d in range(NUM_PARAMETERS):
             q[d] = 0.0
         world = np.empty((JOINTS, 3, 3))
         axis_rotation = np.empty((3, 3))

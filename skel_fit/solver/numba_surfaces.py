@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.numba_kinematics import JOINTS
+from skel_fit.numba_kinematics import JOINTS
 from skel_fit.solver.tables import LANES
 
 _SWEEPS = 12

@@ -11,11 +11,13 @@ from smplx import SMPL
 from torch import Tensor
 
 from skel_fit import anatomy, joint_limits
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.recipe import FitConfig, Stage
 from skel_fit.shape import shape_transfer
 from skel_fit.skel import SKEL
+from skel_fit.skeleton import numpy_of
 from skel_fit.solver import tables
-from skel_fit.solver.tables import PARAMETERS, SmplTree, SparseWeights, StageTables, VertexSet
+from skel_fit.solver.tables import SmplTree, SparseWeights, StageTables, VertexSet
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class SmplSide:
         """Tables of a loaded model, on SKEL's device."""
         matrix, offset = shape_transfer(skel, smpl)
         basis = tables.basis_matrix(
-            tables.numpy_of(smpl.v_template),
-            tables.numpy_of(smpl.shapedirs)[:, :, :10],
-            tables.numpy_of(smpl.posedirs).T,
+            numpy_of(smpl.v_template),
+            numpy_of(smpl.shapedirs)[:, :, :10],
+            numpy_of(smpl.posedirs).T,
         )
         return SmplSide(
             tables.smpl_tables(smpl),
-            tables.sparse_weights(tables.numpy_of(smpl.lbs_weights), dtype),
+            tables.sparse_weights(numpy_of(smpl.lbs_weights), dtype),
             torch.as_tensor(basis, dtype=dtype).to(skel.device),
             (matrix.to(skel.device, torch.float64), offset.to(skel.device, torch.float64)),
         )
@@ -67,7 +69,7 @@ def stored_limits(name: joint_limits.LimitsName) -> tuple[np.ndarray, np.ndarray
     """Lower and upper limits (49,), rounded inwards: results are stored as float32, and the limits
     hold there too."""
     table = joint_limits.limits(name)
-    free = np.full(PARAMETERS - 46, np.inf)
+    free = np.full(NUM_PARAMETERS - 46, np.inf)
     lower = np.concatenate([table[:, 0], -free])
     upper = np.concatenate([table[:, 1], free])
     lower32, upper32 = lower.astype(np.float32), upper.astype(np.float32)
@@ -118,9 +120,9 @@ def stage_plans(
     masks without `smpl`. made: tables of `skel` that are there, to which those made here are added.
     """
     made = {} if made is None else made
-    smpl_weights = mask_weights if smpl is None else tables.numpy_of(smpl.lbs_weights)
+    smpl_weights = mask_weights if smpl is None else numpy_of(smpl.lbs_weights)
     lower, upper = bounds(config)
-    prior = np.zeros(PARAMETERS)
+    prior = np.zeros(NUM_PARAMETERS)
     prior[list(anatomy.SPINE_DOFS)] = config.prior_spine
     prior[list(anatomy.SCAPULA_DOFS)] = config.prior_scapula
     dtype = getattr(torch, config.dtype)
@@ -160,7 +162,7 @@ def _gathered(skel: SKEL, seen: np.ndarray, chosen: np.ndarray, masses: np.ndarr
     rest pose. What counts nothing stands for nobody."""
     from scipy.spatial import cKDTree  # slow to import, for few recipes
 
-    template, weights = tables.numpy_of(skel.template), tables.numpy_of(skel.skin_weights)
+    template, weights = numpy_of(skel.template), numpy_of(skel.skin_weights)
     kind = np.concatenate((weights, masses[:, None]), axis=1)
     places = np.concatenate((template, _PER_WEIGHT * kind), axis=1)
     counts = np.flatnonzero(masses[chosen] > LEAST_WEIGHT)

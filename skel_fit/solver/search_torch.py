@@ -13,11 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.kinematics import Bones, Identity, skinning_transforms
 from skel_fit.rotations import axial
 from skel_fit.solver.box_step import Box, dense_step
 from skel_fit.solver.curvature import Curvature, Pairs, Twists
-from skel_fit.solver.tables import PARAMETERS, StageTables
+from skel_fit.solver.tables import StageTables
 
 FRESH_CURVATURE = 0.1
 _TRIES = 6
@@ -84,7 +85,7 @@ class Search:
         energy = extra_energy(self.stage, bones.positions, self.joint_targets, poses)
         steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
         largest = torch.full_like(energy, torch.inf)
-        curvature = poses.new_zeros(n, PARAMETERS, PARAMETERS)
+        curvature = poses.new_zeros(n, NUM_PARAMETERS, NUM_PARAMETERS)
         running = active.clone()
         for _ in range(max_steps):
             if self._on_host and not running.any():
@@ -163,7 +164,7 @@ class Search:
         matrix = self.curvature_of(own, own, blocks, self.pairs, self.owner[free])
         matrix = torch.tril(matrix.transpose(1, 2))
         matrix = matrix + torch.tril(matrix, -1).transpose(1, 2)
-        out = matrix.new_zeros(transforms.shape[0], PARAMETERS, PARAMETERS)
+        out = matrix.new_zeros(transforms.shape[0], NUM_PARAMETERS, NUM_PARAMETERS)
         out[:, free[:, None], free] = matrix + torch.diag(self.stage.prior[free])
         return out
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from skel_fit.crew import each
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
+from skel_fit.skeleton import numpy_of
 from skel_fit.solver.blocks import Goal, GoalOf
-from skel_fit.solver.tables import numpy_of
 
 if TYPE_CHECKING:
     from skel_fit.solver.engine import Solver

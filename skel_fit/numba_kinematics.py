@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from skel_fit.anatomy import NUM_PARAMETERS
 from skel_fit.numba_compile import kernel
-from skel_fit.solver.tables import PARAMETERS
 
 JOINTS = 24
 
@@ -177,17 +177,17 @@ def make_work():
         np.empty((JOINTS, 3, 3)),
         np.empty((JOINTS, 3)),
         np.empty((JOINTS, 3, 3)),
-        np.zeros((PARAMETERS, 3)),
-        np.zeros((PARAMETERS, 3)),
-        np.zeros((PARAMETERS, 3)),
-        np.zeros((PARAMETERS, 3)),
+        np.zeros((NUM_PARAMETERS, 3)),
+        np.zeros((NUM_PARAMETERS, 3)),
+        np.zeros((NUM_PARAMETERS, 3)),
+        np.zeros((NUM_PARAMETERS, 3)),
         np.empty(3),
         np.empty((3, 3, 3)),
         np.empty((JOINTS, JOINTS, 4, 4)),
-        np.empty((PARAMETERS, PARAMETERS)),
-        np.empty(PARAMETERS, np.int64),
-        np.empty(PARAMETERS, np.bool_),
-        np.empty(PARAMETERS),
+        np.empty((NUM_PARAMETERS, NUM_PARAMETERS)),
+        np.empty(NUM_PARAMETERS, np.int64),
+        np.empty(NUM_PARAMETERS, np.bool_),
+        np.empty(NUM_PARAMETERS),
     )
 
 
@@ -287,7 +287,7 @@ def bones(skeleton, q, joints, frames, lengths, work):
 @njit(inline="always")
 def twists(skeleton, work):
     """shift (49,3) = d - a x p_joint: the linear part of each parameter's twist."""
-    for d in range(PARAMETERS):
+    for d in range(NUM_PARAMETERS):
         if d >= 46:
             for c in range(3):
                 work.axes[d, c] = 0.0
@@ -340,6 +340,41 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
                     if source >= 0:
                         value = work.local[source, i, c] - (1.0 if i == c else 0.0)
                     features[1 + shape_size + 9 * s + 3 * i + c, row] = value
+
+
+@kernel()
+def pose_frames(
+    skeleton, sources, apose_rot, poses, joints, frames, lengths,
+    positions, orientations, affine, features,
+):  # fmt: skip
+    """What the forward pass needs of n posed skeletons, without translation.
+
+    sources (S,) joints of the corrective features, in their order; apose_rot (24,3,3); poses
+    (n,46); joints, frames, lengths of `identity`, n or 1 rows. Out: positions (n,24,3),
+    orientations (n,24,3,3) of the bones, affine (n,24,3,4) of the skin, features (n, 9S or more):
+    R - I first.
+    """
+    work, q = make_work(), np.zeros(NUM_PARAMETERS)
+    turned, transforms = np.empty((3, 3)), np.empty((JOINTS, 3, 4))
+    for row in range(poses.shape[0]):
+        own = row if joints.shape[0] > 1 else 0
+        for d in range(poses.shape[1]):
+            q[d] = poses[row, d]
+        bones(skeleton, q, joints[own], frames[own], lengths[own], work)
+        skinning_transforms(work, joints[own], transforms)
+        for j in range(JOINTS):
+            multiply(work.rotations[j], frames[own, j], turned)
+            multiply(turned, apose_rot[j], orientations[row, j])
+            for i in range(3):
+                positions[row, j, i] = work.positions[j, i]
+                for c in range(4):
+                    affine[row, j, i, c] = transforms[j, i, c]
+        for s in range(sources.shape[0]):
+            for i in range(3):
+                for c in range(3):
+                    features[row, 9 * s + 3 * i + c] = work.local[sources[s], i, c] - (
+                        1.0 if i == c else 0.0
+                    )
 
 
 # --- the SMPL side --------------------------------------------------------------------------
