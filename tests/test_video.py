@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,9 +20,10 @@ from stages.photo import videos
 from stages.photo.detector import Detection
 from stages.photo.fitting import Fitter, Lens, Marks
 from stages.photo.frames import VideoReader
+from stages.photo.landmarks import Landmarks, Region
 from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, smoothed, swaps
 from stages.photo.people import Finder, Sighting
-from stages.photo.tracking import State, Tracker
+from stages.photo.tracking import State, Track, Tracker
 from tests.photo_pictures import runners
 
 FRAMES = 20
@@ -209,6 +211,72 @@ def test_nobody_is_followed_who_is_only_seen_in_a_further_search_and_unsure(
     first = True
     people, _ = Tracker(finder).step(picture, replace(state, since=99))
     assert len(people) == 1
+
+
+class Looks:
+    """A landmarker that answers with flags one after the other, the places moved by `shaken` px."""
+
+    def __init__(self, flags: list[float], shaken: float) -> None:
+        self.flags, self.shaken, self.count = flags, shaken, 0
+        pixels = np.random.default_rng(2).uniform(100, 200, (33, 2))
+        region = Region(np.array([150.0, 150.0]), 120.0, 0.0)
+        self.marks = Landmarks(pixels, np.ones(33), np.zeros((33, 3)), 0.0, region, region)
+
+    def __call__(self, picture: np.ndarray, region: Region, passes: int = 1) -> Landmarks:
+        flag = self.flags[min(self.count, len(self.flags) - 1)]
+        self.count += 1
+        moved = self.marks.pixels + self.shaken * (self.count % 2)
+        return replace(self.marks, pixels=moved, flag=flag)
+
+
+@pytest.mark.parametrize(
+    ("flags", "shaken", "frames"),
+    [([0.3], 1.0, 45), ([0.3], 20.0, 0), ([0.01], 0.0, 0), ([0.3, 0.2, 0.7], 20.0, 60)],
+    ids=["places stay", "places differ", "hardly anybody", "a further look is sure"],
+)
+def test_who_bends_is_followed_as_long_as_looks_agree(
+    flags: list[float], shaken: float, frames: int
+) -> None:
+    """The flag falls on people who bend or lie, while the landmarks stay right."""
+    looks = Looks(flags, shaken)
+    finder = SimpleNamespace(landmarker=looks, detector=SimpleNamespace(search=lambda _: iter([])))
+    state = State((Track(0, looks.marks.region, 0.9),), 1, since=0)
+    count = 0
+    for _ in range(60):
+        if len(flags) > 1:
+            looks.count = 0
+        found, state = Tracker(finder).step(np.zeros((300, 300, 3), np.uint8), state)  # type: ignore[arg-type]
+        if not found:
+            break
+        count += 1
+    assert count == frames
+
+
+def test_who_is_lost_is_looked_for_at_once_and_searches_wait_longer_and_longer() -> None:
+    looks = Looks([0.0], 0.0)
+    further: list[int] = []
+    detected: list[int] = []
+    frame = 0
+
+    def search(_: np.ndarray) -> Iterator[list[Detection]]:
+        detected.append(frame)
+        yield []
+        further.append(frame)
+        yield []
+
+    finder = SimpleNamespace(landmarker=looks, detector=SimpleNamespace(search=search))
+    state = State((Track(0, looks.marks.region, 0.9),), 1, since=0, wait=4)
+    for frame in range(200):
+        if frame == 10:  # where the person was last, as of somebody who is detected
+            assert looks.count >= 10
+        people, state = Tracker(finder).step(np.zeros((300, 300, 3), np.uint8), state)  # type: ignore[arg-type]
+        assert not people
+    assert detected == list(range(200))
+    assert further == [0, 8, 24, 56, 116, 176]
+    held = State((Track(0, looks.marks.region, 0.9, lost=3),), 1)
+    looks.flags = [0.9]
+    people, _ = Tracker(finder).step(np.zeros((300, 300, 3), np.uint8), held)  # type: ignore[arg-type]
+    assert [each.number for each in people] == [0]
 
 
 # ---- files that are read ------------------------------------------------------------------------

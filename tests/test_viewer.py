@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from stages.drawing.viewer.encoding import Packer, Surface, pack, thinned
+from stages.drawing.viewer.bodies import PosedFrames
+from stages.drawing.viewer.encoding import Packer, Surface, pack, thinned, whole
 from stages.drawing.viewer.page import Curves, Scene, bundle, scene_page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -84,6 +86,42 @@ def test_packing_measures_what_it_loses() -> None:
     ).astype(np.float32)
     packed = pack(dataclasses.replace(surface, vertices=noisy), Packer())
     assert packed.largest > 0.005  # 24 components cannot hold the noise of 40 frames
+
+
+def test_frames_are_posed_when_they_are_read_and_only_once() -> None:
+    blocks = [np.array([0, 3, 4]), np.array([1, 2])]
+    true = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
+    asked: list[int] = []
+
+    def pose(block: int) -> np.ndarray:
+        asked.append(block)
+        return true[blocks[block]].astype(np.float64)
+
+    frames = PosedFrames(blocks, 7, pose)
+    assert frames.shape == true.shape and not asked
+    for frame in (0, 3, 4, 1, 2):
+        np.testing.assert_array_equal(frames[frame], true[frame])
+    assert asked == [0, 1]
+    np.testing.assert_array_equal(whole(frames), true)
+
+
+def test_a_body_is_packed_a_few_frames_at_a_time() -> None:
+    """The same page as of all frames at once, and no memory for each frame's vertices."""
+    surface = tube()
+    live: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def pose(block: int) -> np.ndarray:
+        nonlocal most
+        found = np.array(surface.vertices[block])[None]
+        live.append(weakref.ref(found))
+        most = max(most, sum(each() is not None for each in live))
+        return found
+
+    lazy = PosedFrames([np.array([f]) for f in range(40)], surface.vertices.shape[1], pose)
+    posed = scene((dataclasses.replace(surface, vertices=lazy),))
+    assert scene_page(posed).html == scene_page(scene((surface,))).html
+    assert len(live) >= 80 and most <= 3
 
 
 def test_thinning_keeps_parts_apart_and_surfaces_near() -> None:

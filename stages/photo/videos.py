@@ -37,7 +37,7 @@ from stages.photo.tracking import State, Tracker
 FOLDER, RECORD = "landmarks", "video.json"
 FILM, FRAMES = "film.webm", "frames.csv"
 INTERPOLATED, NOBODY = "interpolated", "no person"
-VERSION = 1
+VERSION = 2
 """Of the way people are followed: parts of another version are not gone on with."""
 _PART = 128  # frames
 GAP = 0.5
@@ -122,7 +122,7 @@ class Parts:
 _LARGEST = 1 << 30
 _COLUMNS: dict[str, Kind] = {
     "first": ("int64", ()), "last": ("bool", ()), "times": ("float64", (None,)),
-    "state": ("float64", (None, 7)), "frame": ("float64", (None,)),
+    "state": ("float64", (None, 8)), "frame": ("float64", (None,)),
     "number": ("float64", (None,)), "pixels": ("float64", (None, 33, 2)),
     "visibility": ("float64", (None, 33)), "world": ("float64", (None, 33, 3)),
     "flag": ("float64", (None,)), "score": ("float64", (None,)),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from skel_fit.skel import SKEL
 from stages.drawing.viewer.bodies import Parameters, skel_surfaces
-from stages.drawing.viewer.encoding import Surface
+from stages.drawing.viewer.encoding import Surface, whole
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rig:
         def moved(surface: Surface) -> Surface:
             return replace(
                 surface,
-                vertices=(surface.vertices @ turn.T).astype(np.float32),
+                vertices=(whole(surface.vertices) @ turn.T).astype(np.float32),
                 rotations=turn @ surface.rotations,
                 translations=surface.translations @ turn.T,
             )
@@ -71,7 +71,10 @@ class Rig:
 
 def rig_of(models: dict[str, SKEL], given: Parameters, rate: float) -> Rig:
     """Pose a body over time. models: SKEL by gender, float64."""
-    skin, bones = skel_surfaces(models, given)
+    skin, bones = (
+        replace(surface, vertices=whole(surface.vertices))
+        for surface in skel_surfaces(models, given)
+    )
     model = models[given.genders[0]]
     betas = torch.as_tensor(given.betas.mean(axis=0, keepdims=True), dtype=model.template.dtype)
     with torch.no_grad():

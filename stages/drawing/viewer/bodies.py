@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,36 @@ from stages.drawing.viewer.encoding import Surface, thinned
 
 MOST_BONE_VERTICES = 36_000
 """A finer bone mesh is thinned: a page shall stay small."""
-_CHUNK = 64
+_CHUNK = 16
+
+
+class PosedFrames:
+    """Vertices (F, V, 3) float32 that are posed when they are asked for, a few frames at a time:
+    those of all frames would be half a megabyte each. Reading on through the frames poses each
+    once.
+
+    blocks: rows of frames that are posed together; pose: number of a block -> its vertices.
+    """
+
+    def __init__(
+        self, blocks: Sequence[NDArray[np.int64]], count: int, pose: Callable[[int], NDArray]
+    ) -> None:
+        frames = sum(len(rows) for rows in blocks)
+        self.shape: tuple[int, ...] = (frames, count, 3)
+        self._block, self._place = np.empty((2, frames), np.int64)
+        for number, rows in enumerate(blocks):
+            self._block[rows], self._place[rows] = number, np.arange(len(rows))
+        self._pose = pose
+        self._held: tuple[int, NDArray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, frame: int, /) -> NDArray[np.float32]:
+        block = int(self._block[frame])
+        if self._held[0] != block:
+            self._held = block, self._pose(block)
+        return np.asarray(self._held[1][self._place[frame]], np.float32)
 
 
 @dataclass(frozen=True)
@@ -48,29 +77,42 @@ def skel_surfaces(models: dict[str, SKEL], given: Parameters) -> list[Surface]:
         for model in models.values()
     ):
         raise ValueError("male and female bone meshes differ; view rows of one gender at a time")
-    frames = len(given)
-    skin = np.empty((frames, len(first.template), 3), np.float32)
-    bones = np.empty((frames, len(first.skeleton_template), 3), np.float32)
+    frames, parts = len(given), _parts(given.genders)
     rotations, translations = np.empty((frames, 24, 3, 3)), np.empty((frames, 24, 3))
-    for gender, rows in _parts(given.genders):
+    for gender, rows in parts:
         model = models[gender]
         poses, betas, transl = _tensors(given, rows, model.template)
         with torch.no_grad():
-            output = model(poses, betas, transl, skeleton=True)
             identity = model.shape(betas)
             turned, positions, _ = model.bone_transforms(poses, identity)
             places = positions + transl[:, None]
             affine = kinematics.skinning_transforms(turned, places, identity.joints)
-        skin[rows], bones[rows] = output.skin_vertices.numpy(), output.skeleton_vertices.numpy()
         rotations[rows], translations[rows] = affine[..., :3].numpy(), affine[..., 3].numpy()
+
+    def posed(block: int, *, skeleton: bool) -> NDArray:
+        gender, rows = parts[block]
+        model = models[gender]
+        with torch.no_grad():
+            output = model(*_tensors(given, rows, model.template), skeleton=skeleton)
+        vertices = output.skeleton_vertices if skeleton else output.skin_vertices
+        found: NDArray = vertices.numpy()
+        return found
+
+    def bones_of(block: int) -> NDArray:
+        return posed(block, skeleton=True)[:, kept]
+
+    blocks = [rows for _, rows in parts]
     weights = first.skeleton_weights.numpy()
     kept, faces = thinned(
-        bones[0], first.skeleton_faces.numpy(), weights.argmax(axis=1), MOST_BONE_VERTICES
-    )
+        posed(0, skeleton=True)[0], first.skeleton_faces.numpy(), weights.argmax(axis=1),
+        MOST_BONE_VERTICES,
+    )  # fmt: skip
+    skin = PosedFrames(blocks, len(first.template), lambda block: posed(block, skeleton=False))
+    bones = PosedFrames(blocks, len(kept), bones_of)
     return [
         Surface("skin", skin, rotations, translations, first.skin_weights.numpy(),
                 first.faces.numpy()),
-        Surface("bones", bones[:, kept], rotations, translations, weights[kept], faces),
+        Surface("bones", bones, rotations, translations, weights[kept], faces),
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ measured by unpacking it again, and stated on the page.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +18,40 @@ from scipy.spatial.transform import Rotation
 
 _REGULAR = 1e-4
 """Keeps rest points near the mean where a blend of opposed rotations has no inverse."""
-_FRAMES_FOR_BASIS = 400
+_FRAMES_FOR_BASIS = 200
+"""Frames that the components are taken from, at most: more would only take memory."""
 MAX_COMPONENTS = 24
 TOLERANCE = 0.5e-3
 """Metres, largest deviation of a vertex that is aimed at."""
+
+
+class Frames(Protocol):
+    """Vertices (F, V, 3), metres, a frame at a time: an array, or what poses them when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, frame: int, /) -> NDArray[np.float32]: ...
+
+
+def whole(frames: Frames) -> NDArray[np.float32]:
+    """All of them at once."""
+    return np.stack([frames[frame] for frame in range(len(frames))])
 
 
 @dataclass(frozen=True)
 class Surface:
     """A surface that moves with bones.
 
-    name: `skin`, `bones` or `target`; vertices: (F, V, 3) true positions, metres; rotations:
-    (F, K, 3, 3) and translations (F, K, 3): rest -> posed, of each bone; weights: (V, K), rows sum
-    to one; faces: (n, 3).
+    name: `skin`, `bones` or `target`; vertices: true positions, metres; rotations: (F, K, 3, 3) and
+    translations (F, K, 3): rest -> posed, of each bone; weights: (V, K), rows sum to one; faces:
+    (n, 3).
     """
 
     name: str
-    vertices: NDArray[np.float32]
+    vertices: Frames
     rotations: NDArray[np.float64]
     translations: NDArray[np.float64]
     weights: NDArray[np.float64]
@@ -87,36 +104,35 @@ def pack(surface: Surface, packer: Packer) -> Packed:
     affine = _affine(quaternions, surface.translations)
     steps_of = (weight / 65535.0, bone, first)
     blended = _Blend(csr_matrix(steps_of, shape=surface.weights.shape), affine)
-    mean, mean_step, components, steps, coefficients = _low_rank(surface, blended)
+    basis = _basis(surface, blended)
+    coefficients = np.zeros((frames, len(basis.components)), np.float32)
+    totals, largest = 0.0, 0.0
+    for frame in range(frames):  # once through all of them: posing them is what takes time
+        true = surface.vertices[frame]
+        coefficients[frame] = basis.coefficients(blended.invert(frame, true, basis.near))
+        distance = np.linalg.norm(
+            blended.apply(frame, basis.rest(coefficients[frame])) - true, axis=1
+        )
+        totals += float(distance.mean())
+        largest = max(largest, float(distance.max()))
     description = {
         "name": surface.name,
         "bones": surface.rotations.shape[1],
         "vertices": count,
-        "mean_step": mean_step,
-        "component_steps": steps,
+        "mean_step": basis.mean_step,
+        "component_steps": basis.steps,
         "arrays": {
             "first": packer.add(first, "u4", delta=True),
             "bone": packer.add(bone, "u1"),
             "weight": packer.add(weight, "u2"),
             "faces": packer.add(surface.faces, "u4", delta=True),
-            "mean": packer.add(mean, "i2"),
+            "mean": packer.add(basis.mean, "i2"),
             "coefficients": packer.add(coefficients, "f4"),
             "quaternions": packer.add(quaternions, "i2"),
             "translations": packer.add(surface.translations, "f4"),
         }
-        | {f"component_{k}": packer.add(item, "i1") for k, item in enumerate(components)},
+        | {f"component_{k}": packer.add(item, "i1") for k, item in enumerate(basis.components)},
     }
-    middle = mean * mean_step
-    scaled = [component * step for component, step in zip(components, steps, strict=True)]
-    totals, largest = 0.0, 0.0
-    for frame in range(frames):
-        rest = middle.copy()
-        for k, component in enumerate(scaled):
-            rest += coefficients[frame, k] * component
-        found = blended.apply(frame, rest.reshape(-1, 3))
-        distance = np.linalg.norm(found - surface.vertices[frame], axis=1)
-        totals += float(distance.mean())
-        largest = max(largest, float(distance.max()))
     return Packed(description, totals / frames, largest)
 
 
@@ -126,11 +142,13 @@ def low_rank_rest(
     """The rest surface as a mean (V, 3), components (C, V, 3) and their coefficients (F, C)."""
     affine = np.concatenate([surface.rotations, surface.translations[..., None]], axis=-1)
     blended = _Blend(csr_matrix(surface.weights), affine)
-    mean, mean_step, components, steps, coefficients = _low_rank(surface, blended)
-    shape = (-1, surface.vertices.shape[1], 3)
-    scaled = [component * step for component, step in zip(components, steps, strict=True)]
-    stacked = np.array(scaled, dtype=np.float64).reshape(shape)
-    return (mean * mean_step).reshape(shape)[0], stacked, coefficients
+    basis = _basis(surface, blended)
+    frames, count = surface.vertices.shape[:2]
+    coefficients = np.zeros((frames, len(basis.components)), np.float32)
+    for frame in range(frames):
+        points = blended.invert(frame, surface.vertices[frame], basis.near)
+        coefficients[frame] = basis.coefficients(points)
+    return basis.middle.reshape(count, 3), basis.scaled.reshape(-1, count, 3), coefficients
 
 
 class _Blend:
@@ -165,56 +183,78 @@ def _solve(matrices: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray
     return np.einsum("vij,vj->vi", rows, right) / determinant[:, None]
 
 
-def _low_rank(
-    surface: Surface, blended: _Blend
-) -> tuple[NDArray, float, list[NDArray], list[float], NDArray]:
-    """Mean and components as whole numbers with their steps, and coefficients (F, C)."""
-    frames = len(surface.vertices)
+class _Basis(NamedTuple):
+    """A rest surface that varies little. mean (3 V,) and components, each (3 V,), as whole numbers
+    of mean_step and steps; near: (V, 3) rest points about which blends are inverted; middle,
+    scaled: mean (3 V,) and components (C, 3 V) in metres; solver: (C, 3 V) deviations ->
+    coefficients."""
+
+    mean: NDArray[np.int16]
+    mean_step: float
+    components: list[NDArray[np.int8]]
+    steps: list[float]
+    near: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    scaled: NDArray[np.float64]
+    solver: NDArray[np.float64]
+
+    def coefficients(self, points: NDArray) -> NDArray[np.float64]:
+        """(C,) of rest points (V, 3)."""
+        found: NDArray[np.float64] = self.solver @ (points.ravel() - self.middle)
+        return found
+
+    def rest(self, coefficients: NDArray) -> NDArray[np.float64]:
+        """(V, 3) rest points."""
+        return (self.middle + coefficients @ self.scaled).reshape(-1, 3)
+
+
+def _basis(surface: Surface, blended: _Blend) -> _Basis:
+    frames, count = surface.vertices.shape[:2]
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, _FRAMES_FOR_BASIS)).astype(int))
-    count = surface.vertices.shape[1]
-    near = blended.invert(int(chosen[0]), surface.vertices[chosen[0]], np.zeros((count, 3)))
-    rest = np.stack([blended.invert(int(f), surface.vertices[f], near).ravel() for f in chosen])
-    middle = rest.mean(axis=0)
-    mean_step = float(np.abs(middle).max()) / 32767 or 1.0
-    mean = np.round(middle / mean_step).astype(np.int16)
-    basis = _principal(rest - mean * mean_step)
+    near = blended.invert(int(chosen[0]), surface.vertices[int(chosen[0])], np.zeros((count, 3)))
+    rest = np.empty((len(chosen), 3 * count))
+    for row, frame in zip(rest, chosen.tolist(), strict=True):
+        row[:] = blended.invert(frame, surface.vertices[frame], near).ravel()
+    average = rest.mean(axis=0)
+    mean_step = float(np.abs(average).max()) / 32767 or 1.0
+    mean = np.round(average / mean_step).astype(np.int16)
+    middle = mean * mean_step
+    rest -= middle
     components, steps = [], []
-    for direction in basis:
+    for direction in _principal(rest):
         step = float(np.abs(direction).max()) / 127
         components.append(np.round(direction / step).astype(np.int8))
         steps.append(step)
-    coefficients = np.zeros((frames, len(components)), np.float32)
-    if components:
-        used = np.stack([c * s for c, s in zip(components, steps, strict=True)])
-        solver = np.linalg.pinv(used @ used.T) @ used
-        at = {int(frame): points for frame, points in zip(chosen, rest, strict=True)}
-        for frame in range(frames):
-            points = at.get(frame)
-            if points is None:
-                points = blended.invert(frame, surface.vertices[frame], near).ravel()
-            coefficients[frame] = solver @ (points - mean * mean_step)
-    return mean, mean_step, components, steps, coefficients
+    scaled = np.zeros((len(components), 3 * count))
+    for row, component, step in zip(scaled, components, steps, strict=True):
+        row[:] = component * step
+    solver = np.linalg.pinv(scaled @ scaled.T) @ scaled if components else scaled
+    return _Basis(mean, mean_step, components, steps, near, middle, scaled, solver)
 
 
 def _principal(deviations: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Principal directions (largest coefficient one), as many as the tolerance asks for."""
-    size = np.linalg.norm(deviations.reshape(len(deviations), -1, 3), axis=2)
-    if size.max() <= TOLERANCE / 4:
+    """Principal directions (largest coefficient one), as many as the tolerance asks for; what they
+    do not hold is left in `deviations` (F, 3 V)."""
+    if _farthest(deviations) <= TOLERANCE / 4:
         return []
     values, vectors = np.linalg.eigh(deviations @ deviations.T)
     found: list[NDArray[np.float64]] = []
-    left = deviations.copy()
     for k in np.argsort(values)[::-1][:MAX_COMPONENTS]:
         if values[k] <= 0:
             break
-        direction = vectors[:, k] @ deviations
         coefficient = vectors[:, k]
-        scale = float(np.abs(coefficient).max())
-        found.append(direction * scale)
-        left -= np.outer(coefficient, direction)
-        if np.linalg.norm(left.reshape(len(left), -1, 3), axis=2).max() <= TOLERANCE:
+        direction = coefficient @ deviations
+        found.append(direction * float(np.abs(coefficient).max()))
+        for row, share in zip(deviations, coefficient, strict=True):
+            row -= share * direction
+        if _farthest(deviations) <= TOLERANCE:
             break
     return found
+
+
+def _farthest(deviations: NDArray[np.float64]) -> float:
+    """Of all points of all frames (F, 3 V); a frame at a time, because there are many."""
+    return max(float(np.linalg.norm(row.reshape(-1, 3), axis=1).max()) for row in deviations)
 
 
 def _sparse(weights: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:

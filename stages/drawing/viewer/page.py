@@ -18,6 +18,8 @@ from stages.drawing.pictures import ERROR_COLORS
 from stages.drawing.render import SKIN_COLOR, TARGET_COLOR
 from stages.drawing.viewer.encoding import Packed, Packer, Surface, pack
 
+_HEIGHTS = 200_000
+"""Heights of the skin that say where the ground is, at most (about)."""
 _BONES = (0.97, 0.96, 0.94)
 """Whiter than on the pictures of reports: the lights of the page are warmer."""
 
@@ -146,12 +148,16 @@ def _header(scene: Scene, packed: list[Packed], packer: Packer) -> dict[str, Any
 
 def _ground(skin: Surface, up: NDArray) -> dict[str, Any]:
     """A plane below all frames (robustly: the first per cent of heights may be lower)."""
-    flat = skin.vertices.reshape(-1, 3).astype(np.float64)
-    heights = flat @ up
-    middle = (flat.min(axis=0) + flat.max(axis=0)) / 2
-    spread = float(np.linalg.norm((flat.max(axis=0) - flat.min(axis=0)) * (1 - np.abs(up))))
-    at = middle + (float(np.quantile(heights[:: max(1, len(heights) // 200_000)], 0.001))
-                   - float(middle @ up)) * up  # fmt: skip
+    frames, count = skin.vertices.shape[:2]
+    step = max(1, frames * count // _HEIGHTS)
+    low, high, heights = np.full(3, np.inf), np.full(3, -np.inf), []
+    for frame in range(frames):
+        points = np.asarray(skin.vertices[frame], np.float64)
+        low, high = np.minimum(low, points.min(axis=0)), np.maximum(high, points.max(axis=0))
+        heights.append(points[-frame * count % step :: step] @ up)
+    middle = (low + high) / 2
+    spread = float(np.linalg.norm((high - low) * (1 - np.abs(up))))
+    at = middle + (float(np.quantile(np.concatenate(heights), 0.001)) - float(middle @ up)) * up
     return {"at": np.round(at, 4).tolist(), "size": int(np.clip(np.ceil(spread + 1.0), 2, 40))}
 
 
