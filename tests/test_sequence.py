@@ -205,7 +205,7 @@ def test_block_tridiagonal_solution_is_that_of_the_dense_system(kernels, n, f, s
     grid = full.reshape(n, f, n, f)
     diagonal = np.stack([grid[t, :, t] for t in range(n)])
     beside = np.array([grid[t, :, t + 1] for t in range(n - 1)]).reshape(n - 1, f, f)
-    found = solve_block_tridiagonal(kernels.solve_tridiagonal, diagonal, beside, extra, held, right)
+    found = solve_block_tridiagonal(kernels, diagonal, beside, extra, held, right)
     free = ~held.reshape(-1)
     expected = np.zeros(n * f)
     system = full + np.diag(extra.reshape(-1))
@@ -218,7 +218,7 @@ def test_a_system_that_is_not_positive_is_lifted():
     right, free = np.ones((2, 1)), np.zeros((2, 1), bool)
     nothing = np.zeros((2, 1))
     found = [
-        solve_block_tridiagonal(kernels.solve_tridiagonal, diagonal, beside, nothing, free, right)
+        solve_block_tridiagonal(kernels, diagonal, beside, nothing, free, right)
         for kernels in (NumbaKernels, TorchKernels)
     ]
     assert np.allclose(found[0], 0.5, atol=1e-4) and np.allclose(*found, atol=1e-4)

@@ -18,11 +18,12 @@ from skel_fit.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.skeleton import Skeleton
 from skel_fit.solver.curvature import Pairs, Twists
 from skel_fit.solver.numba_minimise import extra_energy, minimise
-from skel_fit.solver.numba_smoothing import couple, solve_tridiagonal, twist_products
+from skel_fit.solver.numba_smoothing import couple, eliminate, substitute, twist_products
 from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_surfaces import place_rows, root_frame
 from skel_fit.solver.numba_vertices import judge, residual_moments, skin
 from skel_fit.solver.tables import (
+    Chain,
     SearchState,
     SmplTree,
     SparseWeights,
@@ -179,13 +180,17 @@ class NumbaKernels:
         return out
 
     @staticmethod
-    def solve_tridiagonal(
-        blocks: np.ndarray, beside: np.ndarray, right: np.ndarray
-    ) -> np.ndarray | None:
-        """x (n,f) of a block-tridiagonal system, as the torch twin."""
-        out = right.copy()
-        work = np.empty_like(blocks), np.empty_like(beside)
-        return out if solve_tridiagonal(blocks, beside, *work, out) else None
+    def eliminate(blocks: np.ndarray, beside: np.ndarray, right: np.ndarray) -> Chain | None:
+        """As the torch twin."""
+        out = Chain(np.empty_like(blocks), np.empty_like(beside), right.copy())
+        return out if eliminate(blocks, beside, *out) else None
+
+    @staticmethod
+    def substitute(chain: Chain, following: np.ndarray) -> np.ndarray:
+        """As the torch twin."""
+        out = chain.values.copy()
+        substitute(chain.factors, chain.sides, following, out)
+        return out
 
     def extra_energy(
         self,

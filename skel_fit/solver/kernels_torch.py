@@ -32,6 +32,7 @@ from skel_fit.solver.blocks import padded
 from skel_fit.solver.curvature import Curvature, Pairs, Twists, curvature, unpacked
 from skel_fit.solver.search_torch import Search, extra_energy
 from skel_fit.solver.tables import (
+    Chain,
     SearchState,
     SmplTree,
     SparseWeights,
@@ -280,35 +281,37 @@ class TorchKernels:
         return points.double().square().sum(dim=1) @ self._kept(masses).double()
 
     @staticmethod
-    def solve_tridiagonal(
-        blocks: np.ndarray, beside: np.ndarray, right: np.ndarray
-    ) -> np.ndarray | None:
-        """x (n,f) of a symmetric system with `blocks` (n,f,f) on its diagonal and `beside`
-        (n-1,f,f) right of it, by block Cholesky on the host; None where it is not positive."""
+    def eliminate(blocks: np.ndarray, beside: np.ndarray, right: np.ndarray) -> Chain | None:
+        """Block Cholesky down a chain of frames, each with a next one, on the host; None where it
+        is not positive.
+
+        blocks: (n,f,f); beside: (n,f,f), rows of a frame and columns of the next; right: (n,f).
+        """
         # torch's matrix library: its threads are the caller's choice, scipy's spin on small blocks
-        diagonal, across, wanted = (torch.from_numpy(part) for part in (blocks, beside, right))
-        n, f = right.shape
-        out = torch.empty_like(wanted)
-        factors: list[Tensor] = []
-        sides: list[Tensor] = []
-        block, value = diagonal[0], wanted[0]
-        for t in range(n):
+        out = Chain(np.empty_like(blocks), np.empty_like(beside), np.empty_like(right))
+        factors, sides, values = (torch.from_numpy(part) for part in out)
+        for t, parts in enumerate(zip(blocks, beside, right, strict=True)):
+            block, across, value = (torch.from_numpy(part) for part in parts)
+            if t:
+                block = block - sides[t - 1].T @ sides[t - 1]
+                value = value - sides[t - 1].T @ values[t - 1]
             factor, failed = torch.linalg.cholesky_ex(block)
             if failed:
                 return None
-            factors.append(factor)
-            if t == n - 1:
-                out[t] = torch.linalg.solve_triangular(factor, value[:, None], upper=False)[:, 0]
-                break
-            both = torch.cat([across[t], value[:, None]], dim=1)
+            both = torch.cat([across, value[:, None]], dim=1)
             solved = torch.linalg.solve_triangular(factor, both, upper=False)
-            side, out[t] = solved[:, :f], solved[:, f]
-            sides.append(side)
-            block = diagonal[t + 1] - side.T @ side
-            value = wanted[t + 1] - side.T @ out[t]
-        for t in range(n - 1, -1, -1):
-            value = out[t] if t == n - 1 else out[t] - sides[t] @ out[t + 1]
-            out[t] = torch.linalg.solve_triangular(factors[t].T, value[:, None], upper=True)[:, 0]
+            factors[t], sides[t], values[t] = factor.T, solved[:, :-1], solved[:, -1]
+        return out
+
+    @staticmethod
+    def substitute(chain: Chain, following: np.ndarray) -> np.ndarray:
+        """The way back: solution (n,f); following: (f,), that of the frame after the chain."""
+        factors, sides, values = (torch.from_numpy(part) for part in chain)
+        out, after = torch.empty_like(values), torch.from_numpy(following)
+        for t in range(len(values) - 1, -1, -1):
+            value = values[t] - sides[t] @ after
+            after = torch.linalg.solve_triangular(factors[t], value[:, None], upper=True)[:, 0]
+            out[t] = after
         return out.numpy()
 
     def residual_moments(

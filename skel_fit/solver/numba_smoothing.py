@@ -56,10 +56,12 @@ def couple(skin, targets, turns, masses, weight, wanted, own, between):
 
 
 @kernel()
-def solve_tridiagonal(blocks, beside, factors, sides, out):
-    """x of a symmetric block-tridiagonal system whose right side stands in out (n,f); whether it
-    is positive. blocks (n,f,f); beside (n-1,f,f), rows of a block and columns of the next; factors
-    (n,f,f) and sides (n-1,f,f): work space. Upper factors: every inner loop runs along a row.
+def eliminate(blocks, beside, factors, sides, out):
+    """Block Cholesky down a chain of n frames, each with a next one; whether it is positive.
+
+    blocks (n,f,f); beside (n,f,f), rows of a frame and columns of the next; factors, sides
+    (n,f,f): upper factors U and U^-T beside; out (n,f): the right side before, U^-T of what is left
+    of it after. Every inner loop runs along a row.
     """
     n, f = out.shape
     for t in range(n):
@@ -90,32 +92,38 @@ def solve_tridiagonal(blocks, beside, factors, sides, out):
             value[m] /= upper[m, m]
             for i in range(m + 1, f):
                 value[i] -= upper[m, i] * value[m]
-        if t < n - 1:
-            side = sides[t]
-            for i in range(f):
+        side = sides[t]
+        for i in range(f):
+            for j in range(f):
+                side[i, j] = beside[t, i, j]
+        for m in range(f):
+            for j in range(f):
+                side[m, j] /= upper[m, m]
+            for i in range(m + 1, f):
+                share = upper[m, i]
                 for j in range(f):
-                    side[i, j] = beside[t, i, j]
-            for m in range(f):
-                for j in range(f):
-                    side[m, j] /= upper[m, m]
-                for i in range(m + 1, f):
-                    share = upper[m, i]
-                    for j in range(f):
-                        side[i, j] -= share * side[m, j]
+                    side[i, j] -= share * side[m, j]
+    return True
+
+
+@kernel()
+def substitute(factors, sides, following, out):
+    """The way back of `eliminate`: out (n,f) becomes the solution; following (f,): that of the
+    frame after the chain."""
+    n, f = out.shape
     for t in range(n - 1, -1, -1):
         upper, value = factors[t], out[t]
-        if t < n - 1:
-            for m in range(f):
-                total = 0.0
-                for j in range(f):
-                    total += sides[t, m, j] * out[t + 1, j]
-                value[m] -= total
+        after = following if t == n - 1 else out[t + 1]
+        for m in range(f):
+            total = 0.0
+            for j in range(f):
+                total += sides[t, m, j] * after[j]
+            value[m] -= total
         for m in range(f - 1, -1, -1):
             total = value[m]
             for j in range(m + 1, f):
                 total -= upper[m, j] * value[j]
             value[m] = total / upper[m, m]
-    return True
 
 
 @kernel()

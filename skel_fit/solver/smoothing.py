@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from skel_fit.solver.box_step import Box, box_step, damping_of
 from skel_fit.solver.curvature import Pairs, Twists, unpacked
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
+from skel_fit.solver.tables import Chain
 
 _FLAT = 1e-6  # relative fall of the objective that is no progress any more
 _TRIES = 8
@@ -375,7 +376,7 @@ def _step(
 
     def solve(right: Tensor, held: Tensor) -> Tensor:
         found = solve_block_tridiagonal(
-            solver.kernels.solve_tridiagonal, diagonal, beside, extra, held.numpy(), right.numpy()
+            solver.kernels, diagonal, beside, extra, held.numpy(), right.numpy()
         )
         return torch.as_tensor(found)
 
@@ -397,12 +398,8 @@ def _times(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray) -> np.n
     return out
 
 
-Factorised = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]
-"""`solve_tridiagonal` of the kernels."""
-
-
 def solve_block_tridiagonal(
-    factorised: Factorised,
+    kernels: Any,
     diagonal: np.ndarray,
     beside: np.ndarray,
     extra: np.ndarray,
@@ -413,19 +410,75 @@ def solve_block_tridiagonal(
 
     diagonal: (n,f,f); beside: (n-1,f,f), rows of a block and columns of the next; extra: (n,f)
     added to the diagonal; held: (n,f) bool, unknowns that are zero; right: (n,f). Block Cholesky in
-    float64: time and memory grow with n. Where the matrix is not positive to rounding, the diagonal
-    is raised.
+    float64 from both ends to the frame in the middle, the two halves side by side on two threads:
+    time and memory grow with n. Where the matrix is not positive to rounding, the diagonal is
+    raised.
     """
-    f = right.shape[1]
-    keep = (~held).astype(float)
-    blocks = diagonal * keep[:, :, None] * keep[:, None, :]
-    blocks[:, range(f), range(f)] += np.where(held, 1.0, extra)
-    between = beside * keep[:-1, :, None] * keep[1:, None, :]
-    values, lift = right * keep, 0.0
-    while True:
-        found = factorised(blocks, between, values)
-        if found is not None:
+    system = _System(diagonal, beside, extra, (~held).astype(float), right)
+    lift = 0.0
+    while (found := system.solve(kernels, lift)) is None:
+        lift = max(10.0 * lift, 1e-10)
+    return found
+
+
+@dataclass(frozen=True)
+class _System:
+    """What `solve_block_tridiagonal` was given; keep: (n,f) 0 where an unknown is held."""
+
+    diagonal: np.ndarray
+    beside: np.ndarray
+    extra: np.ndarray
+    keep: np.ndarray
+    right: np.ndarray
+
+    def solve(self, kernels: Any, lift: float) -> np.ndarray | None:
+        """The solution, the diagonal raised by its share `lift`; None if it is not positive."""
+        n = len(self.right)
+        middle = n // 2
+        ends = [np.arange(middle), np.arange(n - 1, middle, -1)]
+        ends = [rows for rows in ends if len(rows)]
+
+        def eliminated(rows: np.ndarray) -> Chain | None:
+            step = int(np.sign(middle - rows[0]))
+            blocks, beside = self._blocks(rows, lift), self._beside(rows, step)
+            found: Chain | None = kernels.eliminate(blocks, beside, self._right(rows))
             return found
-        new = max(10.0 * lift, 1e-10)
-        blocks[:, range(f), range(f)] *= (1.0 + new) / (1.0 + lift)
-        lift = new
+
+        chains = list(each(eliminated, ends, torch.device("cpu")))
+        known = [chain for chain in chains if chain is not None]
+        centre = np.arange(middle, middle + 1)
+        block, value = self._blocks(centre, lift), self._right(centre)
+        for chain in known:
+            block -= chain.sides[-1].T @ chain.sides[-1]
+            value -= chain.sides[-1].T @ chain.values[-1]
+        last = kernels.eliminate(block, np.zeros_like(block), value)
+        if last is None or len(known) < len(chains):
+            return None
+        out = np.empty_like(self.right)
+        out[centre] = kernels.substitute(last, np.zeros(out.shape[1]))
+
+        def substituted(end: tuple[np.ndarray, Chain]) -> None:
+            out[end[0]] = kernels.substitute(end[1], out[middle])
+
+        for _ in each(substituted, list(zip(ends, known, strict=True)), torch.device("cpu")):
+            pass
+        return out
+
+    def _blocks(self, rows: np.ndarray, lift: float) -> np.ndarray:
+        keep = self.keep[rows]
+        blocks = self.diagonal[rows]
+        blocks *= keep[:, :, None] * keep[:, None, :]
+        along = np.arange(blocks.shape[1])
+        blocks[:, along, along] += np.where(keep == 0.0, 1.0, self.extra[rows])
+        blocks[:, along, along] *= 1.0 + lift
+        return blocks
+
+    def _beside(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """Blocks of the rows and the columns of the frames that follow by `step`, 1 or -1."""
+        beside = self.beside[rows] if step > 0 else self.beside[rows - 1].swapaxes(1, 2).copy()
+        beside *= self.keep[rows][:, :, None] * self.keep[rows + step][:, None, :]
+        return beside
+
+    def _right(self, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.right[rows] * self.keep[rows]
+        return found

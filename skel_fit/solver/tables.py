@@ -103,6 +103,15 @@ class SearchState(NamedTuple, Generic[Array]):
         return SearchState(*(part[index] for part in parts))
 
 
+class Chain(NamedTuple):
+    """Frames of a block-tridiagonal system, eliminated one after the other (`eliminate` of the
+    kernels), float64."""
+
+    factors: np.ndarray  # (n,f,f) upper Cholesky factors U
+    sides: np.ndarray  # (n,f,f) U^-T times the block beside
+    values: np.ndarray  # (n,f) U^-T times the right side
+
+
 @dataclass(frozen=True)
 class VertexSet:
     """A part of the skin with its tables. V vertices; dtype of the fit, on the fit's device."""
