@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from skel_fit.solver.curvature import Pairs, Twists, unpacked
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
 from skel_fit.solver.tables import Chain
+
+if TYPE_CHECKING:
+    from skel_fit.solver.engine import Kernels
 
 _FLAT = 1e-6  # relative fall of the objective that is no progress any more
 _TRIES = 8
@@ -399,7 +402,7 @@ def _times(diagonal: np.ndarray, beside: np.ndarray, values: np.ndarray) -> np.n
 
 
 def solve_block_tridiagonal(
-    kernels: Any,
+    kernels: Kernels,
     diagonal: np.ndarray,
     beside: np.ndarray,
     extra: np.ndarray,
@@ -431,7 +434,9 @@ class _System:
     keep: np.ndarray
     right: np.ndarray
 
-    def solve(self, kernels: Any, lift: float) -> np.ndarray | None:
+    def solve(
+        self, kernels: Kernels | type[NumbaKernels] | type[TorchKernels], lift: float
+    ) -> np.ndarray | None:
         """The solution, the diagonal raised by its share `lift`; None if it is not positive."""
         n = len(self.right)
         middle = n // 2
