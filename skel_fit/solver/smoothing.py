@@ -434,9 +434,7 @@ class _System:
     keep: np.ndarray
     right: np.ndarray
 
-    def solve(
-        self, kernels: Kernels | type[NumbaKernels] | type[TorchKernels], lift: float
-    ) -> np.ndarray | None:
+    def solve(self, kernels: Kernels, lift: float) -> np.ndarray | None:
         """The solution, the diagonal raised by its share `lift`; None if it is not positive."""
         n = len(self.right)
         middle = n // 2
