@@ -4,10 +4,11 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 SUBSET ?= demo
 OUT ?= outputs/$(SUBSET)
-# Extras to install besides dev, separated by commas, e.g. make setup EXTRAS=biomech.
+# Extras to install besides dev, separated by commas or spaces, e.g. make setup EXTRAS=biomech.
 EXTRAS ?=
 # Within a call of make's functions a plain comma would end the argument.
 COMMA := ,
+SPACE := $(subst ,, )
 # Further options for hmr-skel, e.g. ARGS="--workers 2 --models /path/to/models".
 ARGS ?=
 
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 setup: $(STAMP)  ## make the virtual environment .venv, with EXTRAS (the other targets make it when needed)
-	$(if $(EXTRAS),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(COMMA)$(EXTRAS)]')
+	$(if $(EXTRAS),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(COMMA)$(subst $(SPACE),$(COMMA),$(strip $(EXTRAS)))]')
 
 # Rajagopal 2015 and the Pose2Sim models, which tests of the OpenSim exchange read where they are.
 OSIM_MODELS ?= build/osim-models
