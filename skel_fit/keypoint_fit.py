@@ -323,6 +323,13 @@ class Problem:
         _over_blocks(work, n)
         return out
 
+    def costs(self, found: Search) -> np.ndarray:
+        """(n,) the robust objective of a unit of weight seen, as `KeypointFit.cost`."""
+        weights = self.seen.weights
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cost: np.ndarray = (weights * found.parts).sum((1, 2)) / weights.sum((1, 2))
+        return cost
+
     def _starts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Unknowns (n, 59), which facing won (-1: none was needed), and what is known of the
         torso."""
@@ -391,9 +398,7 @@ class Problem:
         squared = self.config.cauchy**2
         distances = np.sqrt(squared * np.expm1(parts / squared)) * self.seen.sigmas[..., None]
         distances[weights <= 0.0] = np.nan
-        total = (weights * parts).sum((1, 2))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            cost = total / weights.sum((1, 2))
+        cost = self.costs(found)
         energies = found.energies.sum(1)
         for values in (poses, trans, betas, points, sd, distances, cost, energies):
             values[bad] = np.nan

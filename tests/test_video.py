@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from skel_fit.default_body import default_body_directory
+from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
 from skel_fit.model_files import load_skel
 from stages.cli import run
 from stages.photo import videos
+from stages.photo.coupling import minimised, smoothed
 from stages.photo.detector import Detection
-from stages.photo.fitting import Fitter, Lens, Marks
+from stages.photo.fitting import POINTS, Fitter, Lens, Marks
 from stages.photo.frames import VideoReader
 from stages.photo.landmarks import Landmarks, Region
-from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, smoothed, swaps
+from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, swaps
 from stages.photo.people import Finder, Sighting
 from stages.photo.tracking import State, Track, Tracker
 from tests.photo_pictures import runners
@@ -159,6 +161,38 @@ def test_a_motion_goes_through_its_gaps(fitter: Fitter) -> None:
     told = [status for status, _ in videos.statuses(motion, 5)]
     assert told[10:13] == ["interpolated"] * 3 and told.count("interpolated") == 3
     assert [status for status, _ in videos.statuses(motion, 1)][11] == "refused"
+
+
+def test_a_motion_is_the_least_of_all_its_frames_together(fitter: Fitter) -> None:
+    """The whole objective falls, and falls no more in any direction; frames left out follow."""
+    marks, lens = walking(12), Lens.of((480, 640), None)
+    fit = fitter.with_betas(marks, lens, np.zeros((12, 10)))
+    problem = Problem.of(
+        fitter.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int), None,
+        marks.places, fitter.prior, KeypointFitConfig(fit_betas=False),
+    )  # fmt: skip
+    at = np.concatenate([fit.poses, fit.trans, fit.betas], 1)
+    used, stiffness, rows = np.arange(12) != 5, 3000.0, np.arange(12)
+    jolted = at.copy()
+    jolted[5, :49] += 0.3
+
+    def whole(here: np.ndarray) -> float:
+        energies = problem.search(here, 0).energies.sum(1)
+        bends = np.diff(here[:, :49], 2, axis=0)
+        return float(energies[used].sum() + stiffness * (bends**2).sum())
+
+    found, cost = minimised(problem, jolted, rows, 12, used, stiffness)
+    least = whole(found)
+    assert least < 0.9 * whole(at) < whole(jolted) and cost.max() < 2 * fit.cost.max() + 1
+    low, high = problem.beliefs.lower[:49], problem.beliefs.upper[:49]
+    assert (found[:, :49] >= low).all() and (found[:, :49] <= high).all()
+    random = np.random.default_rng(4)
+    for size in (1e-2, 1e-3):
+        for _ in range(40):
+            other = found.copy()
+            other[:, :49] = (other[:, :49] + size * random.normal(size=(12, 49))).clip(low, high)
+            assert whole(other) > least - 1e-3 * least
+    np.testing.assert_array_equal(found[:, 49:], at[:, 49:])
 
 
 # ---- following ----------------------------------------------------------------------------------

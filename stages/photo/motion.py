@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from scipy.linalg import solveh_banded
 
 from skel_fit.anatomy import NUM_POSES
 from skel_fit.body_points import BLAZEPOSE_NAMES
-from skel_fit.joint_limits import limits
 from skel_fit.keypoint_fit import Cameras, KeypointFit, KeypointFitConfig, Problem
 from skel_fit.solver.branches import continuous_root
+from stages.photo.coupling import COUNT, minimised, smoothed
 from stages.photo.fitting import MOST_COST, POINTS, Fitter, Lens, Marks, refusals
 from stages.photo.landmarks import MIRROR
 
-_COUNT = NUM_POSES + 3
-_STIFFNESS = 1000.0
-"""Squared standard deviations for a second difference of 1 rad or m, at 30 frames a second."""
+STIFFNESS, STIFFNESS_OF_SEVERAL = 5000.0, 1000.0
+"""Squared standard deviations for a second difference of 1 rad or m, at 30 frames a second: of one
+camera, whose frames err in depth; of several."""
+_STRAINED = 2.0
+"""Times the cost up to which a frame is believed alone that it may cost as a part of the motion."""
 _WINDOW, _OVERLAP = 256, 48
 """Frames smoothed together, and how many more on either side are looked at."""
 _SHAPE_FRAMES = 120
@@ -181,7 +182,7 @@ def _window(
         fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
         fitter.prior, KeypointFitConfig(fit_betas=False),
     )  # fmt: skip
-    return coupled(fit, problem, good, seen, rate)
+    return coupled(fit, problem, good, seen, rate, MOST_COST)
 
 
 def nothing_seen(n: int) -> Part:
@@ -191,62 +192,41 @@ def nothing_seen(n: int) -> Part:
 
 
 def coupled(
-    fit: KeypointFit, problem: Problem, good: np.ndarray, seen: np.ndarray, rate: float
-) -> Part:
-    """Frames coupled by how sure each is. fit: of the frames that are seen (n,) bool, which
-    `problem` says; good: of these, which are believed."""
-    n, rows = len(seen), np.flatnonzero(seen)
-    nobody = np.full((n, NUM_POSES), np.nan)
-    at = np.nan_to_num(np.concatenate([fit.poses, fit.trans, fit.betas], 1))
-    hessians = problem.search(at, 0, derivatives=True).hessians[:, :_COUNT, :_COUNT].copy()
-    upper = np.triu(hessians)
-    hessians = upper + np.triu(hessians, 1).swapaxes(1, 2)
-    hessians[~good | ~np.isfinite(hessians).all((1, 2))] = 0.0
-    values = at[:, :_COUNT].copy()
-    values[:, :3] = continuous_root(values[:, :3])
-    matrices, targets = np.zeros((n, _COUNT, _COUNT)), np.zeros((n, _COUNT))
-    matrices[rows], targets[rows] = hessians, values
-    smooth = smoothed(targets, matrices, _STIFFNESS * (rate / 30.0) ** 4)
-    low, high = limits("default").T
-    smooth[:, 3:NUM_POSES] = np.clip(smooth[:, 3:NUM_POSES], low[3:], high[3:])
-    alone, sd, cost = nobody.copy(), nobody.copy(), nobody[:, 0].copy()
-    observed = np.zeros((n, NUM_POSES), bool)
-    alone[rows], sd[rows], cost[rows], observed[rows] = fit.poses, fit.sd, fit.cost, fit.observed
-    believed = np.zeros(n, bool)
-    believed[rows] = good
-    return Part(smooth[:, :NUM_POSES], smooth[:, NUM_POSES:], alone, sd, cost, observed, believed)
+    fit: KeypointFit, problem: Problem, good: np.ndarray, seen: np.ndarray, rate: float,
+    most: float, stiffness: float = STIFFNESS,
+) -> Part:  # fmt: skip
+    """Frames fitted as one motion. fit: of the frames that are seen (n,) bool, each alone, which
+    `problem` says; good: of these, which are believed; most: what those may cost;
+    stiffness: at 30 frames a second.
 
-
-def smoothed(values: np.ndarray, precisions: np.ndarray, stiffness: float) -> np.ndarray:
-    """(n, m) x with least sum of (x - v)' H (x - v) + stiffness |second difference|^2.
-
-    values (n, m); precisions (n, m, m), zero where a frame says nothing.
+    Starts from the fits as their precisions smooth them. Frames that the motion cannot follow are
+    left out, those that it explains are taken in, and all are fitted once more.
     """
-    n, m = values.shape
-    if n < 3:
-        return values.copy()
-    diagonals = _second_differences(n) * stiffness  # (3, n): offsets 0, 1, 2
-    band = np.zeros((2 * m + 1, n * m))
-    rows, columns = np.triu_indices(m)
-    for t in range(n):
-        block = precisions[t]
-        band[2 * m + rows - columns, t * m + columns] = block[rows, columns]
-        # a frame that says nothing, at an end, still has an answer
-        band[2 * m, t * m : (t + 1) * m] += diagonals[0, t] + 1e-9
-    for offset in (1, 2):
-        for t in range(offset, n):
-            band[2 * m - offset * m, t * m : (t + 1) * m] = diagonals[offset, t - offset]
-    right = np.einsum("tij,tj->ti", precisions, values)
-    solved: np.ndarray = solveh_banded(band, right.reshape(-1), overwrite_ab=True)
-    return solved.reshape(n, m)
+    n, rows = len(seen), np.flatnonzero(seen)
+    stiffness *= (rate / 30.0) ** 4
+    alone = np.nan_to_num(np.concatenate([fit.poses, fit.trans, fit.betas], 1))
+    alone[:, :3] = continuous_root(alone[:, :3])
+    at = np.zeros((n, alone.shape[1]))
+    at[:, COUNT:] = alone[0, COUNT:]
+    at[:, :COUNT] = _smoothed(problem, alone, rows, n, good, stiffness)
+    for _ in range(2):
+        at, cost = minimised(problem, at, rows, n, good, stiffness)
+        good = cost <= _STRAINED * most
+    nobody = np.full((n, NUM_POSES), np.nan)
+    own, sd, costs = nobody.copy(), nobody.copy(), nobody[:, 0].copy()
+    observed, believed = np.zeros((n, NUM_POSES), bool), np.zeros(n, bool)
+    own[rows], sd[rows], costs[rows], observed[rows] = fit.poses, fit.sd, fit.cost, fit.observed
+    believed[rows] = good
+    return Part(at[:, :NUM_POSES], at[:, NUM_POSES:COUNT], own, sd, costs, observed, believed)
 
 
-def _second_differences(n: int) -> np.ndarray:
-    """(3, n) diagonals 0, 1, 2 of D'D, D the second differences of n values."""
-    out = np.zeros((3, n))
-    for t in range(n - 2):
-        part = np.array([1.0, -2.0, 1.0])
-        for i in range(3):
-            for j in range(i, 3):
-                out[j - i, t + i] += part[i] * part[j]
-    return out
+def _smoothed(
+    problem: Problem, alone: np.ndarray, rows: np.ndarray, n: int, good: np.ndarray,
+    stiffness: float,
+) -> np.ndarray:  # fmt: skip
+    """(n, COUNT) unknowns of all frames by those of the good rows, each as sure as it is."""
+    hessians = problem.search(alone, 0, derivatives=True).hessians[:, :COUNT, :COUNT].copy()
+    hessians[~good | ~np.isfinite(hessians).all((1, 2))] = 0.0
+    matrices, targets = np.zeros((n, COUNT, COUNT)), np.zeros((n, COUNT))
+    matrices[rows], targets[rows] = hessians, alone[:, :COUNT]
+    return smoothed(targets, matrices, stiffness)

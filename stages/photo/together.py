@@ -25,7 +25,15 @@ from skel_fit.keypoint_fit import (
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
 from stages.photo.fitting import POINTS, Fitter
-from stages.photo.motion import Motion, Part, by_windows, coupled, nothing_seen, turns_of
+from stages.photo.motion import (
+    STIFFNESS_OF_SEVERAL,
+    Motion,
+    Part,
+    by_windows,
+    coupled,
+    nothing_seen,
+    turns_of,
+)
 from stages.photo.views import LIMBS, SIGMA, Ordered, Views, arrays_of
 
 _TORSO = list(POINTS.torso)
@@ -144,7 +152,7 @@ class TogetherFitter:
             self._fitter.skel, POINTS, own.pixels, own.weights, self._cameras(own), None,
             self._places(own), self._fitter.prior, config,
         )  # fmt: skip
-        return coupled(fit, problem, good, seen, rate)
+        return coupled(fit, problem, good, seen, rate, MOST_COST, STIFFNESS_OF_SEVERAL)
 
     def _fit(
         self, views: Views, start: Start | None, config: KeypointFitConfig, uncertainty: bool
