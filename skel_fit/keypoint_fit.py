@@ -34,6 +34,9 @@ BEHIND = "behind_camera"
 FEWEST = 4
 NOT_OBSERVED_ABOVE = 0.9
 """Posterior over prior standard deviation above which an angle is not observed."""
+ASSUMED_FOCAL = 0.65
+"""Of the diagonal: between the main cameras of phones (about 0.6) and a normal lens (1). Bodies are
+better with it than with 0.8 or 1, as with 0.5 (docs/benchmarks.md#photographs)."""
 _BLOCK = 16
 _NEAREST = 0.8
 _SETTLE_STEPS = 8
@@ -77,9 +80,9 @@ class Cameras:
 
     @staticmethod
     def assumed(width: float, height: float) -> Cameras:
-        """A camera of unknown lens: its focal length is the picture's diagonal (53 degrees across
-        it), its centre the picture's."""
-        focal = math.hypot(width, height)
+        """A camera of unknown lens: its focal length is `ASSUMED_FOCAL` of the picture's diagonal
+        (75 degrees across it), its centre the picture's."""
+        focal = ASSUMED_FOCAL * math.hypot(width, height)
         return Cameras(
             np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
         )

@@ -15,7 +15,7 @@ from stages.terminal import Progress, say
 
 Focal = Annotated[
     float | None,
-    typer.Option(help="Focal length, pixels.", show_default="the picture's diagonal, assumed"),
+    typer.Option(help="Focal length, pixels.", show_default="assumed by the picture's size"),
 ]
 Height = Annotated[
     float | None,

@@ -15,10 +15,26 @@ import pytest
 
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
-from skel_fit.keypoint_fit import KeypointFit
+from skel_fit.joint_limits import limits as joint_limits
+from skel_fit.keypoint_fit import (
+    Cameras,
+    KeypointFit,
+    KeypointFitConfig,
+    Start,
+    fit_skel_to_keypoints,
+)
 from skel_fit.model_files import load_skel
 from stages.cli import run
-from stages.photo.fitting import MOST_COST, Fitter, Lens, Marks, refusals, shown_bones
+from stages.photo.fitting import (
+    MOST_COST,
+    POINTS,
+    Fitter,
+    Lens,
+    Marks,
+    honest_sd,
+    refusals,
+    shown_bones,
+)
 from stages.photo.landmarks import Landmarks, Region
 from stages.photo.people import Finder, Sighting
 from stages.photo.photographs import Photographs, limits
@@ -141,7 +157,7 @@ def test_the_body_that_is_written_is_the_one_that_is_judged(
 
 
 def test_an_assumed_lens_says_so() -> None:
-    assert Lens.of((300, 400), None).focal == 500.0
+    assert Lens.of((300, 400), None).focal == 0.65 * 500.0
     assert Lens.of((300, 400), None).source.startswith("assumed")
     given = Lens.of((300, 400), 900.0)
     assert (given.focal, given.source) == (900.0, "given")
@@ -272,3 +288,29 @@ def test_nothing_is_written_over_a_picture_that_is_read(
     shutil.copy(runners().path(0), tmp_path / "a.overlay.png")
     assert run(["photo", str(tmp_path / "a.overlay.png"), "--out", str(tmp_path)]) == 2
     assert "is read here and is not written over" in capsys.readouterr().err
+
+
+def test_intervals_grow_where_a_body_fits_badly() -> None:
+    sd = np.full((3, 46), 0.1)
+    wide = honest_sd(sd, np.array([0.05, 0.2, 0.8]))
+    knee = POSE_NAMES.index("knee_angle_r")
+    assert wide[0, knee] == wide[1, knee] > sd[1, knee]
+    assert wide[2, knee] == pytest.approx(2 * wide[1, knee])
+    low, high = joint_limits("default").T
+    assert (honest_sd(10 * sd, np.ones(3))[:, 3:] <= ((high - low) / np.sqrt(12))[3:]).all()
+
+
+def test_a_fit_to_landmarks_says_what_pictures_say(fitter: Fitter, marks: Marks) -> None:
+    """`Fitter` corrects the fit's own standard deviations, with and without a given shape."""
+    lens = Lens.of(SIZE, 700.0)
+    off = replace(marks, pixels=marks.pixels + np.random.default_rng(0).normal(size=(1, 33, 2)) * 9)
+    free = fitter.fit(off, lens)
+    held = fitter.with_betas(off, lens, np.zeros((1, 10)))
+    for found, fit_betas in ((free, True), (held, False)):
+        plain = fit_skel_to_keypoints(
+            fitter.skel, POINTS, off.pixels, off.weights, Cameras(lens.cam_int), places=off.places,
+            start=Start(found.poses, found.betas, found.trans), prior=fitter.prior,
+            config=KeypointFitConfig(fit_betas=fit_betas),
+        )  # fmt: skip
+        np.testing.assert_allclose(found.sd, honest_sd(plain.sd, plain.cost), rtol=0.05)
+        assert np.median(found.sd / plain.sd) > 1.1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from skel_fit.anatomy import JOINTS
 from skel_fit.body_points import BodyPoints, blazepose_points
+from skel_fit.joint_limits import limits
 from skel_fit.keypoint_fit import (
+    ASSUMED_FOCAL,
     Cameras,
     KeypointFit,
     KeypointFitConfig,
@@ -37,6 +39,12 @@ _QUICK = 6
 """Steps that find where a body is, before its shape is fixed."""
 LEAST_SEEN = 12
 """Landmarks with a weight that must lie in the picture."""
+_LEAST_SD, _EXPECTED_COST = 1.15, 0.2
+"""Standard deviations of a fit to a network's landmarks are this many times what the fit says, and
+grow with the square root of its cost from there on: landmarks err together, and where a body fits
+them badly they err more. Measured on rendered pictures (docs/benchmarks.md#photographs)."""
+_ROOM = np.minimum(np.ptp(limits("default"), axis=1), 2.0 * np.pi) / np.sqrt(12.0)
+"""rad; the standard deviation of an angle that may be anything within its limits."""
 HEIGHTS = (0.4, 2.6)
 """Metres that a person may be tall."""
 
@@ -100,10 +108,10 @@ class Lens:
 
     @staticmethod
     def of(size: tuple[int, int], focal: float | None) -> Lens:
-        """Of a picture of height and width; focal: px, None: the picture's diagonal."""
+        """Of a picture of height and width; focal: px, None: assumed."""
         cameras = Cameras.assumed(size[1], size[0]).intrinsics
         if focal is None:
-            return Lens(cameras, "assumed: the picture's diagonal")
+            return Lens(cameras, f"assumed: {ASSUMED_FOCAL:g} of the picture's diagonal")
         cam_int = cameras.copy()
         cam_int[0, 0] = cam_int[1, 1] = focal
         return Lens(cam_int, "given")
@@ -163,18 +171,26 @@ class Fitter:
         self, marks: Marks, lens: Lens, start: Start | None, *, fit_betas: bool = True,
         uncertainty: bool = True, config: KeypointFitConfig | None = None,
     ) -> KeypointFit:  # fmt: skip
-        return fit_skel_to_keypoints(
+        found = fit_skel_to_keypoints(
             self.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int),
             places=marks.places, start=start, prior=self.prior,
             config=config or KeypointFitConfig(fit_betas=fit_betas), uncertainty=uncertainty,
         )  # fmt: skip
+        return replace(found, sd=honest_sd(found.sd, found.cost))
 
 
-def refusals(fit: KeypointFit, marks: Marks, limits: Sequence[float]) -> list[str]:
-    """Why each body is not believed, with the numbers; "" where it is. limits: what each may
+def honest_sd(sd: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Standard deviations (n, 46) of fits of a cost (n,), as errors on pictures are."""
+    times = _LEAST_SD * np.sqrt(np.maximum(cost / _EXPECTED_COST, 1.0))
+    wide: np.ndarray = np.minimum(sd * times[:, None], _ROOM)
+    return wide
+
+
+def refusals(fit: KeypointFit, marks: Marks, costs: Sequence[float]) -> list[str]:
+    """Why each body is not believed, with the numbers; "" where it is. costs: what each may
     cost."""
     reasons = []
-    for status, cost, seen, most in zip(fit.status, fit.cost, marks.seen(), limits, strict=True):
+    for status, cost, seen, most in zip(fit.status, fit.cost, marks.seen(), costs, strict=True):
         if status.is_rejected:
             reasons.append(f"no body: {status.reason}")
         elif seen < LEAST_SEEN:
