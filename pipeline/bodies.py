@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from skel_fit.bodies.identity_shapes import IdentityShapes
     from skel_fit.bodies.source_body import SourceBody, SourceRoot
     from skel_fit.bodies.surface_map import SurfaceMap
-    from skel_fit.recipe import FitConfig, FitRequest
+    from skel_fit.recipe import FitRequest
 
 _BLOCK = 64
 """Rows whose errors are computed together."""
@@ -85,7 +85,7 @@ class BodyFit:
             raise UsageError(f"labels of {self.body} need the shapes of their people")
         held = Models(_folder(directory), self.body, self.vertices, device)
         shapes = read_shapes(self.shapes)
-        return BodyFitter(held, request.frame, shapes, self.planned)
+        return BodyFitter(held, request, shapes, self.planned)
 
 
 def factory_of(plan: Plan, directory: Path) -> FitterFactory:
@@ -195,7 +195,7 @@ class BodyFitter:
     """Fits rows of another body than SMPL; `pipeline.fitters.Fitter` for them."""
 
     held: Models
-    config: FitConfig
+    request: FitRequest
     shapes: IdentityShapes
     planned: BodyRecord
     _checked: set[str] = field(default_factory=set)
@@ -205,21 +205,31 @@ class BodyFitter:
         genders: tuple[str, str],
         labels: BodyRows,
         turn: np.ndarray | None = None,
+        progress: Callable[[float], None] = lambda share: None,
     ) -> Mapping[str, np.ndarray]:
-        """`columns.FIT_COLUMNS` of rows that share their genders (label, SKEL)."""
+        """`columns.FIT_COLUMNS` of rows that share their genders (label, SKEL); where sequences are
+        asked for, those of one sequence. progress: as in `fit_surface_sequence`."""
         from skel_fit.bodies.surface_fit import fit_skel_to_surface, surface_solver
+        from skel_fit.bodies.surface_sequence import fit_surface_sequence
         from skel_fit.uncertainty import angle_uncertainty
 
-        skel, found = self.held.skel(genders[1], self.config.dtype), self._map(genders[1])
+        config, sequence = self.request.frame, self.request.sequence
+        skel, found = self.held.skel(genders[1], config.dtype), self._map(genders[1])
         body = self.held.source(genders[0])
         surfaces, root = self._posed(body, labels, turn)
         masks = body.mask_weights()
-        result = fit_skel_to_surface(
-            skel, surfaces, found, labels.identity, self.shapes, self.config, root=root,
-            mask_weights=masks,
-        )  # fmt: skip
-        solver = surface_solver(skel, found, self.config, masks)
-        return fit_columns(result, angle_uncertainty(skel, None, result, self.config, None, solver))
+        if sequence is None:
+            result = fit_skel_to_surface(
+                skel, surfaces, found, labels.identity, self.shapes, config, root=root,
+                mask_weights=masks,
+            )  # fmt: skip
+        else:
+            result = fit_surface_sequence(
+                skel, surfaces, found, int(labels.identity[0]), self.shapes, config, sequence,
+                root=root, mask_weights=masks, progress=progress,
+            )  # fmt: skip
+        solver = surface_solver(skel, found, config, masks)
+        return fit_columns(result, angle_uncertainty(skel, None, result, config, None, solver))
 
     def residuals(
         self,

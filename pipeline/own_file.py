@@ -112,8 +112,8 @@ def own_file(
     _check_distance(source)
     _check_models(source, models)
     timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
-    # a camera moves by itself; other bodies are fitted row by row
-    motion = timed and source.layout.cam_ext is None and source.body == SMPL
+    # a camera moves by itself
+    motion = timed and source.layout.cam_ext is None
     if source.up is not None:
         given["up"] = source.up
     content: dict[str, Any] = {

@@ -25,6 +25,7 @@ from pipeline.sequences import check_sequences
 from pipeline.shards import stored_fields
 from pipeline.task import SourceLocation, as_fitted, check_unchanged, locate
 from pipeline.up_axis import OPTION
+from skel_fit.recipe import check_sequence
 
 _SMPL_GENDERS = ("neutral", "male", "female")
 _SKEL_GENDERS = ("male", "female")
@@ -176,11 +177,12 @@ def fit_of(manifest: Manifest, source: AnnotationSource) -> dict[str, Any]:
     """
     asked = manifest.fit
     if source.body == SMPL:
+        if asked.sequence is not None:
+            try:
+                check_sequence(asked)
+            except ValueError as error:
+                raise InputError(f"{source.path}: fit: {error}") from None
         return asked.to_json()
-    if asked.sequence is not None:
-        raise InputError(
-            f"{source.path}: labels of {source.body} are fitted row by row; leave out 'sequence'"
-        )
     if asked.betas != "auto":
         raise InputError(
             f"{source.path}: each person in labels of {source.body} has one fitted shape; leave "

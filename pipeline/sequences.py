@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.readers.base import AnnotationRows, AnnotationSource
+from pipeline.readers.base import FRAME_RATES, SEQUENCE, AnnotationRows, AnnotationSource
 
-COLUMN = "sequence"
-RATES = ("mocap_framerate", "mocap_frame_rate", "frame_rate", "framerate", "fps")
-"""Columns that hold the frames per second of a motion."""
+COLUMN, RATES = SEQUENCE, FRAME_RATES
 _STEP = 4096
+_MESHES = 64
+"""Rows of meshes that are read at a time: they are large."""
 
 
 def check_sequences(source: AnnotationSource) -> None:
@@ -31,16 +31,17 @@ def check_sequences(source: AnnotationSource) -> None:
 
 def whole_sequences(source: AnnotationSource, start: int, stop: int) -> tuple[int, int]:
     """The smallest range around start <= row < stop that cuts no sequence."""
+    most = _STEP if source.vertices is None else _MESHES
     first, last = _names(source, start, start + 1)[0], _names(source, stop - 1, stop)[0]
     while start > 0:
-        step = min(_STEP, start)
+        step = min(most, start)
         other = np.flatnonzero(_names(source, start - step, start) != first)
         if other.size:
             start += int(other[-1]) + 1 - step
             break
         start -= step
     while stop < source.rows:
-        step = min(_STEP, source.rows - stop)
+        step = min(most, source.rows - stop)
         other = np.flatnonzero(_names(source, stop, stop + step) != last)
         if other.size:
             stop += int(other[0])
@@ -60,15 +61,22 @@ def runs(where: str, rows: AnnotationRows, chosen: np.ndarray) -> Iterator[np.nd
         return
     names = _names_of(rows)[chosen]
     new = names[1:] != names[:-1]
+    what, shape = ("betas", rows.betas) if rows.other is None else ("person", _people(rows))
     for run in np.split(chosen, np.flatnonzero(new) + 1):
-        other = np.flatnonzero((rows.betas[run] != rows.betas[run[0]]).any(axis=1))
+        other = np.flatnonzero((shape[run] != shape[run[0]]).any(axis=1))
         if other.size:
             raise InputError(
-                f"{where}: betas of row {rows.source_row[run[other[0]]]} differ from row "
-                f"{rows.source_row[run[0]]} of the same sequence; one person has one shape: "
-                "correct the labels, or leave out fit.sequence"
+                f"{where}: {what} of row {rows.source_row[run[other[0]]]} differ"
+                f"{'s' if what == 'person' else ''} from row {rows.source_row[run[0]]} of the same "
+                "sequence; one person has one shape: correct the labels, or leave out fit.sequence"
             )
         yield run
+
+
+def _people(rows: AnnotationRows) -> np.ndarray:
+    """(n,1) whose shape each row of another body has."""
+    assert rows.other is not None
+    return rows.other.identity[:, None]
 
 
 def _names(source: AnnotationSource, start: int, stop: int) -> np.ndarray:

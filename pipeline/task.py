@@ -337,16 +337,16 @@ def _fitted_columns(
         for some in together:
             genders, axes = (smpl_gender, skel_gender), turned(plan, rows, some)
             with _said(say, done, len(some), signs=sequence is None):
+                given: dict[str, Any] = {**axes}
+                if sequence is not None:
+                    given["progress"] = _how_far(say, done, len(some))
                 if rows.other is not None:
                     body = cast("BodyFitter", fitter)
-                    result = body.fit(genders, rows.other.take(some), **axes)
+                    result = body.fit(genders, rows.other.take(some), **given)
                 else:
                     labels = rows.poses[some], rows.betas[some], rows.transl[some]
-                    given: dict[str, Any] = {**axes}
                     if rows.skel is not None:
                         given["given"] = rows.skel.take(some)
-                    if sequence is not None:
-                        given["progress"] = _how_far(say, done, len(some))
                     result = fitter.fit(genders, *labels, **given)
             done += len(some)
             for name in FIT_COLUMNS:

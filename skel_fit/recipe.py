@@ -169,7 +169,7 @@ class SequenceConfig(_Frozen):
 
 
 def check_sequence(config: FitConfig) -> None:
-    """Raises ValueError for a fit whose frames cannot be those of one moving body."""
+    """Raises ValueError for a fit whose frames cannot be those of one moving SMPL body."""
     if config.resolved_recipe().root_is_free:
         raise ValueError(
             f"recipe {config.recipe!r} frees the root; a sequence needs a recipe that freezes it, "
@@ -188,12 +188,6 @@ class FitRequest(FitConfig):
         if value is None:
             raise ValueError("expected options such as {smoothing: 1.0}, or {} for their defaults")
         return value
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> FitRequest:
-        if self.sequence is not None:
-            check_sequence(self)
-        return self
 
     @property
     def frame(self) -> FitConfig:

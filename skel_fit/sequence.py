@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def fit_sequence(
         one = torch.zeros(len(some[0]), dtype=torch.int64) if config.betas == "fit" else None
         return fit_skel(skel, smpl, *some, config, identity=one, vertex_weights=vertex_weights)
 
-    result = _frames_alone(fitted, len(poses), config, progress)
+    result = frames_alone(fitted, len(poses), config, progress)
     result = replace(result, alone_error=result.vertex_error_mean)
     good = torch.tensor([not s.is_rejected for s in result.status], device=result.poses.device)
     frames = torch.nonzero(good)[:, 0]
@@ -102,16 +102,28 @@ def fit_sequence(
         solver,
         solver.smpl_goal(poses, betas),
         run.betas[0].double(),
-        poses[:, :3],
+        axis_angle_to_matrix(poses[:, :3]),
         smoothing.smoothing,
     )
-    turns = largest_turns(poses)
-    found = result.put(frames, _fit_run(problem, run, turns, smoothing, progress))
+    local = axis_angle_to_matrix(poses.view(len(poses), 24, 3)[:, 1:])
+    steps = largest_turns(local)
+    found = result.put(frames, coupled_frames(problem, run, steps, smoothing, progress))
     progress(1.0)
     return found
 
 
-def _frames_alone(
+class MovingRoot(Protocol):
+    """A root that the fit moves: where the frames of a run are in the root frames of their goals,
+    and where that puts SKEL in the world."""
+
+    def local(self, run: FitResult) -> Tensor:
+        """Poses (n,49) of all frames in their root frames, float64."""
+
+    def world(self, frames: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """Root angles (k,3) and translations (k,3) of these frames (k,) at poses (k,49)."""
+
+
+def frames_alone(
     fitted: Callable[[slice], FitResult], count: int, config: FitConfig, progress: Progress
 ) -> FitResult:
     """All frames on their own; part after part where no frame depends on another."""
@@ -123,9 +135,9 @@ def _frames_alone(
     return parts[0] if len(parts) == 1 else FitResult.joined(parts)
 
 
-def largest_turns(poses: Tensor) -> Tensor:
-    """(T-1,) rad: largest rotation between neighbouring frames among SMPL's joints (T,72)."""
-    local = axis_angle_to_matrix(poses.view(len(poses), 24, 3)[:, 1:])
+def largest_turns(local: Tensor) -> Tensor:
+    """(T-1,) rad: largest rotation between neighbouring frames among joints (T,J,3,3), each turned
+    against its parent."""
     between = local[1:] @ local[:-1].transpose(2, 3)
     cosine = (between.diagonal(dim1=2, dim2=3).sum(dim=2) - 1.0) / 2.0
     return cosine.clamp(-1.0, 1.0).arccos().amax(dim=1)
@@ -143,18 +155,22 @@ def _one_shape(betas: Tensor, count: int) -> Tensor:
     return betas
 
 
-def _fit_run(
+def coupled_frames(
     problem: SequenceProblem,
     run: FitResult,
     target_steps: Tensor,
     config: SequenceConfig,
     progress: Progress,
+    root: MovingRoot | None = None,
 ) -> FitResult:
-    """Branches, charts and smoothing of frames that follow one another."""
+    """Branches, charts and smoothing of frames that follow one another.
+
+    run: the frames on their own; target_steps: (n-1,) rad, `largest_turns` of the target; root:
+    None where the recipe freezes it, then `run` keeps its own.
+    """
     solver = problem.solver
     first = run.poses.double()
-    root = continuous_root(first[:, :3].cpu().numpy())
-    alone = torch.nn.functional.pad(first[:, 3:], (3, 3))
+    alone = torch.nn.functional.pad(first[:, 3:], (3, 3)) if root is None else root.local(run)
     describer = Describer(solver.lower, solver.upper, config.jump)
     progress(_FRAMES_SHARE)
     run, inside, settled = _one_branch(problem, run, alone, describer, target_steps)
@@ -164,10 +180,16 @@ def _fit_run(
     progress(_PATH_SHARE)
     poses, steps, done = _coupled(problem, poses, target_steps, config, progress)
     settled = torch.where(steps > 0, done, settled)
-    angles = torch.cat([torch.as_tensor(root).to(poses), poses[:, 3:46]], dim=1)
-    run = replace(run, poses=angles.float(), iterations=run.iterations + steps)
     inside = chart.inside(poses)
     moved = torch.nonzero((inside != alone).any(dim=1))[:, 0]
+    turned = first[:, :3]
+    if root is not None and moved.numel():
+        found, trans = root.world(moved, inside[moved])
+        turned = turned.index_copy(0, moved, found)
+        run = replace(run, trans=run.trans.index_copy(0, moved, trans.float()))
+    turned = torch.as_tensor(continuous_root(turned.cpu().numpy())).to(poses)
+    angles = torch.cat([turned, poses[:, 3:46]], dim=1)
+    run = replace(run, poses=angles.float(), iterations=run.iterations + steps)
     return _judged(problem, run, moved, poses, inside, settled) if moved.numel() else run
 
 
@@ -368,6 +390,9 @@ def _unlimited(
 
 __all__ = [
     "NEIGHBOUR_START",
+    "MovingRoot",
     "SequenceConfig",
+    "coupled_frames",
     "fit_sequence",
+    "frames_alone",
 ]

@@ -136,7 +136,7 @@ def coupled(request):
     poses[:, :3] = torch.randn(6, 3, generator=generator).double()
     betas = shapes(1).expand(6, -1).contiguous()
     goal = solver.smpl_goal(poses, betas)
-    problem = SequenceProblem(solver, goal, betas[0], poses[:, :3], 0.7)
+    problem = SequenceProblem(solver, goal, betas[0], axis_angle_to_matrix(poses[:, :3]), 0.7)
     at = torch.zeros(6, 49, dtype=torch.float64)
     at[:, 3:46] = 0.2 * torch.randn(6, 43, generator=generator).double()
     return problem, DenseProblem.of(skel, solver, -1, goal, betas), at
@@ -144,7 +144,7 @@ def coupled(request):
 
 def test_objective_and_gradient_of_a_sequence_match_automatic_differentiation(coupled):
     problem, twin, at = coupled
-    turn = axis_angle_to_matrix(problem.orient)
+    turn = problem.orient
     variable = at.clone().requires_grad_(True)
     posed, _ = twin.points(variable, twin.offsets(variable))
     world = (posed - twin.targets) @ turn.transpose(1, 2)
@@ -166,7 +166,7 @@ def test_blocks_are_the_gauss_newton_matrix_of_the_sequence(coupled):
     model = problem.linearise(at, problem.view(at))
     offsets = torch.zeros_like(twin.targets)  # the reduced matrix leaves the correctives out
     free = torch.as_tensor(problem.solver.plans[-1].tables.free)
-    turn = axis_angle_to_matrix(problem.orient)
+    turn = problem.orient
 
     def residuals(variable: torch.Tensor) -> torch.Tensor:
         own = twin.residuals(variable, offsets)
@@ -457,7 +457,7 @@ def test_any_number_of_frames_is_fitted_again_from_given_poses(pair, walk, count
         solver,
         solver.smpl_goal(poses, betas.expand(len(poses), -1)),
         betas,
-        poses[:, :3],
+        axis_angle_to_matrix(poses[:, :3]),
         0.0,
     )
     starts = torch.zeros(count, 49, dtype=torch.float64)

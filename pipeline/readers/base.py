@@ -26,6 +26,10 @@ class FieldSpec:
 
 SMPL = "smpl"
 """Body of labels that are SMPL's parameters."""
+SEQUENCE = "sequence"
+"""Column that says which rows are one motion."""
+FRAME_RATES = ("mocap_framerate", "mocap_frame_rate", "frame_rate", "framerate", "fps")
+"""Columns that hold the frames per second of a motion."""
 
 
 @dataclass(frozen=True)

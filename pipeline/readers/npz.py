@@ -231,6 +231,11 @@ class NpzTable(Table):
         self._constants = frozenset(constants)
         self.specs = {name: self._spec(name) for name in names}
 
+    def with_column(self, name: str, values: np.ndarray) -> NpzTable:
+        """The same columns and one more, of values (rows, ...)."""
+        extra = self._extra | {name: values}
+        return NpzTable(self._file, self.rows, (*self.specs, name), self._constants, extra)
+
     def _spec(self, name: str) -> FieldSpec:
         if name in self._extra:
             return FieldSpec(self._extra[name].dtype, self._extra[name].shape[1:])

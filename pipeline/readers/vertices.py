@@ -2,8 +2,9 @@
 
 vertices: (n, V, 3) metres; body: its name, one text; identity: (n,) numbers or names of people,
 absent: a person of its own in every row; gender: (n,) text or one for all; faces: (F, 3) triangles,
-which must then be those of the map. Names of pictures, boxes, cameras and keypoints as in
-CameraHMR's files; everything but `vertices` and `faces` is carried into the shards.
+which must then be those of the map. A frame rate makes the rows of each person a motion, all rows
+those of one person where there is no `identity`. Names of pictures, boxes, cameras and keypoints as
+in CameraHMR's files; everything but `vertices` and `faces` is carried into the shards.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.readers.base import SMPL
+from pipeline.readers.base import FRAME_RATES, SEQUENCE, SMPL
 from pipeline.readers.bodies import VERTICES, BodyLayout, BodySource
 from pipeline.readers.formats import SKIP, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, Layout
 from pipeline.readers.members import rows_first
-from pipeline.readers.npz import NpzFile
+from pipeline.readers.npz import NpzFile, NpzTable
 from pipeline.row_checks import Verdicts
 from pipeline.up_axis import UPS
 from skel_fit.bodies.map_files import SMPL_MESH
@@ -43,6 +44,13 @@ DESCRIBED = Format(
         ),
         Member("identity", "(n) numbers or names", "whose shape; absent: one a row", False),
         Member("gender", "(n) text, or one", "`male`, `female`, `neutral`", needed=False),
+        Member(
+            "fps | mocap_framerate | mocap_frame_rate | frame_rate | framerate",
+            "number",
+            "frames a second; makes the rows of a person a motion",
+            needed=False,
+        ),
+        Member("sequence", "(n) text", "which rows are one motion; absent: `identity`", False),
         Member("faces", "(F, 3)", "triangles; must be those of the map", needed=False),
         Member("imgname", "(n) text", "below the image root", needed=False),
         Member("center", "(n, 2)", "middle of the box, pixels", needed=False),
@@ -54,6 +62,8 @@ DESCRIBED = Format(
     options=(SKIP, UP),
     traps=(
         "Rows of one person share a shape: give `identity`, it is faster and steadier.",
+        "With a frame rate and no `identity` all rows are one person. Rows of a motion follow one "
+        "another; where people take turns row by row, rows stay on their own.",
         "Meshes in centimetres or millimetres are refused.",
     ),
     example="meshes.npz",
@@ -77,12 +87,16 @@ def open_vertices(
     faces = _FACES if _FACES in file.members else ""
     table = rows_first(file, VERTICES, ",".join(name for name in (skip, faces) if name))
     picture = {part: name for part, name in _PICTURE.items() if name in table.specs}
+    timed = any(rate in table.specs for rate in FRAME_RATES)
+    nobody = "" if timed else None
+    if timed and SEQUENCE not in table.specs:
+        table = _with_motions(table)
     layout = BodyLayout(
         body=_body(file),
         columns={VERTICES: None},
         parameters=_meshes,
         vertices=shape[1],
-        identity="identity" if "identity" in table.specs else None,
+        identity="identity" if "identity" in table.specs else nobody,
         left_out=(VERTICES,),
         picture=Layout(poses=(), betas=None, **picture),
     )
@@ -91,6 +105,20 @@ def open_vertices(
     if _FACES in file.members:
         source.faces = _faces(file, shape[1])
     return source
+
+
+def _with_motions(table: NpzTable) -> NpzTable:
+    """The columns with `sequence`: the rows of each person, where they follow one another."""
+    people = np.zeros(table.rows, np.int64)
+    spec = table.specs.get("identity")
+    if spec is not None:
+        if spec.shape not in ((), (1,)):
+            return table  # the layout says what is wrong with it
+        people = table.read(0, table.rows, ("identity",))["identity"].reshape(table.rows)
+    names, number = np.unique(people, return_inverse=True)
+    if np.count_nonzero(np.diff(number)) != len(names) - 1:
+        return table
+    return table.with_column(SEQUENCE, people.astype(np.str_))
 
 
 def _meshes(fields: Mapping[str, np.ndarray], verdicts: Verdicts) -> dict[str, np.ndarray]:

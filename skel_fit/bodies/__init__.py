@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from skel_fit.bodies.source_body import SourceBody, SourceRoot
     from skel_fit.bodies.surface_fit import fit_skel_to_surface
     from skel_fit.bodies.surface_map import SurfaceMap, faces_sha256
+    from skel_fit.bodies.surface_sequence import fit_surface_sequence
     from skel_fit.bodies.weights import surface_weights
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "faces_sha256",
     "fit_identity",
     "fit_skel_to_surface",
+    "fit_surface_sequence",
     "surface_weights",
 ]
 
@@ -30,6 +32,7 @@ _HOMES = {
     "identity_shapes": ("IdentityShapes",),
     "source_body": ("SourceBody", "SourceRoot"),
     "surface_fit": ("fit_skel_to_surface",),
+    "surface_sequence": ("fit_surface_sequence",),
     "surface_map": ("SurfaceMap", "faces_sha256"),
     "weights": ("surface_weights",),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,16 +14,16 @@ from skel_fit.bodies.source_body import SourceRoot
 from skel_fit.bodies.surface_map import SurfaceMap
 from skel_fit.bodies.weights import surface_weights
 from skel_fit.crew import rows_over_threads
-from skel_fit.fit import FitResult, fit_meshes, fit_placed, solver_of
+from skel_fit.fit import FitResult, RootOf, fit_placed, solver_of
 from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig
 from skel_fit.root import root_angles, root_rotation
 from skel_fit.skel import SKEL
 from skel_fit.solver.engine import Solver
-from skel_fit.solver.surfaces import Meshes, place_surfaces, rest_pelvis
+from skel_fit.solver.surfaces import Meshes, PlacedSurfaces, place_surfaces, rest_pelvis
 
 _HANDS = (22, 23)
-_FINGER = 0.1
+_FINGER = 0.03
 """Share of a finger's joint in a vertex from which on it counts nothing."""
 
 
@@ -88,6 +91,36 @@ def fit_skel_to_surface(
     freed without a bound, or neither stated nor freed.
     """
     config = config or FitConfig(recipe="surface" if root is None else "hierarchical")
+    rows = placed_rows(
+        skel, surfaces, surface_map, identity, shapes, config, root=root,
+        mask_weights=mask_weights, vertex_weights=vertex_weights,
+    )  # fmt: skip
+    found = fit_placed(rows.solver, rows.placed, rows.betas, config, rows.root_of)
+    return found.numpy() if isinstance(surfaces, np.ndarray) else found
+
+
+class PlacedRows(NamedTuple):
+    """What a fit to surfaces needs: n rows in their root frames."""
+
+    solver: Solver
+    placed: PlacedSurfaces
+    betas: Tensor  # (n,10) float64
+    root_of: RootOf
+
+
+def placed_rows(
+    skel: SKEL,
+    surfaces: Numbers,
+    surface_map: SurfaceMap,
+    identity: np.ndarray,
+    shapes: IdentityShapes,
+    config: FitConfig,
+    *,
+    root: SourceRoot | None = None,
+    mask_weights: np.ndarray | None = None,
+    vertex_weights: np.ndarray | None = None,
+) -> PlacedRows:
+    """Rows of `fit_skel_to_surface`, which says what the options are, before the fit."""
     surface_map.check_target(skel)
     device = skel.template.device
     meshes = _meshes(surfaces, surface_map, device)
@@ -98,17 +131,17 @@ def fit_skel_to_surface(
         weights = vertex_weights
         if weights is None:
             weights = map_weights(skel, surface_map, mask_weights)
-        found = fit_meshes(skel, meshes, betas, config, weights)
-    else:
-        if root is None:
-            raise ValueError(
-                f"recipe {config.recipe!r} keeps the root of the source, which states none; bare "
-                "vertices need recipe 'surface'"
-            )
-        solver = surface_solver(skel, surface_map, config, mask_weights, vertex_weights)
-        offsets = torch.as_tensor(shapes.offsets[places], device=device)
-        found = _rooted(skel, meshes, betas, offsets, root, config, solver)
-    return found.numpy() if isinstance(surfaces, np.ndarray) else found
+        solver = solver_of(skel, None, config, weights)
+        placed = place_surfaces(skel, solver, meshes, betas)
+        return PlacedRows(solver, placed, betas, partial(placed.roots, skel))
+    if root is None:
+        raise ValueError(
+            f"recipe {config.recipe!r} keeps the root of the source, which states none; bare "
+            "vertices need recipe 'surface'"
+        )
+    solver = surface_solver(skel, surface_map, config, mask_weights, vertex_weights)
+    offsets = torch.as_tensor(shapes.offsets[places], device=device)
+    return _rooted(skel, meshes, betas, offsets, root, solver)
 
 
 def _meshes(surfaces: Numbers, surface_map: SurfaceMap, device: torch.device) -> Meshes:
@@ -121,15 +154,9 @@ def _meshes(surfaces: Numbers, surface_map: SurfaceMap, device: torch.device) ->
 
 
 def _rooted(
-    skel: SKEL,
-    meshes: Meshes,
-    betas: Tensor,
-    offsets: Tensor,
-    root: SourceRoot,
-    config: FitConfig,
-    solver: Solver,
-) -> FitResult:
-    """The fit in the root frame that the source states; root angles and translation from it."""
+    skel: SKEL, meshes: Meshes, betas: Tensor, offsets: Tensor, root: SourceRoot, solver: Solver
+) -> PlacedRows:
+    """Rows in the root frame that the source states; root angles and translation from it."""
     root = SourceRoot(*(part.to(betas) for part in root))
     placed = place_surfaces(skel, solver, meshes, betas)
     placed = placed.in_frame(root.orient, root.position, root.pelvis - offsets)
@@ -140,4 +167,4 @@ def _rooted(
         trans = stated_translation(skel, some, shapes, offsets[rows], poses[:, 46:49])
         return root_angles(skel, turned), trans
 
-    return fit_placed(solver, placed, betas, config, roots)
+    return PlacedRows(solver, placed, betas, roots)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from skel_fit.crew import each
 from skel_fit.kinematics import Identity
-from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
 from skel_fit.solver.curvature import Pairs, Twists, unpacked
@@ -64,7 +63,7 @@ class SequenceProblem:
     solver: Solver
     goal: GoalOf
     betas: Tensor  # (10,) of SKEL, float64
-    orient: Tensor  # (n,3) SMPL global orientation, axis-angle, rad
+    orient: Tensor  # (n,3,3) global orientation of each root frame
     weight: float
     ties: Tensor | None = None  # (n-1,49) m^2/rad^2
     bounds: tuple[np.ndarray, np.ndarray] | None = None  # (n,49) limits of each frame's description
@@ -120,7 +119,7 @@ class SequenceProblem:
             inner, window = block
             look = self.look(window, poses)
             count = window.numel()
-            turns = axis_angle_to_matrix(self.orient[window])
+            turns = self.orient[window]
             wanted, own, between = self.solver.kernels.couple(
                 look.skin, look.targets, turns, masses, self.weight
             )
@@ -191,7 +190,7 @@ class SequenceProblem:
                 (view.moments[index], view.corrective[index]),
                 poses[index],
             )
-            turned = Twists.turned(bones, shape.joints, axis_angle_to_matrix(self.orient[index]))
+            turned = Twists.turned(bones, shape.joints, self.orient[index])
             beside = curvature(
                 turned.rows(slice(0, count - 1)),
                 turned.rows(slice(1, count)),
