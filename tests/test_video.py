@@ -286,6 +286,33 @@ def test_who_bends_is_followed_as_long_as_looks_agree(
     assert count == frames
 
 
+def test_of_two_who_appear_the_lost_one_is_who_is_where_it_was() -> None:
+    """Whoever is detected first: both are about there."""
+    looks = Looks([0.0], 0.0)
+    there = looks.marks.region
+    beside = replace(there, center=there.center + np.array([30.0, 0.0]))
+    pictures = {
+        name: Sighting(0.9, replace(looks.marks, pixels=looks.marks.pixels + away, region=region))
+        for name, away, region in (("beside", 300.0, beside), ("same", 0.0, there))
+    }
+    for order in (("beside", "same"), ("same", "beside")):
+        found = [Detection(0.9, np.zeros(4), np.zeros(2), np.zeros(2)) for _ in order]
+        people = iter([pictures[name] for name in order])
+
+        def look(*_: object, again: bool, people: Iterator[Sighting] = people) -> Sighting:
+            sighting = next(people)
+            return replace(sighting, landmarks=replace(sighting.landmarks, flag=0.9))
+
+        finder = SimpleNamespace(
+            landmarker=looks, look=look,
+            detector=SimpleNamespace(search=lambda _, found=found: iter([found])),
+        )  # fmt: skip
+        state = State((Track(0, there, 0.9),), 1, since=0)
+        seen, _ = Tracker(finder).step(np.zeros((300, 300, 3), np.uint8), state)  # type: ignore[arg-type]
+        numbers = {each.number: each.sighting.landmarks.region for each in seen}
+        assert numbers[0] is there and numbers[1] is beside
+
+
 def test_who_is_lost_is_looked_for_at_once_and_searches_wait_longer_and_longer() -> None:
     looks = Looks([0.0], 0.0)
     further: list[int] = []

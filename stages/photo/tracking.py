@@ -110,8 +110,8 @@ class Tracker:
             since = 0
             if again:
                 looked, wait = 0, min(2 * wait, _AGAIN)
-            for sighting in new:
-                number = _remembered(sighting, lost)
+            known = _remembered(new, lost)
+            for sighting, number in zip(new, known, strict=True):
                 if number is None:
                     number, seen = seen, seen + 1
                 lost = [track for track in lost if track.number != number]
@@ -185,7 +185,18 @@ def _near(person: Sighting, region: Region) -> bool:
     return bool(shared > _OVERLAP)
 
 
-def _remembered(person: Sighting, lost: list[Track]) -> int | None:
-    """Number of a lost person who was about here."""
-    candidates = [track for track in lost if _near(person, track.region)]
-    return min(candidates, key=lambda track: track.lost).number if candidates else None
+def _remembered(people: list[Sighting], lost: list[Track]) -> list[int | None]:
+    """Numbers of lost people who were about here: those who overlap most first, each once."""
+    numbers: list[int | None] = [None] * len(people)
+    pairs = [
+        (-float(shared), track.lost, k, track.number)
+        for k, person in enumerate(people)
+        for track in lost
+        if (shared := overlaps(person.landmarks.region.box, track.region.box[None])[0]) > _OVERLAP
+    ]
+    taken: set[int] = set()
+    for _, _, k, number in sorted(pairs):
+        if numbers[k] is None and number not in taken:
+            numbers[k] = number
+            taken.add(number)
+    return numbers

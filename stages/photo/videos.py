@@ -37,7 +37,7 @@ from stages.photo.tracking import State, Tracker
 FOLDER, RECORD = "landmarks", "video.json"
 FILM, FRAMES = "film.webm", "frames.csv"
 INTERPOLATED, NOBODY = "interpolated", "no person"
-VERSION = 2
+VERSION = 3
 """Of the way people are followed: parts of another version are not gone on with."""
 _PART = 128  # frames
 GAP = 0.5
