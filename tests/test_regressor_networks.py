@@ -18,7 +18,7 @@ from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoin
 from stages.regressor.network.foreign_files import read_foreign
 from stages.regressor.network.heads import CoarseToFineHead, PooledHead, SingleTokenHead
 from stages.regressor.network.hrnet import HRNet, HumanFOV
-from stages.regressor.network.lifter import found_keypoints
+from stages.regressor.network.lifter import found_depths, found_keypoints
 from stages.regressor.network.mean_parameters import mean_parameters
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.official import load_human_fov, load_vitpose
@@ -134,6 +134,27 @@ def test_a_keypoint_is_the_mean_of_its_heatmap_with_its_spread() -> None:
     assert torch.allclose(share.sum(1), torch.ones(1, 44))
 
 
+def test_a_depth_is_what_the_map_says_where_the_heatmap_is() -> None:
+    share = torch.zeros(1, 3, 44)
+    share[0, :2] = torch.tensor((0.25, 0.75))[:, None]
+    depths = torch.zeros(1, 3, 44)
+    depths[0, :, 5] = torch.tensor((-0.4, 0.2, 9.0))
+    read = found_depths(share, depths)
+    assert read.shape == (1, 44, 1) and float(read[0, 5]) == pytest.approx(0.05, abs=1e-6)
+    assert float(read.abs().sum()) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_network_that_only_looks_finds_the_same_and_estimates_the_mean() -> None:
+    network, image = pyramid().train(), torch.randn(2, 3, 128, 96)
+    torch.nn.init.normal_(network.head.get_submodule("coarse_read_out").code[-1].weight, std=0.01)  # type: ignore[union-attr]
+    whole, looked = network(image, box()), network(image, box(), look_only=True)
+    assert torch.equal(whole.found, looked.found) and torch.equal(whole.heatmaps, looked.heatmaps)
+    assert looked.found.shape == (2, 44, 4) and looked.coarse is None
+    mean = network.head.start(2)  # type: ignore[operator]
+    assert torch.equal(looked.final.code, mean.code)
+    assert not torch.allclose(whole.final.code, mean.code)
+
+
 def test_a_picture_adds_nothing_to_the_lifter_before_it_is_trained() -> None:
     """So that what generated labels taught it is where training with pictures starts."""
     network, image = pyramid(), torch.randn(2, 3, 128, 96)
@@ -152,6 +173,8 @@ def test_a_picture_adds_nothing_to_the_lifter_before_it_is_trained() -> None:
     [
         ("model.head=pooled", "coarse stage"),
         ("model.heatmaps=false", "model.heatmaps"),
+        ("loss.found_depths=0", "go together"),
+        ("model.lifter.depths=false", "go together"),
         ("optimiser.layer_decay=0.8", "model.pyramid has none"),
         ("model.pyramid.blocks=[1, 1]", "pyramid.blocks"),
     ],

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from pipeline.errors import InputError, Locked, PlanMismatch
+from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.cli import run as command_line
 from stages.regressor.config import EmaConfig, load_recipe
 from stages.regressor.data.images import open_images
@@ -544,8 +545,9 @@ def test_the_prediction_sheet_draws_over_the_crop(files: Demo) -> None:
 
 SMALL_PYRAMID = (
     "model.pyramid={channels: [8, 8, 16, 16], blocks: [1, 1, 1], maps: 8}",
-    "model.lifter={width: 32, blocks: 1, features: 4}", "loss.found_keypoints=2",
-    "data.cached_crops=1.25", "generated={steps: 3, batch_size: 8, beside: 4}",
+    "model.lifter={width: 32, blocks: 1, features: 4, depths: true}", "loss.found_keypoints=2",
+    "loss.found_depths=1", "data.cached_crops=1.25", "train.look_first=0.5",
+    "generated={steps: 3, batch_size: 8, beside: 4}",
 )  # fmt: skip
 
 
@@ -583,8 +585,30 @@ def test_a_lifter_is_taught_once_and_every_kill_resumes_to_the_same_weights(
         assert equal(weights(out), weights(tmp_path / "whole")), stop
 
 
+def test_the_first_steps_teach_only_what_is_found_in_pictures(
+    files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until their share of the steps is over, not a weight of decoder or lifter moves."""
+    run = trainer(files, tmp_path, *SMALL_PYRAMID, "train.epochs=2", "generated.steps=0")
+    first, step, seen = round(0.5 * run.total_steps), Trainer._step, []
+    moved = {"backbone", "heatmaps", "depths"}
+
+    def watched(self: Trainer, *rest) -> None:  # type: ignore[no-untyped-def]
+        before = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+        step(self, *rest)
+        after = dict(self.network.named_parameters())
+        seen.append({n.partition(".")[0] for n in before if not torch.equal(before[n], after[n])})
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    run.run()
+    assert 0 < first < len(seen) == run.total_steps
+    assert all(parts == moved for parts in seen[:first])
+    assert all({"lifter", "head", *moved} == parts for parts in seen[first + 1 :])
+
+
 def test_generated_labels_are_bodies_seen_by_cameras_of_training_rows(files: Demo) -> None:
-    recipe = load_recipe("pyramid", ["generated.noise=0.0", "generated.lost=0"])
+    exact = [f"generated.{name}=0" for name in ("noise", "depth_noise", "lost")]
+    recipe = load_recipe("pyramid", exact)
     rows = load_collection([Place(files.shards)], recipe.data).of("train").rows
     bodies = RunBodies(files.models, "male", ("female", "male"))
     generator = Generator(recipe, rows, bodies)
@@ -617,6 +641,8 @@ def test_generated_labels_are_bodies_seen_by_cameras_of_training_rows(files: Dem
     inside = (seen[..., 0].abs() < 0.375) & (seen[..., 1].abs() < 0.5)
     assert torch.allclose(found[..., :2][inside], seen[inside], atol=1e-6)
     assert (found[..., 0].abs() <= 0.375).all() and inside.float().mean() > 0.9
+    behind = labels.keypoints_3d[..., 2] - labels.keypoints_3d[:, ROOT_KEYPOINT, 2, None]
+    assert torch.allclose(found[..., 3], behind, atol=1e-5) and behind.std() > 0.1
 
 
 def test_generated_labels_teach_the_lifter(files: Demo) -> None:

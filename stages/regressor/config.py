@@ -71,11 +71,14 @@ class LifterConfig(Strict):
     what the map shows there, the box numbers and the pooled tokens.
 
     width, blocks: of its residual MLP. features: numbers kept of what the map shows at a keypoint.
+    depths: also see how far each keypoint is behind the pelvis, read off the map where it is; a
+        picture says of a limb whether it points at the camera, the place of its end does not.
     """
 
     width: Count
     blocks: Count
     features: Count
+    depths: bool = False
 
 
 class DecoderConfig(Strict):
@@ -195,6 +198,7 @@ class LossConfig(Strict):
     mask_flipped_ankles: no rotation loss on ankles of flipped rows (regressor.md#d24).
     heatmaps: cross-entropy of the keypoint heatmaps over their grid (model.heatmaps).
     found_keypoints: L1 of where the lifter finds keypoints (model.lifter), in shares of the crop.
+    found_depths: L1 of how far behind the pelvis it finds them (model.lifter.depths), metres.
     """
 
     keypoints_2d: NotNegative
@@ -217,6 +221,7 @@ class LossConfig(Strict):
     heatmaps: NotNegative
     pose: Literal["rotations", "angles"] = "rotations"
     found_keypoints: NotNegative = 0.0
+    found_depths: NotNegative = 0.0
 
 
 class AugmentConfig(Strict):
@@ -335,7 +340,9 @@ class TrainConfig(Strict):
     best.pt: `mpjpe` or `pa_mpjpe` of the validation split, or `PROTOCOL:METRIC` of a benchmark, as
     the public code does (`moyo-hard:pve`), which is selection on test data. benchmarks: names of
     evaluation protocols that are scored at every validation; benchmark_rows: of each, evenly
-    chosen (0: all).
+    chosen (0: all). look_first: share of all steps, the first ones, that only teach where keypoints
+    are (loss.heatmaps, found_keypoints, found_depths): neither decoder nor body is run, which is
+    half of a step's cost on a CPU, nor does their gradient drown that of the heatmaps.
     """
 
     epochs: Count
@@ -352,6 +359,7 @@ class TrainConfig(Strict):
     pictures: Annotated[int, Field(ge=0)]
     benchmarks: tuple[str, ...] = ()
     benchmark_rows: Annotated[int, Field(ge=0)] = 0
+    look_first: Share = 0.0
 
     @model_validator(mode="after")
     def _selects_what_is_scored(self) -> TrainConfig:
@@ -389,8 +397,8 @@ class GeneratedConfig(Strict):
 
     steps, batch_size, rate: of the lifter alone, before the first step with pictures (cosine down
     to zero); steps 0: none. beside: rows of each later step, beside those with pictures.
-    noise: of the keypoints, median standard deviation as a share of the crop; lost: share of
-    keypoints that say next to nothing.
+    noise: of the keypoints, median standard deviation as a share of the crop; depth_noise: of their
+    depths, metres; lost: share of keypoints that say next to nothing.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
@@ -399,6 +407,7 @@ class GeneratedConfig(Strict):
     beside: Annotated[int, Field(ge=0)] = 0
     noise: Share = 0.01
     lost: Share = 0.03
+    depth_noise: NotNegative = 0.04
 
 
 class Recipe(Strict):
@@ -423,6 +432,11 @@ class Recipe(Strict):
             raise ValueError("generated.steps and generated.beside need model.lifter")
         if self.loss.found_keypoints and self.model.lifter is None:
             raise ValueError("loss.found_keypoints needs model.lifter")
+        depths = self.model.lifter is not None and self.model.lifter.depths
+        if depths != bool(self.loss.found_depths):
+            raise ValueError("model.lifter.depths and loss.found_depths go together")
+        if self.train.look_first and not self.model.heatmaps:
+            raise ValueError("train.look_first needs model.heatmaps")
         if self.model.pyramid is not None and self.optimiser.layer_decay != 1:
             raise ValueError("optimiser.layer_decay is of the ViT; model.pyramid has none")
         return self

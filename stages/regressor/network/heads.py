@@ -38,7 +38,8 @@ class Estimates(NamedTuple):
     layers: predictions after each read-out, (L, B, ...), the last one is the result.
     heatmaps: (B, M, 44) logits over the cells of `model.heatmap_grid` for each keypoint, only while
         training.
-    found: (B, 44, 3) keypoints of the lifter, where there is one (`lifter.found_keypoints`).
+    found: (B, 44, 3) keypoints of the lifter, where there is one (`lifter.found_keypoints`), or
+        (B, 44, 4) with how far behind the pelvis they are, metres (`lifter.found_depths`).
     """
 
     coarse: Parameters | None

@@ -15,9 +15,9 @@ from skel_fit.keypoints import NUM_KEYPOINTS
 from stages.regressor.config import LifterConfig
 from stages.regressor.network.camera import ASPECT
 
-#: Scales that bring x, y and spread of keypoints, shares of the crop, to about one.
+#: Scales that bring x, y and spread of keypoints, shares of the crop, and their depth to about one.
 _UNITS = (0.15, 0.25, 0.05)
-_NUMBERS = 3
+_DEPTH_UNIT = 0.25  # metres
 _CONDITIONING = 3
 _HIDDEN = 2
 
@@ -40,6 +40,11 @@ def found_keypoints(logits: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tens
     return torch.cat((mean, spread), -1), share
 
 
+def found_depths(share: Tensor, depths: Tensor) -> Tensor:
+    """What a map (B, M, 44) says where the heatmaps (B, M, 44) are: (B, 44, 1)."""
+    return (share * depths.float()).sum(1)[..., None]
+
+
 class Lifter(nn.Module):
     """Keypoints and box numbers -> features (B, `size.width`); what a picture shows is added.
 
@@ -50,8 +55,9 @@ class Lifter(nn.Module):
 
     def __init__(self, size: LifterConfig, maps: int, tokens: int) -> None:
         super().__init__()
-        self.register_buffer("units", torch.tensor(_UNITS), persistent=False)
-        self.keypoints = nn.Linear(NUM_KEYPOINTS * _NUMBERS + _CONDITIONING, size.width)
+        units = torch.tensor((*_UNITS, _DEPTH_UNIT) if size.depths else _UNITS)
+        self.register_buffer("units", units, persistent=False)
+        self.keypoints = nn.Linear(NUM_KEYPOINTS * len(units) + _CONDITIONING, size.width)
         self.local = nn.Linear(maps, size.features)
         self.shown = nn.Linear(NUM_KEYPOINTS * size.features + tokens, size.width)
         # Nothing at the start: a lifter that was taught without pictures goes on from there.
@@ -74,7 +80,8 @@ class Lifter(nn.Module):
         return self.shown(torch.cat((local.flatten(1), pooled), 1))
 
     def forward(self, keypoints: Tensor, box: Tensor, shown: Tensor | None = None) -> Tensor:
-        """keypoints: (B, 44, 3) of `found_keypoints`; box: (B, 3); shown: of `shows`."""
+        """keypoints: (B, 44, 3) of `found_keypoints`, or (B, 44, 4) with their depths; box: (B, 3);
+        shown: of `shows`."""
         numbers = (keypoints / self.units).flatten(1)
         features = self.keypoints(torch.cat((numbers, box), 1))
         if shown is not None:

@@ -12,10 +12,11 @@ from stages.regressor.network import representation
 from stages.regressor.network.heads import (
     CoarseToFineHead,
     Estimates,
+    MeanStart,
     PooledHead,
     SingleTokenHead,
 )
-from stages.regressor.network.lifter import Lifter, found_keypoints
+from stages.regressor.network.lifter import Lifter, found_depths, found_keypoints
 from stages.regressor.network.mean_parameters import Parameters
 from stages.regressor.network.pyramid import MAP_STRIDE, Pyramid
 from stages.regressor.network.vit import ViT, token_grid
@@ -37,7 +38,8 @@ class Regressor(nn.Module):
 
     `forward(image, box)`: image (B, 3, H, W), normalised, H = crop_size and W = 3/4 of it; box
     (B, 3) from `View.conditioning`. Returns `Estimates` in float32. H and W are those of
-    the recipe where there is a lifter.
+    the recipe where there is a lifter. look_only: nothing but what is found in the picture is
+    worked out; the estimate is the mean.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,15 +66,22 @@ class Regressor(nn.Module):
             self.heatmaps = nn.Linear(maps, NUM_KEYPOINTS, bias=False)
         if config.lifter is not None:
             self.lifter = Lifter(config.lifter, maps, width)
+            if config.lifter.depths:
+                self.depths = nn.Linear(maps, NUM_KEYPOINTS)
 
-    def forward(self, image: Tensor, box: Tensor) -> Estimates:
+    def forward(self, image: Tensor, box: Tensor, *, look_only: bool = False) -> Estimates:
         seen = self.backbone(image)
         tokens, maps = (seen, seen) if self.config.pyramid is None else seen
-        logits, found, lifted = None, None, {}
+        logits, found, share, lifted = None, None, None, {}
         if self.config.heatmaps and (self.training or self.config.lifter):
             logits = self.heatmaps(maps).float()
         if logits is not None and self.config.lifter is not None:
-            found, share = found_keypoints(logits, heatmap_grid(self.config))
+            found, share = self._found(logits, maps)
+        if look_only:
+            assert isinstance(self.head, MeanStart)
+            mean = Parameters(*(part[None] for part in self.head.start(len(image))))
+            return Estimates(None, self._floored(self._coded(mean)), logits, found)
+        if found is not None and share is not None:
             shown = self.lifter.shows(maps, share, tokens.mean(1))
             lifted = {"lifted": self.lifter(found, self._told(box), shown)}
         estimates = self.head(tokens, box, **lifted)
@@ -84,8 +93,15 @@ class Regressor(nn.Module):
             found,
         )
 
+    def _found(self, logits: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """`Estimates.found` of heatmaps (B, M, 44), and these as probabilities."""
+        found, share = found_keypoints(logits, heatmap_grid(self.config))
+        if self.config.lifter is not None and self.config.lifter.depths:
+            found = torch.cat((found, found_depths(share, self.depths(maps))), -1)
+        return found, share
+
     def lifted(self, keypoints: Tensor, box: Tensor) -> Estimates:
-        """What the lifter says of keypoints (B, 44, 3) of `found_keypoints` without a picture, as
+        """What the lifter says of keypoints, as `Estimates.found` has them, without a picture, as
         the one layer of `Estimates`."""
         assert isinstance(self.head, CoarseToFineHead)
         coarse = self.head.lifted(self.lifter(keypoints, self._told(box)))

@@ -27,7 +27,7 @@ from stages.regressor.network.camera import ASPECT, project, to_crop
 from stages.regressor.network.model import Regressor
 from stages.regressor.network.view import View
 from stages.regressor.training.bodies import RunBodies
-from stages.regressor.training.losses import Labels, Loss, LossTerms
+from stages.regressor.training.losses import Labels, Loss, LossTerms, depths
 
 #: Angles that change hands together: legs, spine, arms.
 _PARTS = (range(3, 10), range(10, 17), range(17, 26), range(26, 36), range(36, 46))
@@ -43,6 +43,7 @@ _BETAS = 0.3  # standard deviation
 _SPREAD = 0.02  # of a heatmap whose keypoint is certain, share of the crop
 _KEYPOINT_SPREAD, _ROW_SPREAD = 0.5, 0.5  # of logarithms of the noise
 _LOST_NOISE = 0.12  # of a keypoint that says next to nothing, share of the crop
+_LOST_DEPTH = 0.3  # and of its depth, metres
 _BATCH = 1024
 _WARMUP = 0.05
 _CLIP = 1.0
@@ -50,7 +51,7 @@ _LEAST_EXTENT = 1.0  # pixels
 
 
 class Sample(NamedTuple):
-    """Generated rows. keypoints: (B, 44, 3) as `found_keypoints` gives them; view; labels."""
+    """Generated rows. keypoints: as `Estimates.found` has them; view; labels."""
 
     keypoints: Tensor
     view: View
@@ -139,7 +140,7 @@ class Generator:
             weight=torch.ones(count, device=seen.device),
             flipped=torch.zeros(count, dtype=torch.bool, device=seen.device),
         )
-        return Sample(self._found(seen, draw), view, labels)
+        return Sample(self._found(seen, depths(points), draw), view, labels)
 
     def _pose(self, count: int, draw: _Draw) -> Tensor:
         poses = self._mirrored(self._poses[draw.rows(count)], draw)
@@ -188,8 +189,9 @@ class Generator:
         affine[:, :, 2] = size / 2 - scale[:, None] * center
         return View(center, side, cam_int, affine)
 
-    def _found(self, seen: Tensor, draw: _Draw) -> Tensor:
-        """What heatmaps would make of keypoints (B, 44, 2), crop coordinates: (B, 44, 3)."""
+    def _found(self, seen: Tensor, depth: Tensor, draw: _Draw) -> Tensor:
+        """What a network would find of keypoints (B, 44, 2), crop coordinates, and their depths
+        (B, 44): `Estimates.found`."""
         config, count = self.recipe.generated, len(seen)
         varied = torch.exp(
             _KEYPOINT_SPREAD * draw.normal(count, NUM_KEYPOINTS, 1)
@@ -200,7 +202,11 @@ class Generator:
         found = seen + deviation * draw.normal(*seen.shape)
         edge = found.new_tensor((0.5 / ASPECT, 0.5))
         found = torch.maximum(torch.minimum(found, edge), -edge)
-        return torch.cat((found, (deviation.square() * 2 + _SPREAD**2).sqrt()), -1)
+        parts = [found, (deviation.square() * 2 + _SPREAD**2).sqrt()]
+        if self.recipe.model.lifter is not None and self.recipe.model.lifter.depths:
+            deviation = torch.where(lost, _LOST_DEPTH, config.depth_noise * varied)
+            parts.append(depth[..., None] + deviation * draw.normal(*deviation.shape))
+        return torch.cat(parts, -1)
 
 
 def teach_lifter(network: Regressor, loss: Loss, generator: Generator, recipe: Recipe) -> None:

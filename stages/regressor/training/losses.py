@@ -90,15 +90,26 @@ class Loss(nn.Module):
         if config.layer_betas and len(layers.betas) > 1:
             error = (layers.betas[:-1] - labels.betas).abs().sum((0, -1))
             parts["layer_betas"] = config.layer_betas * labels.weight * error
+        return _terms(parts | self._looked(estimates, labels))
+
+    def looked(self, estimates: Estimates, labels: Labels) -> LossTerms:
+        """The loss of what is found in pictures, alone (`train.look_first`)."""
+        return _terms(self._looked(estimates, labels))
+
+    def _looked(self, estimates: Estimates, labels: Labels) -> dict[str, Tensor]:
+        config, found = self.config, estimates.found
+        parts: dict[str, Tensor] = {}
         if config.heatmaps and estimates.heatmaps is not None:
             parts["heatmaps"] = config.heatmaps * _heatmap_error(
                 estimates.heatmaps, labels.keypoints_2d, heatmap_grid(self.model)
             )
-        if config.found_keypoints and estimates.found is not None:
-            away = _weighted_l1(estimates.found[..., :2], labels.keypoints_2d)
+        if config.found_keypoints and found is not None:
+            away = _weighted_l1(found[..., :2], labels.keypoints_2d)
             parts["found_keypoints"] = config.found_keypoints * away / NUM_KEYPOINTS
-        rows = torch.stack(list(parts.values())).sum(0)
-        return LossTerms(rows, {name: part.detach().mean() for name, part in parts.items()})
+        if config.found_depths and found is not None:
+            away = (found[..., 3] - depths(labels.keypoints_3d)).abs().mean(-1)
+            parts["found_depths"] = config.found_depths * labels.weight * away
+        return parts
 
     def _supervised(self, estimates: Estimates) -> list[tuple[float, Parameters]]:
         """Weight and prediction of every stage that has the full loss."""
@@ -168,6 +179,17 @@ class Loss(nn.Module):
         angles = angles[:, _FREE_POSES:]
         periodic = self.periodic[_FREE_POSES:]
         return joint_limits.excess(angles, low - tolerance, high + tolerance, periodic).mean(-1)
+
+
+def depths(keypoints: Tensor) -> Tensor:
+    """How far keypoints (B, 44, 3), camera-frame axes, are behind the pelvis, metres: (B, 44)."""
+    away = keypoints[..., 2]
+    return away - away[:, ROOT_KEYPOINT, None]
+
+
+def _terms(parts: dict[str, Tensor]) -> LossTerms:
+    rows = torch.stack(list(parts.values())).sum(0)
+    return LossTerms(rows, {name: part.detach().mean() for name, part in parts.items()})
 
 
 def _weighted_l1(seen: Tensor, labels: Tensor) -> Tensor:

@@ -139,6 +139,11 @@ class Trainer:
         """Steps of the whole schedule."""
         return self.recipe.train.epochs * self.steps_per_epoch
 
+    @property
+    def _only_looks(self) -> bool:
+        """This step teaches only where keypoints are."""
+        return self.progress.step < round(self.recipe.train.look_first * self.total_steps)
+
     def run(self) -> Result:
         """Train to the end of the schedule, the time limit or the loss of patience.
 
@@ -232,7 +237,11 @@ class Trainer:
         network: nn.Module = self.network
         if self.process.world > 1:
             ids = [self.process.device.index] if self.process.device.type == "cuda" else None
-            network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+            # While it only looks, decoder and lifter have no gradient.
+            network = nn.parallel.DistributedDataParallel(
+                network, device_ids=ids,
+                find_unused_parameters=bool(self.recipe.train.look_first),
+            )  # fmt: skip
         # torch.compile of a module is a module; its annotation says: a callable.
         return torch.compile(network) if self.recipe.train.compile else network  # type: ignore[return-value]
 
@@ -277,7 +286,7 @@ class Trainer:
     def _beside(self, k: int) -> Tensor | float:
         """Loss of the generated rows that go with batch k of the step."""
         count, process = self.recipe.generated.beside, self.process
-        if not count:
+        if not count or self._only_looks:
             return 0.0
         assert self.generator is not None
         place = (self.progress.step, k)
@@ -288,9 +297,13 @@ class Trainer:
 
     def _loss(self, network: nn.Module, batch: Batch) -> LossTerms:
         labels = self.bodies.labels(batch)
+        options = {"look_only": True} if self._only_looks else {}
         with autocast(self.process.device, self.recipe):
-            estimates = network(batch.image, batch.conditioning)
-        terms = self.loss(estimates, labels, batch.view)
+            estimates = network(batch.image, batch.conditioning, **options)
+        if self._only_looks:
+            terms = self.loss.looked(estimates, labels)
+        else:
+            terms = self.loss(estimates, labels, batch.view)
         bad = ~torch.isfinite(terms.rows)
         if bad.any():
             self._stop("loss", batch.row[bad].tolist())
