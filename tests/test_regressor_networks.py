@@ -99,7 +99,7 @@ def test_pyramid_gives_tokens_and_a_map_row_by_row() -> None:
     for places, count, cell in ((0, 48, 16), (1, 32 * 24, 4)):
         image = torch.randn(1, 3, 128, 96, requires_grad=True)
         seen = backbone(image)[places]
-        assert seen.shape == (1, count, (192, 48)[places])
+        assert seen.shape == (1, count, (192, 32)[places])
         row, column = 80 // cell, 16 // cell
         seen[0, row * (96 // cell) + column].square().sum().backward()
         assert image.grad is not None
