@@ -77,30 +77,31 @@ class People:
 Report = Callable[[str, dict[str, Any]], None]
 
 
+Finder = Callable[[Sequence[tuple[int, range]], int, Callable[[int], None]], None]
+"""Makes the files of parts, each a number and a range of identities: of so many meshes in all;
+told how many people were found each time."""
+
+
 def solve_identities(
-    plan: Plan, source: AnnotationSource, models: Models, directory: Path, report: Report
+    plan: Plan, source: AnnotationSource, directory: Path, find: Finder, report: Report
 ) -> Plan:
     """The plan with the shapes of its people, found now as far as parts of them are not there.
 
     plan: without shapes; its id says whose the parts are. The parts stay until `forget_parts`.
     Raises InputError where shapes fit nothing, UsageError where the folder of the parts is another.
     """
-    people = People.of(source, _most())
+    people = People.of(source, most_meshes())
     parts = people.parts()
     files = [part_file(directory, index) for index in range(len(parts))]
     _begin(plan, directory)
-    done = [_readable(file) for file in files]
-    count = sum(len(part) for part, shapes in zip(parts, done, strict=True) if shapes is not None)
+    todo = [(number, part) for number, part in enumerate(parts) if _readable(files[number]) is None]
+    count = sum(map(len, parts)) - sum(len(part) for _, part in todo)
     report("identities", {"total": len(people.names), "done": count})
-    for index, part in enumerate(parts):
-        if done[index] is not None:
-            continue
-        shapes = solve_part(plan, source, models, people, part)
-        shapes.write(files[index])
-        done[index] = shapes
-        report("identities_done", {"count": len(part)})
+    if todo:
+        meshes = sum(len(people.rows[place]) for _, part in todo for place in part)
+        find(todo, meshes, lambda done: report("identities_done", {"count": done}))
     report("identities_end", {})
-    found = _joined([shapes for shapes in done if shapes is not None])
+    found = _joined([read_shapes(file) for file in files])
     _check_fit(source, found, report)
     found.write(directory / SHAPES_FILE)
     return replace(plan, identities=IdentityRecord(len(found.names), found.digest()))
@@ -158,7 +159,7 @@ def find_again(
     plan: Plan, source: AnnotationSource, models: Models, stored: IdentityShapes
 ) -> FoundAgain:
     """The shapes of people against those that are found now. source: the labels alone."""
-    people = People.of(source, _most())
+    people = People.of(source, most_meshes())
     parts = [solve_part(plan, source, models, people, part) for part in people.parts()]
     return _compared(stored, _joined(parts))
 
@@ -270,7 +271,7 @@ def _usable(
     lost = [name for name in people.names[part].tolist() if name not in found]
     if lost:
         every = np.flatnonzero(np.isin(source.identities(), lost))
-        found |= _by_person(read_batches(source, every), np.array(lost), _most())
+        found |= _by_person(read_batches(source, every), np.array(lost), most_meshes())
     for name in people.names[part].tolist():
         if name in found:
             yield found[name]
@@ -302,7 +303,8 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.round(np.linspace(0, len(rows) - 1, count)).astype(int)]
 
 
-def _most() -> int:
+def most_meshes() -> int:
+    """Meshes of an identity that its shape is found from, at most."""
     from skel_fit.bodies.identities import MOST_MESHES
 
     return MOST_MESHES

@@ -9,20 +9,21 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.attempts import MAX_CRASHED, Failure, Search, portion
-from pipeline.bodies import Models, factory_of
+from pipeline.bodies import factory_of
 from pipeline.concessions import NOTHING, Concessions
 from pipeline.errors import InputError, UsageError
 from pipeline.executors import Died, Executor, Finished, Outcome, Raised, Survived
 from pipeline.executors.local import InProcess, SpawnPool
 from pipeline.fitters import DEFAULT_FITTER
 from pipeline.identities import forget_parts, solve_identities, solved, unsolved
+from pipeline.identity_tasks import ShapesJob, find_parts
 from pipeline.manifest import Manifest, Resources
 from pipeline.output_files import make_directory, remove
 from pipeline.plan import Plan, check_same_plan
@@ -43,6 +44,8 @@ _TICK = 0.5
 _NUMBER = re.compile("[0-9]{1,9}")
 _SMALL_ROWS = 4096
 """Below so many rows to do, further processes would take longer to start than they save."""
+_SMALL_MESHES = 512
+"""The same for the meshes that shapes of people are found from."""
 _WORKER_BYTES = 3 << 29
 """Memory that each further worker should find free: 1.5 GB."""
 
@@ -122,7 +125,7 @@ def convert(request: Request, report: Report) -> Result:
             stack.enter_context(run.lock(without=request.no_lock))
         if run.plan_path.exists():
             check_same_plan(*_comparable(run, found.plan), run.path)
-        found = _with_shapes(run, found, report)
+        found = _with_shapes(run, found, request, report)
         if run.plan_path.exists():
             check_same_plan(run.plan(), found.plan, run.path)
         run.write_plan(found.plan)
@@ -184,7 +187,7 @@ def _comparable(run: RunDirectory, plan: Plan) -> tuple[Plan, Plan]:
     return unsolved(run.plan()), unsolved(plan)
 
 
-def _with_shapes(run: RunDirectory, found: Planned, report: Report) -> Planned:
+def _with_shapes(run: RunDirectory, found: Planned, request: Request, report: Report) -> Planned:
     """The plan with the shapes of its people: of an earlier run, or found now."""
     plan = found.plan
     if plan.body is None:
@@ -192,10 +195,16 @@ def _with_shapes(run: RunDirectory, found: Planned, report: Report) -> Planned:
     if run.plan_path.exists():
         plan = solved(run.plan(), plan, run.path)
     if plan.identities is None:
-        assert found.models is not None and plan.body is not None
         source = open_plan_source(plan, found.source.path, found.source.data_root)
-        models = Models(found.models, plan.body.name, plan.body.vertices)
-        plan = solve_identities(plan, source, models, run.path, report)
+
+        def find(
+            parts: Sequence[tuple[int, range]], meshes: int, told: Callable[[int], None]
+        ) -> None:
+            workers = _workers_for(request, len(parts), meshes < _SMALL_MESHES)
+            job = ShapesJob(**_shared(run, found, request, workers))
+            find_parts(_executor(job, request, workers), parts, told)
+
+        plan = solve_identities(plan, source, run.path, find, report)
     return replace(found, plan=plan)
 
 
@@ -310,17 +319,7 @@ def _work(
     fresh = [shard for shard in pending if not ledger.attempts(shard).suspect]
     suspects = [shard for shard in pending if ledger.attempts(shard).suspect]
     workers = _workers(request, found.plan, pending)
-    job = Job(
-        plan=found.plan,
-        directory=run.path.absolute(),
-        source=found.source,
-        models=found.models,
-        fitter=factory_of(found.plan, run.path),
-        modules=tuple(code_files("shard")),
-        device=request.device,
-        limits=request.manifest.limits,
-        threads=_threads(request, workers),
-    )
+    job = Job(**_shared(run, found, request, workers))
     driver = _Driver(run, ledger, job, report)
     if request.executor == "local" and workers == 1:
         if fresh:
@@ -328,15 +327,33 @@ def _work(
         if suspects:
             driver.run(SpawnPool(job, 1), suspects)
     elif pending:
-        driver.run(_executor(job, request, workers), fresh + suspects)
+        driver.run(_executor(job, request, workers, isolated=True), fresh + suspects)
     return driver.shards, driver.rows
 
 
-def _executor(job: Job, request: Request, workers: int) -> Executor:
+def _shared(run: RunDirectory, found: Planned, request: Request, workers: int) -> dict[str, Any]:
+    """The fields of a job."""
+    return {
+        "plan": found.plan,
+        "directory": run.path.absolute(),
+        "source": found.source,
+        "models": found.models,
+        "fitter": factory_of(found.plan, run.path),
+        "modules": tuple(code_files("shard")),
+        "device": request.device,
+        "limits": request.manifest.limits,
+        "threads": _threads(request, workers),
+    }
+
+
+def _executor(job: Job, request: Request, workers: int, isolated: bool = False) -> Executor:
+    """isolated: not in this process, however few workers."""
     if request.executor == "ray":
         from pipeline.executors.ray import RayActors
 
         return RayActors(job, workers, _resources(request), as_room_allows=request.workers is None)
+    if workers == 1 and not isolated:
+        return InProcess(job)
     return SpawnPool(job, workers)
 
 
@@ -350,18 +367,25 @@ def _resources(request: Request) -> Resources:
 
 
 def _workers(request: Request, plan: Plan, pending: list[int]) -> int:
-    """How many workers: as asked for, or as many as the machine feeds; one a shard at most."""
-    if not pending:
+    """How many workers the shards get."""
+    small = sum(_rows(plan, shard) for shard in pending) < _SMALL_ROWS
+    return _workers_for(request, len(pending), small)
+
+
+def _workers_for(request: Request, tasks: int, small: bool) -> int:
+    """How many workers: as asked for, or as many as the machine feeds; one a task at most.
+
+    small: so little to do that further processes would take longer to start than they save."""
+    if not tasks:
         return 1
     if request.workers is not None:
-        return min(request.workers, len(pending))
+        return min(request.workers, tasks)
     if request.executor == "ray":
-        return len(pending)  # the cluster says how many it has room for
-    small = sum(_rows(plan, shard) for shard in pending) < _SMALL_ROWS
+        return tasks  # the cluster says how many it has room for
     if small or request.device != "cpu":
         return 1
     memory = max(1, _memory_available() // _WORKER_BYTES)
-    return min(_cores(), len(pending), memory)
+    return min(_cores(), tasks, memory)
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -69,6 +69,17 @@ class Job:
     threads: int = 0
     """Threads of a worker process, set in its environment; 0 leaves the libraries' choice."""
 
+    def open(self, say: Say) -> TaskWorker:
+        """What does the job's orders, in the process where it is called."""
+        return ShardWorker(self, say)
+
+
+class TaskWorker(Protocol):
+    """What a worker process holds between orders."""
+
+    def run(self, order: Order) -> Receipt | None:
+        """Do it; a receipt where a shard was published."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -110,26 +121,43 @@ this sign within the call, 0 before it, `WITHIN` where only the rows are news.""
 WITHIN = -1
 
 
-class ShardWorker:
-    """A process's open source and loaded models; runs any shard of its job."""
+class OpenedPlan:
+    """What every worker of a job begins with: its device, software, code and models are those of
+    the plan, and the source is open."""
 
     def __init__(self, job: Job, say: Say) -> None:
         say(Beat(-1, "checking code, source and models"))
         _check_device(job.device)
-        self.job = job
-        self._say = say
         _check_software(job.plan)
+        self._job = job
         self._code = OneCode("shard", job.plan.code, job.modules)
-        self._source = open_plan_source(
+        self.source = open_plan_source(
             job.plan, job.source.path, job.source.data_root, job.directory
         )
         check_models(job.plan, job.models)
+
+    def check_code(self) -> None:
+        """Raises PlanMismatch where the code changed since."""
+        self._code.check()
+
+    def check_unchanged(self) -> None:
+        """Raises InputError where the source changed since it was hashed."""
+        check_unchanged(self._job.source)
+
+
+class ShardWorker:
+    """A process's open source and loaded models; runs any shard of its job."""
+
+    def __init__(self, job: Job, say: Say) -> None:
+        self._opened = OpenedPlan(job, say)
+        self.job = job
+        self._say = say
         self._fitters: dict[int | None, Fitter] = {}
         pair = _first_pair(job.plan)
         if pair is not None and job.plan.fitter != NOT_FITTED:
             say(Beat(-1, "loading kernels (compiled once per installation, about a minute)"))
             _warm_up(self._fitter(None), pair)
-        self._code.check()
+        self._opened.check_code()
 
     def run(self, order: Order) -> Receipt | None:
         """Convert one shard and publish file, then receipt; None: a trial, nothing was published.
@@ -142,7 +170,7 @@ class ShardWorker:
         started, clock = time.time(), time.perf_counter()
         plan, shard = self.job.plan, order.shard
         self._say(Beat(shard, "reading"))
-        check_unchanged(self.job.source)
+        self._opened.check_unchanged()
         start, stop = plan.rows_of(shard)
         block = order.portion.block_size or plan.request.rows_of_block(self.job.device)
 
@@ -156,7 +184,7 @@ class ShardWorker:
 
         columns = shard_columns(
             plan,
-            self._source,
+            self._opened.source,
             shard,
             self._fitter(order.portion.block_size),
             step=order.portion.step,
@@ -164,7 +192,7 @@ class ShardWorker:
             part=order.part,
             say=fitting,
         )
-        self._code.check()
+        self._opened.check_code()
         if order.part is not None:
             return None
         self._say(Beat(shard, "writing", stop - start))

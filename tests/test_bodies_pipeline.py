@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +21,10 @@ import torch
 import pipeline.identities as stage
 from pipeline import open_dataset
 from pipeline.bodies import BodyFitter, Models, check_surfaces
-from pipeline.errors import InputError, UsageError
-from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, read_shapes
+from pipeline.errors import Incomplete, InputError, UsageError
+from pipeline.executors import Died, Outcome, Raised, Survived
+from pipeline.identity_shapes import PARTS_FOLDER, SHAPES_FILE, part_file, read_shapes
+from pipeline.identity_tasks import find_parts
 from pipeline.own_file import own_file
 from pipeline.readers import open_source
 from pipeline.readers.base import BodyRows
@@ -24,6 +32,7 @@ from pipeline.readers.chosen import first_accepted
 from pipeline.readers.sam3d import pinhole
 from pipeline.run import Request, convert, preview
 from pipeline.rundir import RunDirectory
+from pipeline.task import Order
 from pipeline.upload import fetch
 from pipeline.verify import verify
 from skel_fit import load_skel
@@ -92,29 +101,35 @@ def _request(path: Path, out: Path, models: Path, skel: str | None = "male") -> 
 def _quiet(event: str, data: dict) -> None: ...
 
 
+def _nobody(*given: object) -> None:
+    raise AssertionError("shapes are looked for")
+
+
 def test_people_get_their_shapes_before_the_shards(label_file, models, tmp_path, monkeypatch):
-    """A dry run finds no shape; a stage that was killed goes on; rows of a person share a shape
+    """A dry run finds no shape; a stage that was stopped goes on; rows of a person share a shape
     over shards; a rerun finds nothing anew; damaged shapes are found out and made again."""
     monkeypatch.setattr(stage, "_PART_MESHES", 1)
     out, calls, events = tmp_path / "out", [], []
     real = stage.solve_part
 
-    def dies(*given):
+    def counted(*given):
         calls.append(list(given[-1]))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(stage, "solve_part", dies)
+    def stops(event: str, data: dict) -> None:
+        if event == "identities_done":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "solve_part", counted)
     request = _request(label_file, out, models)
     assert preview(request).plan.identities is None and not out.exists()
     with pytest.raises(KeyboardInterrupt):
-        convert(request, _quiet)
+        convert(request, stops)
     assert sorted(p.name for p in (out / PARTS_FOLDER).iterdir()) == ["basis", "part-00000.npz"]
     assert not (out / "plan.json").exists()
 
     result = convert(request, lambda event, data: events.append((event, data)))
-    assert result.ok and calls == [[0], [1], [1]]
+    assert result.ok and calls == [[0], [1]]
     assert ("identities", {"total": 2, "done": 1}) in events
     plan, shapes = RunDirectory(out).plan(), read_shapes(out / SHAPES_FILE)
     assert plan.fit["recipe"] == "surface" and plan.body is not None
@@ -177,6 +192,120 @@ def test_meshes_of_smpl_are_a_body_of_their_own(models, tmp_path):
 # ---- the stage of people's shapes ----
 
 
+_CONVERTS = """
+import sys
+import pipeline.identities
+from stages import cli
+pipeline.identities._PART_MESHES = 1
+sys.exit(cli.main())
+"""
+
+
+def _small(folder: Path, meshes: np.ndarray, people: int) -> Path:
+    """A file of so many people, one row each."""
+    path = folder / "people.npz"
+    np.savez(path, vertices=np.resize(meshes, (people, *meshes.shape[1:])), body="smplx")
+    return path
+
+
+def _converts(path: Path, out: Path, models: Path, *more: str) -> subprocess.Popen:
+    command = ["convert", str(path), "--out", str(out), "--models", str(models), *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", _CONVERTS, *command, "--skel-gender", "male", "--quiet"],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc of Linux")
+def test_shapes_of_people_survive_kills(meshes, models, tmp_path, monkeypatch):
+    """Of the whole run: the rerun goes on from the parts that are there. Of a worker: another one
+    does its part. Either way the shapes are, bit for bit, those of one undisturbed process."""
+    path = _small(tmp_path, meshes, 3)
+    monkeypatch.setattr(stage, "_PART_MESHES", 100)
+    wanted = _request(path, tmp_path / "undisturbed", models)
+    assert convert(wanted, _quiet).ok
+    undisturbed = (tmp_path / "undisturbed" / SHAPES_FILE).read_bytes()
+    out = tmp_path / "out"
+
+    run = _converts(path, out, models, "--workers", "2")
+    first = out / PARTS_FOLDER / "part-00000.npz"
+    _wait(first.exists)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    assert not (out / SHAPES_FILE).exists()
+    before = first.stat().st_ino
+
+    again = _converts(path, out, models, "--workers", "2")
+    _wait(lambda: _workers_of(again.pid))
+    assert first.stat().st_ino == before
+    os.kill(_workers_of(again.pid)[0], signal.SIGKILL)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said.decode()
+    assert (out / SHAPES_FILE).read_bytes() == undisturbed
+    assert not (out / PARTS_FOLDER).exists()
+    assert open_dataset(out)["skel_betas"].shape == (3, 10)
+
+
+def _wait(until: Callable[[], object]) -> None:
+    end = time.monotonic() + 120.0
+    while not until():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+def _workers_of(parent: int) -> list[int]:
+    """The spawned workers of a process, oldest first."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            command = (folder / "cmdline").read_bytes()
+            if int(fields[1]) == parent and b"spawn_main" in command and fields[0] != "Z":
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("harm", ["raises", "dies"])
+def test_a_part_that_fails_is_tried_again_and_then_given_up(harm):
+    """Three times; other parts are done all the same; what is wrong outside ends it at once."""
+
+    class Once:
+        isolated, usable = True, True
+
+        def __init__(self, wrong: set[int]) -> None:
+            self.wrong, self.orders, self.waiting, self.closed = wrong, [], [], False
+
+        def free(self) -> int:
+            return 1 - len(self.waiting)
+
+        def submit(self, order: Order) -> None:
+            self.orders.append((order.shard, order.attempt, order.part))
+            self.waiting.append(order.shard)
+
+        def wait(self, timeout: float) -> list[Outcome]:
+            part = self.waiting.pop()
+            if part not in self.wrong:
+                return [Survived(part)]
+            return [Raised(part, "Odd", "no", "") if harm == "raises" else Died(part, "no")]
+
+        def beats(self) -> list:
+            return []
+
+        def close(self) -> None:
+            self.closed = True
+
+    parts, found = [(0, range(0, 3)), (1, range(3, 4))], []
+    pool = Once({0})
+    with pytest.raises(Incomplete, match=r"people 0 to 2: tried 3 times: .*no; rerun"):
+        find_parts(pool, parts, found.append)
+    assert found == [1] and pool.closed
+    assert pool.orders == [(0, 1, (0, 3)), (1, 1, (3, 4)), (0, 2, (0, 3)), (0, 3, (0, 3))]
+    good = Once(set())
+    find_parts(good, parts, found.append)
+    assert found == [1, 3, 1] and good.closed
+
+
 def test_a_folder_of_that_name_keeps_its_files(label_file, models, tmp_path):
     """`identities/` of the user is refused before anything is written; parts go by name."""
     out = tmp_path / "out"
@@ -196,7 +325,7 @@ def test_a_folder_of_that_name_keeps_its_files(label_file, models, tmp_path):
     assert sorted(file.name for file in mine.parent.iterdir()) == ["mine.txt", "part-00002.npz"]
     with pytest.raises(UsageError, match="holds files of yours"):
         stage.solve_identities(
-            _plan(label_file, models), open_source(label_file), None, out, _quiet
+            _plan(label_file, models), open_source(label_file), out, _nobody, _quiet
         )
 
 
@@ -265,9 +394,14 @@ def test_one_person_who_fits_badly_is_told_and_refuses_nothing(
         monkeypatch.setattr(stage, "solve_part", lambda *given, s=shapes: s.take(list(given[-1])))
         out = tmp_path / f"{bad}"
 
-        def run(out=out, events=events):
+        def find(parts, meshes, told, out=out):
+            assert meshes == ROWS + 1
+            for number, own in parts:
+                stage.solve_part(own).write(part_file(out, number))
+
+        def run(out=out, events=events, find=find):
             return stage.solve_identities(
-                plan, source, None, out, lambda *event: events.append(event)
+                plan, source, out, find, lambda *event: events.append(event)
             )
 
         if bad == 1:

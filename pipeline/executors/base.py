@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.receipts import Receipt
-from pipeline.task import Beat, Job, Order, Say, ShardWorker
+from pipeline.task import Beat, Job, Order, Say, TaskWorker
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Survived:
-    """The part of a shard that was only tried did no harm."""
+    """Done, and there is no receipt: a part of a shard that was only tried, shapes of people."""
 
     shard: int
 
@@ -85,12 +85,12 @@ class Body:
     def __init__(self, job: Job, say: Say) -> None:
         self._job = job
         self._say = say
-        self._worker: ShardWorker | None = None
+        self._worker: TaskWorker | None = None
 
     def prepare(self) -> Raised | None:
         """Open source and models; None: ready."""
         try:
-            self._worker = ShardWorker(self._job, self._say)
+            self._worker = self._job.open(self._say)
         except Exception as error:
             return _raised(-1, error)
         return None
