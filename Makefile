@@ -58,7 +58,7 @@ readme-picture: $(STAMP)  ## draw docs/images/demo.png anew from the converted d
 	$(BIN)/hmr-skel report outputs/demo --picture docs/images/demo.png
 
 # Recipe in stages/regressor/recipes and folder of the run; TRAIN_ARGS: further options of hmr-skel train.
-RECIPE ?= $(if $(filter demo-large,$(SUBSET)),tiny-large,tiny)
+RECIPE ?= $(if $(filter demo-large,$(SUBSET)),pyramid,tiny)
 RUN ?= outputs/$(SUBSET)-$(RECIPE)
 TRAIN_ARGS ?=
 
@@ -71,7 +71,7 @@ PLACES = $(shell take=; for word in $(ARGS); do case $$word in \
 demo-images: convert  ## render the pictures of SUBSET's generated labels into the data root
 	$(BIN)/hmr-skel demo-images $(SUBSET) --workers 2 $(PLACES)
 
-train: $(if $(filter demo%,$(SUBSET)),demo-images,convert)  ## train RECIPE (default tiny, demo-large: tiny-large) on SUBSET into RUN; rerun to resume
+train: $(if $(filter demo%,$(SUBSET)),demo-images,convert)  ## train RECIPE (default tiny, demo-large: pyramid) on SUBSET into RUN; rerun to resume
 	$(BIN)/hmr-skel train $(OUT) --recipe $(RECIPE) --out $(RUN) $(TRAIN_ARGS)
 
 # Names of evaluation protocols; EVAL_ARGS: further options of hmr-skel evaluate, e.g. --data-root DIR.
