@@ -9,9 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from pipeline import identities
+from pipeline.identity_shapes import SHAPES_FILE
+from pipeline.own_file import own_file
+from pipeline.run import Request, convert
 from pipeline.verify import verify
+from skel_fit import load_skel
+from skel_fit.default_body import default_body_directory
 from tests.faults.harness import (
     FAULTY,
     PATIENCE,
@@ -177,6 +185,34 @@ def test_a_worker_that_cannot_start_ends_the_run(bench: Bench) -> None:
     done = bench.run(*OPTIONS, "--device", "nosuch")
     assert done.returncode == 2
     assert "device 'nosuch' cannot be used" in done.stderr
+
+
+def test_shapes_of_people_are_found_by_actors(
+    cluster: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the driver, and the same bits as in one process."""
+    skel = load_skel(default_body_directory(), "male")
+    still = torch.zeros(2, 46), torch.zeros(2, 10), torch.tensor([[0.0, 0.0, 3.0], [1.0, 0.0, 3.0]])
+    path = tmp_path / "people.npz"
+    np.savez(path, vertices=skel(*still).skin_vertices.numpy(), body="smpl")
+    found = own_file(path, models="default-body", skel_gender="male")
+    monkeypatch.setattr(identities, "_PART_MESHES", 1)
+    told: list[int] = []
+
+    def hear(event: str, data: dict[str, Any]) -> None:
+        if event == "identities_done":
+            told.append(data["count"])
+
+    for executor, workers in (("local", 1), ("ray", 2)):
+        if executor == "ray":
+            monkeypatch.delattr(identities, "solve_part")
+        request = Request(
+            found.manifest, tmp_path / executor, tmp_path, executor=executor, workers=workers
+        )
+        assert convert(request, hear).ok
+    assert told == [1, 1, 1, 1]
+    one, two = ((tmp_path / name / SHAPES_FILE).read_bytes() for name in ("local", "ray"))
+    assert one == two
 
 
 def test_a_lost_node_loses_nothing(cluster: tuple[Any, Path], bench: Bench) -> None:
