@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ _ANGLES = {
     "elbow": ("elbow_flexion_l", "elbow_flexion_r"),
 }
 _NINETY = 1.645
+_COSTS = (0.0, 0.1, 0.2, 0.4, np.inf)
 
 
 def actors(rows: int, part: str) -> dict[str, np.ndarray]:
@@ -165,7 +167,7 @@ def print_tables(pictures: Rendered, fitter: Fitter, people: list[Seen]) -> None
         markdown_table(["rows of", "rows", "found %", "PCK@0.05 %", "PCK@0.1 %", "median %"], table)
     )
     true = true_unknowns(fitter.skel, columns)
-    lines = []
+    lines, trusted = [], []
     for name in ("focal assumed", "focal known"):
         fits: list[tuple[int, KeypointFit]] = []
         for row, person, _ in people:
@@ -183,6 +185,12 @@ def print_tables(pictures: Rendered, fitter: Fitter, people: list[Seen]) -> None
         sd = np.concatenate([fit.sd for _, fit in fits])
         observed = np.concatenate([fit.observed for _, fit in fits])[:, 3:]
         held = (away <= _NINETY * sd)[:, 3:]
+        costs = np.array([fit.cost[0] for _, fit in fits])
+        parts = [(costs >= low) & (costs < high) for low, high in pairwise(_COSTS)]
+        trusted.append([
+            name, *(f"{100 * held[part].mean():.1f} ({part.sum()})" if part.any() else ""
+                    for part in parts),
+        ])  # fmt: skip
         pa = scores[:, 1]
         lines.append([
             name, str(len(fits)), f"{pa.mean():.1f}", f"{np.median(pa):.1f}",
@@ -194,6 +202,9 @@ def print_tables(pictures: Rendered, fitter: Fitter, people: list[Seen]) -> None
              *(f"{joint} deg" for joint in _ANGLES), "90 % hold, all", "observed"]  # fmt: skip
     print()
     print(markdown_table(heads, lines))
+    print()
+    names = [f"cost {low:g} to {high:g}" for low, high in pairwise(_COSTS)]
+    print(markdown_table(["90 % intervals hold, % (rows)", *names], trusted))
 
 
 def degrees(away: np.ndarray, joint: str) -> float:

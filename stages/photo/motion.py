@@ -17,7 +17,7 @@ from stages.photo.coupling import COUNT, minimised, smoothed
 from stages.photo.fitting import MOST_COST, POINTS, Fitter, Lens, Marks, refusals
 from stages.photo.landmarks import MIRROR
 
-STIFFNESS, STIFFNESS_OF_SEVERAL = 5000.0, 1000.0
+STIFFNESS, STIFFNESS_OF_SEVERAL = 3000.0, 1000.0
 """Squared standard deviations for a second difference of 1 rad or m, at 30 frames a second: of one
 camera, whose frames err in depth; of several."""
 _STRAINED = 2.0
