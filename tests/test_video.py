@@ -127,6 +127,19 @@ def test_swapped_frames_are_found_and_nothing_else(wrong: list[tuple[int, int]])
     np.testing.assert_array_equal(swaps(seen), rows)
 
 
+def test_a_little_that_speaks_for_an_exchange_does_not_exchange_the_rest() -> None:
+    """From frame 25 on both sides almost lie over each other, a little more as if exchanged."""
+    marks = walking()
+    rows = np.arange(40) >= 25
+    other, share = exchanged(marks, rows), 0.51 * rows[:, None, None]
+    found = replace(
+        marks,
+        pixels=(1 - share) * marks.pixels + share * other.pixels,
+        world=(1 - share) * marks.world + share * other.world,
+    )
+    assert not swaps(found).any()
+
+
 def test_smoothing_is_the_least_of_its_sum() -> None:
     random = np.random.default_rng(1)
     n, m, stiffness = 9, 3, 5.0

@@ -26,7 +26,10 @@ _WINDOW, _OVERLAP = 256, 48
 """Frames smoothed together, and how many more on either side are looked at."""
 _SHAPE_FRAMES = 120
 """Frames that the shape is taken from, at most."""
-_DEPTH_WEIGHT, _FARTHEST, _BIAS = 0.5, 0.3, 1e-4
+_DEPTH_WEIGHT, _FARTHEST, _BIAS = 0.5, 0.3, 1e-3
+"""Of depth beside the picture; the farthest step that counts, over a person's size; the cost of a
+frame that is exchanged: networks are mostly right, and what was mistaken where left and right could
+not be told apart would stay so for the rest."""
 _BODY = [k for k, name in enumerate(BLAZEPOSE_NAMES) if POINTS.weights[k] == 1.0 and k < 29]
 
 
