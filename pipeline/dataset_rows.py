@@ -12,8 +12,7 @@ from pydantic import AfterValidator
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.plan import Plan
-from pipeline.sequences import COLUMN as SEQUENCE
-from pipeline.sequences import RATES
+from pipeline.readers.base import FRAME_RATES, SEQUENCE
 from pipeline.up_axis import OPTION, y_is_up
 
 DEFAULT_RATE = 30.0
@@ -72,7 +71,7 @@ def recorded_rate(dataset: Dataset, rows: NDArray[np.int64]) -> float | None:
     Raises:
         UsageError: the rows have several.
     """
-    for name in RATES:
+    for name in FRAME_RATES:
         if name in dataset and dataset[name].ndim == 1:
             rates = np.unique(dataset[name][rows].astype(float))
             if len(rates) == 1 and np.isfinite(rates[0]) and rates[0] > 0:

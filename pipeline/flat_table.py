@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.columns import ERROR_COLUMNS
 from pipeline.positions import RowReader
-from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.readers.base import SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
 
 ANGLES = tuple(f"{name}_deg" for name in POSE_NAMES)

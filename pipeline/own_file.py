@@ -16,11 +16,9 @@ from pipeline.configuration import SUFFIXES, validated
 from pipeline.errors import InputError, UsageError
 from pipeline.manifest import MANIFESTS, MODELS_VARIABLE, Manifest, data_root, load_manifest
 from pipeline.paths import check_inside
-from pipeline.readers.base import SMPL
+from pipeline.readers.base import FRAME_RATES, SEQUENCE, SMPL
 from pipeline.readers.bodies import NEAREST
 from pipeline.row_checks import check_some_accepted
-from pipeline.sequences import COLUMN as SEQUENCE_COLUMN
-from pipeline.sequences import RATES
 
 if TYPE_CHECKING:
     from pipeline.readers.labels import LabelSource
@@ -111,7 +109,7 @@ def own_file(
     _check_a_row(source)
     _check_distance(source)
     _check_models(source, models)
-    timed = SEQUENCE_COLUMN in source.fields and not source.fields.keys().isdisjoint(RATES)
+    timed = SEQUENCE in source.fields and not source.fields.keys().isdisjoint(FRAME_RATES)
     # a camera moves by itself
     motion = timed and source.layout.cam_ext is None
     if source.up is not None:

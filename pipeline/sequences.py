@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.readers.base import FRAME_RATES, SEQUENCE, AnnotationRows, AnnotationSource
+from pipeline.readers.base import SEQUENCE, AnnotationRows, AnnotationSource
 
-COLUMN, RATES = SEQUENCE, FRAME_RATES
 _STEP = 4096
 _MESHES = 64
 """Rows of meshes that are read at a time: they are large."""
@@ -22,10 +21,10 @@ _MESHES = 64
 
 def check_sequences(source: AnnotationSource) -> None:
     """Raises InputError where a source has no sequences."""
-    if COLUMN not in source.fields:
+    if SEQUENCE not in source.fields:
         raise InputError(
-            f"{source.path}: no column '{COLUMN}', so nothing tells which rows follow one another; "
-            f"take a source of format sequence, or leave out fit.sequence"
+            f"{source.path}: no column '{SEQUENCE}', so nothing tells which rows follow one "
+            "another; take a source of format sequence, or leave out fit.sequence"
         )
 
 
@@ -85,7 +84,7 @@ def _names(source: AnnotationSource, start: int, stop: int) -> np.ndarray:
 
 def _names_of(rows: AnnotationRows) -> np.ndarray:
     """(n,) one comparable value a row."""
-    values = rows.fields[COLUMN]
+    values = rows.fields[SEQUENCE]
     if values.ndim == 1:
         return values
     flat = np.ascontiguousarray(values.reshape(len(values), -1))

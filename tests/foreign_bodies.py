@@ -60,6 +60,14 @@ def fake_body(name: str, faces: np.ndarray, vertices: int, seed: int) -> FakeBod
     return FakeBody(name, corners, triangles, found)
 
 
+def fake_bodies(faces: np.ndarray) -> dict[str, FakeBody]:
+    """A fake SMPL-X and a fake MHR, with as many vertices as theirs; faces: of the stand-in."""
+    return {
+        "smplx": fake_body("smplx", faces, SMPLX_VERTICES, 1),
+        "mhr": fake_body("mhr", faces, MHR_VERTICES, 2),
+    }
+
+
 def fake_smplx_arrays(smpl: dict, body: FakeBody, gender: str) -> dict[str, np.ndarray]:
     """A file of SMPL-X in the official members: 55 joints, those of fingers, jaw and eyes at the
     hand's or head's joint and without weights; ten shape directions of 400 are not zero."""

@@ -25,10 +25,9 @@ from skel_fit.errors import ModelFileError
 from skel_fit.fit import solver_of
 from skel_fit.solver.surfaces import Meshes, place_surfaces
 from tests.foreign_bodies import (
-    MHR_VERTICES,
     SMPLX_VERTICES,
     FakeBody,
-    fake_body,
+    fake_bodies,
     fake_smplx_arrays,
 )
 
@@ -45,11 +44,7 @@ def bodies():
 
 @pytest.fixture(scope="module")
 def fakes(bodies) -> dict[str, FakeBody]:
-    faces = bodies[0].faces.numpy()
-    return {
-        "smplx": fake_body("smplx", faces, SMPLX_VERTICES, 1),
-        "mhr": fake_body("mhr", faces, MHR_VERTICES, 2),
-    }
+    return fake_bodies(bodies[0].faces.numpy())
 
 
 @pytest.fixture(scope="module")

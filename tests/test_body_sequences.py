@@ -31,7 +31,7 @@ from skel_fit.bodies.surface_fit import map_weights
 from skel_fit.default_body import default_body_directory
 from skel_fit.default_body.expansion import default_body_arrays
 from skel_fit.sequence import NEIGHBOUR_START, fit_sequence
-from tests.foreign_bodies import MHR_VERTICES, SMPLX_VERTICES, fake_body, fake_smplx_arrays
+from tests.foreign_bodies import fake_bodies, fake_smplx_arrays
 from tests.test_solver import MOTION
 
 FRAMES = 8
@@ -49,11 +49,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def fakes(pair):
-    faces = pair[0].faces.numpy()
-    return {
-        "smplx": fake_body("smplx", faces, SMPLX_VERTICES, 1),
-        "mhr": fake_body("mhr", faces, MHR_VERTICES, 2),
-    }
+    return fake_bodies(pair[0].faces.numpy())
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +246,12 @@ def test_rows_of_a_motion_are_those_of_one_person_one_after_the_other(meshes, tm
     )
     with pytest.raises(InputError, match="person of row 2 differs from row 0 of the same sequence"):
         converted(tmp_path / "rows.npz", tmp_path / "out", default_body_directory())
+
+
+@pytest.mark.parametrize("rate", ["fast", -5.0, 0.0, np.nan, [30.0, 30.0, np.inf]])
+def test_a_frame_rate_is_a_number_above_zero(meshes, walk, tmp_path, rate):
+    np.savez(tmp_path / "rows.npz", vertices=meshes[:3], body="smpl", fps=rate)
+    amass_file(tmp_path / "walk.npz", walk, mocap_frame_rate=rate)
+    for name, member in (("rows.npz", "fps"), ("walk.npz", "mocap_frame_rate")):
+        with pytest.raises(InputError, match=rf"{name}: member '{member}'"):
+            own_file(tmp_path / name, models="licensed")

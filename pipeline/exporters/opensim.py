@@ -29,7 +29,7 @@ from pipeline.dataset_rows import (
 from pipeline.errors import InputError, UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.output_files import pretty_json, whole_folder
-from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.readers.base import SEQUENCE
 from pipeline.task import conversion_models
 from skel_fit.anatomy import JOINT_NAMES
 from skel_fit.model_files import load_skel

@@ -26,7 +26,7 @@ from pipeline.dataset_rows import (
 from pipeline.errors import UsageError
 from pipeline.exporters.base import Exported, ExportOptions, Selection
 from pipeline.output_files import write_bytes
-from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.readers.base import SEQUENCE
 
 CODEC_VERSION = 2
 SKEL_VERSION = 5

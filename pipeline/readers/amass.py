@@ -17,7 +17,7 @@ from pipeline.readers.bodies import BodyLayout, BodySource
 from pipeline.readers.family import WIDTHS, FamilyColumns
 from pipeline.readers.formats import PATTERN, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
-from pipeline.readers.members import NO_ROWS
+from pipeline.readers.members import NO_ROWS, checked_rates
 from pipeline.readers.npz import NpzFile
 from pipeline.readers.pickles import load_object_member
 from pipeline.readers.reloaded import as_array, read_content
@@ -110,7 +110,7 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
         constants["gender"] = np.array(gender)
     for rate in RATES:
         if rate in content:
-            constants[rate] = member(path, content, rate, ())
+            constants[rate] = checked_rates(path, rate, member(path, content, rate, ()))
     return tracks_table(path, root, [Track("0", columns, constants)])
 
 

@@ -42,6 +42,16 @@ def rows_first(file: NpzFile, key: str, skip: str = "") -> NpzTable:
     return NpzTable(file, rows, names, constants, extra)
 
 
+def checked_rates(path: object, name: str, values: np.ndarray) -> np.ndarray:
+    """Frames a second, as they are. Raises InputError: not numbers above zero."""
+    if values.dtype.kind not in "fiu" or not (np.isfinite(values) & (values > 0)).all():
+        raise InputError(
+            f"{path}: member '{name}': {values.reshape(-1)[0]!s:.40} frames a second, expected a "
+            "number above zero; correct it, or leave it out: rows are then fitted on their own"
+        )
+    return values
+
+
 def split_names(names: str) -> set[str]:
     """Names separated by commas, as options give them."""
     return {name.strip() for name in names.split(",") if name.strip()}

@@ -16,6 +16,7 @@ from pipeline.readers.bodies import BodyLayout, BodySource
 from pipeline.readers.family import WIDTHS, FamilyColumns
 from pipeline.readers.formats import PATTERN, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, LabelSource, Layout
+from pipeline.readers.members import checked_rates
 from pipeline.readers.reloaded import read_content
 from pipeline.readers.sequences import folder_table, stated_up
 from pipeline.readers.tables import MemoryTable
@@ -123,7 +124,8 @@ def _load(path: Path, *, root: Path) -> MemoryTable:
     gender = _count(path, content, "gender", len(GENDERS)) if "gender" in content else 0
     constants = {"betas": betas, "gender": np.array(GENDERS[gender])}
     if "frameRate" in content:
-        constants["fps"] = member(path, content, "frameRate", ())
+        rate = member(path, content, "frameRate", ())
+        constants["fps"] = checked_rates(path, "frameRate", rate)
     columns = {"poses": np.concatenate(poses, axis=1), "trans": trans}
     return tracks_table(path, root, [Track("0", columns, constants)])
 

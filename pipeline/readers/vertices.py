@@ -18,7 +18,7 @@ from pipeline.readers.base import FRAME_RATES, SEQUENCE, SMPL
 from pipeline.readers.bodies import VERTICES, BodyLayout, BodySource
 from pipeline.readers.formats import SKIP, UP, Format, Member
 from pipeline.readers.labels import LabelOptions, Layout
-from pipeline.readers.members import rows_first
+from pipeline.readers.members import checked_rates, rows_first
 from pipeline.readers.npz import NpzFile, NpzTable
 from pipeline.row_checks import Verdicts
 from pipeline.up_axis import UPS
@@ -87,7 +87,10 @@ def open_vertices(
     faces = _FACES if _FACES in file.members else ""
     table = rows_first(file, VERTICES, ",".join(name for name in (skip, faces) if name))
     picture = {part: name for part, name in _PICTURE.items() if name in table.specs}
-    timed = any(rate in table.specs for rate in FRAME_RATES)
+    rates = [name for name in FRAME_RATES if name in table.specs]
+    for name in rates:
+        checked_rates(file.path, name, table.read(0, table.rows, (name,))[name])
+    timed = bool(rates)
     nobody = "" if timed else None
     if timed and SEQUENCE not in table.specs:
         table = _with_motions(table)

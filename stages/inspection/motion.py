@@ -14,8 +14,8 @@ from pipeline.columns import SKEL_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.dataset_rows import DEFAULT_RATE, chosen_rows, recorded_ground, recorded_rate
 from pipeline.errors import InputError, UsageError
+from pipeline.readers.base import SEQUENCE
 from pipeline.readers.npz import NpzFile
-from pipeline.sequences import COLUMN as SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.joint_limits import LimitsName, limits
 from stages.drawing.pictures import Person, Poser

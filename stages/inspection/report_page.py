@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.columns import REGION_COLUMNS
 from pipeline.dataset import Dataset
 from pipeline.dataset_rows import DEFAULT_RATE, recorded_rate
-from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.readers.base import SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.joint_limits import limits
 from skel_fit.status import Status

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import ERROR_COLUMNS, REGION_COLUMNS, RESULT_COLUMNS
 from pipeline.dataset import Dataset
-from pipeline.sequences import COLUMN as SEQUENCE
+from pipeline.readers.base import SEQUENCE
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.joint_limits import LimitsName, limits
 
