@@ -231,6 +231,24 @@ def test_keypoint_and_shape_terms_by_hand(body: KeypointBody) -> None:
     assert float(loss(estimates(right, right), moved, view()).terms["keypoints_3d"]) < 1e-6
 
 
+def test_found_depths_are_metres_behind_the_pelvis(body: KeypointBody) -> None:
+    """By a person's own pelvis, wherever the camera is; one of 44 that is 0.22 m too far."""
+    recipe = load_recipe("pyramid", [])
+    _, labels = truth(body, recipe)
+    points = labels.keypoints_3d
+    behind = points[..., 2] - points[:, 39, None, 2]
+    found = torch.cat((labels.keypoints_2d, behind[..., None]), -1)
+    loss = Loss(recipe.loss, recipe.model, body)
+    right = Parameters(*(part[None] for part in truth(body, recipe)[0]))
+    for away in (0.0, 0.22, -0.22):
+        found[:, 4, 3] = behind[:, 4] + away
+        for shift in (0.0, 5.0):
+            given = labels._replace(keypoints_3d=points + shift)
+            terms = loss.looked(Estimates(None, right, found=found), given).terms
+            expected = recipe.loss.found_depths * abs(away) / 44
+            assert float(terms["found_depths"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_rows_are_independent_and_weighted(body: KeypointBody) -> None:
     recipe = load_recipe("default", ["loss.limits_weight=0"])
     right, labels = truth(body, recipe)
