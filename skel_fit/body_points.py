@@ -8,7 +8,7 @@ vertices around an elbow leaves the joint when it bends (docs/photo.md#points).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class BodyPoints:
     for points that ride on a bone. bone: the joint number whose bone carries it rigidly, or `SKIN`.
     weights: how much each counts beside the others. groups: points at one place of the body share a
     number: an error of a detector moves them together. torso: left hip, right hip, left shoulder,
-    right shoulder.
+    right shoulder. spans: pairs of points, from one to the next of a limb.
     """
 
     names: tuple[str, ...]
@@ -41,6 +41,7 @@ class BodyPoints:
     weights: np.ndarray  # (K,)
     groups: np.ndarray  # (K,) int64
     torso: tuple[int, int, int, int]
+    spans: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # (S, 2)
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -64,6 +65,9 @@ class BodyPoints:
             raise ValueError(f"BodyPoints.bone: expected -1 to {len(JOINT_NAMES) - 1}")
         if not all(0 <= point < count for point in self.torso):
             raise ValueError("BodyPoints.torso: expected four numbers of points")
+        ends = self.spans
+        if ends.ndim != 2 or ends.shape[1] != 2 or not ((ends >= 0) & (ends < count)).all():
+            raise ValueError("BodyPoints.spans: expected pairs of numbers of points")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -97,6 +101,7 @@ _LIMB_JOINTS = {
     "knee": ("tibia", "femur"),
     "ankle": ("talus", "tibia"),
 }
+_SPANS = (("shoulder", "elbow"), ("elbow", "wrist"))
 _FEATURES = {"heel": ("heel", "calcn"), "foot index": ("big_toe", "toes")}
 # From there to where the network puts the landmark, mm at rest of a left one: to the left, up,
 # forward. Measured on rendered pictures of the train actors by `tools/landmark_shifts.py`.
@@ -205,7 +210,11 @@ class _Maker:
             np.array(self.weights),
             np.array([known.index(group) for group in self.groups], np.int64),
             (left_hip, right_hip, left_shoulder, right_shoulder),
-        )
+            np.array([
+                [self.names.index(f"{side} {name}") for name in pair]
+                for side in ("left", "right") for pair in _SPANS
+            ], np.int64),
+        )  # fmt: skip
 
 
 # The 44 keypoints of labels: joints of limbs ride on a bone where they are joints of SMPL (0-14),

@@ -58,9 +58,9 @@ class DensePoints:
             found.append((rotations[:, bone] @ arm[..., None])[..., 0] + positions[:, bone])
         return torch.stack(found, dim=1)
 
-    def distances(self, unknowns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Residuals in standard deviations (n, V, K, 2) of pixels and (n, K, 3) of 3D points, with
-        their weights (n, V, K) and (n, K)."""
+    def distances(self, unknowns: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Residuals in standard deviations (n, V, K, 2) of pixels, (n, K, 3) of 3D points and
+        (n, S, 3) of ways between them, each with its weights (n, V, K), (n, K), (n, S)."""
         places, seen = self.places(unknowns), self.problem.seen
         pixels, weights, lenses, turns, shifts, spots, spot_weights = (
             torch.as_tensor(part)
@@ -74,17 +74,22 @@ class DensePoints:
         fx, fy, cx, cy, skew = lenses[:, :, None].unbind(-1)
         flat = torch.stack(((fx * x + skew * y) / z + cx, fy * y / z + cy), dim=-1)
         away = (flat - pixels) / torch.as_tensor(seen.sigmas)[:, :, None, None]
+        first, last = torch.as_tensor(self.points.spans).T
+        ways = places[:, last] - places[:, first] - torch.as_tensor(seen.spans)
         origin = torch.as_tensor(self.points.origin)
         if seen.relative:
             places = places - torch.einsum("k,nkc->nc", origin, places)[:, None]
-        return away, weights, (places - spots) / seen.place_sigma, spot_weights
+        return (
+            (away, weights),
+            ((places - spots) / seen.place_sigma, spot_weights),
+            (ways / seen.span_sigma, torch.as_tensor(seen.span_weights)),
+        )
 
     def objective(self, unknowns: Tensor) -> Tensor:
         """(n,) the objective."""
         squared = self.problem.config.cauchy**2
         total = self._priors(unknowns)
-        away, weights, apart, spot_weights = self.distances(unknowns)
-        for value, weight in ((away, weights), (apart, spot_weights)):
+        for value, weight in self.distances(unknowns):
             robust = squared * torch.log1p(value.square().sum(-1) / squared)
             # where nothing is seen the residual may be anything
             total = total + torch.where(weight > 0, weight * robust, 0.0).flatten(1).sum(1)
@@ -125,15 +130,14 @@ class DensePoints:
     def _gauss_newton(self, at: Tensor) -> Tensor:
         """(n, 59, 59) half the Gauss-Newton matrix, robust weights at this place."""
         squared = self.problem.config.cauchy**2
-        away, weights, apart, spot_weights = self.distances(at)
         roots = [
             (weight / (1.0 + value.square().sum(-1) / squared)).sqrt()[..., None]
-            for value, weight in ((away, weights), (apart, spot_weights))
+            for value, weight in self.distances(at)
         ]
 
         def residuals(unknowns: Tensor) -> Tensor:
-            near, _, far, _ = self.distances(unknowns)
-            return torch.cat([(roots[0] * near).flatten(1), (roots[1] * far).flatten(1)], dim=1)
+            found = zip(roots, self.distances(unknowns), strict=True)
+            return torch.cat([(root * value).flatten(1) for root, (value, _) in found], dim=1)
 
         columns = []
         for d in range(at.shape[1]):

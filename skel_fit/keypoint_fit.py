@@ -52,6 +52,9 @@ class KeypointFitConfig(BaseModel):
     """Standard deviation of a point, as a share of the person's size in the picture."""
     sigma_3d: float = Field(default=0.25, gt=0.0)
     """Standard deviation of a 3D point, m."""
+    sigma_span: float | None = Field(default=None, gt=0.0)
+    """Standard deviation of the way from a 3D point to the next one of a limb (`BodyPoints.spans`),
+    m; None: ways do not count beside the points."""
     cauchy: float = Field(default=3.0, gt=0.0)
     """Standard deviations from which a point counts less and less."""
     shape_sd: float = Field(default=1.0, gt=0.0)
@@ -238,6 +241,7 @@ class Problem:
             for good, many in zip(finite.tolist(), enough.tolist(), strict=True)
         ]
         good = finite & enough
+        spans, span_weights = _spans(points, spots, np.where(used_spots, spot_weights, 0.0), config)
         seen = kernels.Seen(
             _own(np.where(good[:, None, None, None] & used[..., None], pixels, 0.0)),
             _own(np.where(good[:, None, None], weights * points.weights, 0.0)),
@@ -249,6 +253,9 @@ class Problem:
             _own(np.where(good[:, None], spot_weights * points.weights, 0.0)),
             config.sigma_3d,
             relative,
+            _own(np.where(good[:, None, None], spans, 0.0)),
+            _own(np.where(good[:, None], span_weights, 0.0)),
+            config.sigma_span or 1.0,
         )
         return Problem(
             tables_of(skel, points),
@@ -508,6 +515,17 @@ def _places(places: Places | None, n: int, count: int) -> tuple[np.ndarray, np.n
     return points, weights, places.relative
 
 
+def _spans(
+    points: BodyPoints, spots: np.ndarray, weights: np.ndarray, config: KeypointFitConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ways (n, S, 3) from point to point of 3D points (n, K, 3), and what they count (n, S): as
+    much as the lesser of both ends; nothing where one is not there."""
+    first, last = points.spans.T
+    least = np.minimum(weights[:, first], weights[:, last]) * (config.sigma_span is not None)
+    ways = np.where(least[..., None] > 0.0, spots[:, last] - spots[:, first], 0.0)
+    return ways, least
+
+
 _ENOUGH = 8
 
 
@@ -566,7 +584,14 @@ def tables_of(skel: SKEL, points: BodyPoints) -> tuple[Skeleton[np.ndarray], ker
     made = _TABLES.setdefault(skel, {})
     key = b"".join(
         part.tobytes()
-        for part in (points.skin, points.joints, points.shifts, points.bone, points.origin)
+        for part in (
+            points.skin,
+            points.joints,
+            points.shifts,
+            points.bone,
+            points.origin,
+            points.spans,
+        )
     )
     key = str(hash(key)).encode()
     if key not in made:
@@ -617,6 +642,7 @@ def _point_tables(
         np.array([d for chain in chains for d in chain], np.int64),
         points.origin,
         directions,
+        points.spans,
     )
 
 

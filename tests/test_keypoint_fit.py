@@ -4,6 +4,7 @@ where the points are attached."""
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def relative_places(random: np.random.Generator) -> Places:
     return Places(moved + random.normal(size=places.shape) * 0.04, weights)
 
 
-@pytest.mark.parametrize("case", ["one view", "two views", "relative places", "places"])
+@pytest.mark.parametrize("case", ["one view", "two views", "relative places", "places", "spans"])
 def test_objective_and_gradient_are_those_of_the_dense_twin(case):
     """Every unknown, away from the optimum, with points that are not seen and gross errors."""
     random = np.random.default_rng(5)
@@ -103,14 +104,16 @@ def test_objective_and_gradient_are_those_of_the_dense_twin(case):
     if case == "two views":
         cameras, pixels = two_cameras()
         weights = np.stack([weights, weights[::-1]], axis=1)
-    elif case == "relative places":
+    elif case in ("relative places", "spans"):
         places = relative_places(random)
     elif case == "places":
         places = Places(truth()[0] + 0.03, np.full((ROWS, 33), 0.5), relative=False)
     pixels = pixels + random.normal(size=pixels.shape) * 8.0
     pixels[:, ..., 7, :] += 300.0
     pixels[weights <= 0.0] = np.nan
-    problem = problem_of(pixels, weights, cameras, places).rows(slice(2))
+    span = 0.08 if case == "spans" else None
+    problem = problem_of(pixels, weights, cameras, places, sigma_span=span).rows(slice(2))
+    assert (problem.seen.span_weights > 0).any() == (case == "spans")
     at = people()[:2] + random.normal(size=(2, 59)) * 0.08
     mine, twin = problem.search(at, 0, derivatives=True), dense(problem)
     there = torch.as_tensor(at)
@@ -127,6 +130,34 @@ def test_objective_and_gradient_are_those_of_the_dense_twin(case):
     sure = [46, 47, 48, *range(49, 59)]
     assert np.allclose(mine.hessians[:, sure][:, :, sure], matrix[:, sure][:, :, sure], rtol=1e-3,
                        atol=1e-4 * matrix.max())  # fmt: skip
+
+
+def test_the_way_of_an_arm_counts_wherever_it_starts():
+    """3D points that are off by the same way all along an arm: the arm's own ways are right, and
+    with them the elbow is, by hand the objective too."""
+    random = np.random.default_rng(8)
+    places, pixels = truth()
+    hips = places[:, 23:25].mean(1, keepdims=True)
+    moved = places - hips
+    moved[:, [11, 13, 15]] += [0.0, 0.0, 0.25]
+    spots = Places(moved + random.normal(size=moved.shape) * 0.005, np.ones((ROWS, 33)))
+    pixels = pixels + random.normal(size=pixels.shape) * 4.0
+    ones, elbow = np.ones((ROWS, 33)), POSE_NAMES.index("elbow_flexion_l")
+    off = []
+    for span in (None, 0.05):
+        fit = problem_of(pixels, ones, Cameras(LENS), spots, sigma_span=span).fit(
+            None, uncertainty=False
+        )
+        off.append(np.degrees(np.abs(fit.poses[:, elbow] - people()[:, elbow])).mean())
+    assert off[1] < 0.7 * off[0]
+    problem = problem_of(pixels, ones, Cameras(LENS), spots, sigma_span=0.05)
+    plain = problem_of(pixels, ones, Cameras(LENS), spots)
+    more = problem.search(people(), 0).energies[:, 0] - plain.search(people(), 0).energies[:, 0]
+    by_hand = np.zeros(ROWS)
+    for a, b in ((11, 13), (13, 15), (12, 14), (14, 16)):
+        miss = (places[:, b] - places[:, a]) - (spots.points[:, b] - spots.points[:, a])
+        by_hand += 9.0 * np.log1p((miss**2).sum(1) / 0.05**2 / 9.0)
+    np.testing.assert_allclose(more, by_hand, rtol=1e-6)
 
 
 def test_the_optimum_is_that_of_the_dense_twin():
@@ -404,6 +435,8 @@ def test_points_and_priors_are_checked():
     with pytest.raises(ValueError, match="sum 1"):
         BodyPoints(("a",), np.zeros((1, 6890)), np.zeros((1, 24)), np.zeros((1, 3)), np.array([2]),
                    np.ones(1), np.zeros(1, np.int64), (0, 0, 0, 0))  # fmt: skip
+    with pytest.raises(ValueError, match="spans"):
+        replace(POINTS, spans=np.array([[11, 33]]))
     with pytest.raises(ValueError, match="not positive"):
         PosePrior("flat", np.zeros(43), np.zeros((43, 43)))
     with pytest.raises(ValueError, match="expected"):

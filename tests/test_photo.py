@@ -19,7 +19,6 @@ from skel_fit.joint_limits import limits as joint_limits
 from skel_fit.keypoint_fit import (
     Cameras,
     KeypointFit,
-    KeypointFitConfig,
     Start,
     fit_skel_to_keypoints,
 )
@@ -31,6 +30,7 @@ from stages.photo.fitting import (
     Fitter,
     Lens,
     Marks,
+    fit_config,
     honest_sd,
     refusals,
     shown_bones,
@@ -41,6 +41,7 @@ from stages.photo.photographs import Photographs, limits
 from tests.photo_pictures import SHARED, runners
 
 SIZE = (480, 640)
+LENS = Lens.of(SIZE, 700.0).cam_int
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_what_is_outside_counts_nothing_and_is_drawn_as_unseen(
     cut = Marks(marks.pixels + np.array([0.0, 175.0]), marks.visibility, marks.world, SIZE)
     gone = ~cut.inside[0]
     assert gone[[25, 27, 29, 31]].all() and not gone[[11, 13]].any()
-    assert (cut.weights[0][gone] == 0).all() and (cut.places.weights[0][gone] < 0.01).all()
+    assert (cut.weights[0][gone] == 0).all() and (cut.places(LENS).weights[0][gone] < 0.01).all()
     wild = cut.pixels.copy()
     wild[0, gone] += 3000.0
     lens = Lens.of(SIZE, 700.0)
@@ -154,6 +155,22 @@ def test_the_body_that_is_written_is_the_one_that_is_judged(
     monkeypatch.setattr(finder.landmarker, "steadied", shuffled)
     (refused,) = Photographs(fitter, finder).people(picture, None)
     assert refused.reason.startswith("no body fits: cost")
+
+
+def test_depth_is_along_the_ray_to_the_person(marks: Marks) -> None:
+    """A person at the picture's edge is seen from the side: what the network calls away is."""
+    middle, right = np.full((1, 33, 2), (320.0, 240.0)), np.array([1.0, 0.0])
+    np.testing.assert_allclose(replace(marks, pixels=middle).turns(LENS)[0], np.eye(3), atol=1e-9)
+    aside = replace(marks, pixels=middle + 300.0 * right)
+    angle = np.arctan(300.0 / 700.0)
+    away = np.zeros((1, 33, 3))
+    away[0, 13] = (0.0, 0.0, 1.0)
+    turned = replace(aside, world=away).places(LENS).points[0, 13]
+    np.testing.assert_allclose(turned, [np.sin(angle), 0.0, np.cos(angle)], atol=1e-9)
+    outside = replace(marks, pixels=middle + 1e9 * right)  # a guess: no farther than the edge
+    np.testing.assert_allclose(
+        outside.turns(LENS)[0, 0, 2], np.sin(np.arctan(320.0 / 700.0)), atol=1e-9
+    )
 
 
 def test_an_assumed_lens_says_so() -> None:
@@ -308,9 +325,10 @@ def test_a_fit_to_landmarks_says_what_pictures_say(fitter: Fitter, marks: Marks)
     held = fitter.with_betas(off, lens, np.zeros((1, 10)))
     for found, fit_betas in ((free, True), (held, False)):
         plain = fit_skel_to_keypoints(
-            fitter.skel, POINTS, off.pixels, off.weights, Cameras(lens.cam_int), places=off.places,
+            fitter.skel, POINTS, off.pixels, off.weights, Cameras(lens.cam_int),
+            places=off.places(lens.cam_int),
             start=Start(found.poses, found.betas, found.trans), prior=fitter.prior,
-            config=KeypointFitConfig(fit_betas=fit_betas),
+            config=fit_config(fit_betas=fit_betas),
         )  # fmt: skip
         np.testing.assert_allclose(found.sd, honest_sd(plain.sd, plain.cost), rtol=0.05)
         assert np.median(found.sd / plain.sd) > 1.1

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from skel_fit.default_body import default_body_directory
-from skel_fit.keypoint_fit import Cameras, KeypointFitConfig, Problem
+from skel_fit.keypoint_fit import Cameras, Problem
 from skel_fit.model_files import load_skel
 from stages.cli import run
 from stages.photo import videos
 from stages.photo.coupling import minimised, smoothed
 from stages.photo.detector import Detection
-from stages.photo.fitting import POINTS, Fitter, Lens, Marks
+from stages.photo.fitting import POINTS, Fitter, Lens, Marks, fit_config
 from stages.photo.frames import VideoReader
 from stages.photo.landmarks import Landmarks, Region
 from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, swaps
@@ -182,7 +182,7 @@ def test_a_motion_is_the_least_of_all_its_frames_together(fitter: Fitter) -> Non
     fit = fitter.with_betas(marks, lens, np.zeros((12, 10)))
     problem = Problem.of(
         fitter.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int), None,
-        marks.places, fitter.prior, KeypointFitConfig(fit_betas=False),
+        marks.places(lens.cam_int), fitter.prior, fit_config(fit_betas=False),
     )  # fmt: skip
     at = np.concatenate([fit.poses, fit.trans, fit.betas], 1)
     used, stiffness, rows = np.arange(12) != 5, 3000.0, np.arange(12)

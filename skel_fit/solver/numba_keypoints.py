@@ -55,6 +55,7 @@ class PointTables(NamedTuple):
     chain: np.ndarray  # (C,) angles that move it
     origin: np.ndarray  # (K,) weights of the point that relative 3D points are measured from
     bone_slopes: np.ndarray  # (24,3,10) derivative of each bone's direction by the betas
+    spans: np.ndarray  # (S,2) pairs of points: from, to
 
 
 class Seen(NamedTuple):
@@ -70,6 +71,9 @@ class Seen(NamedTuple):
     place_weights: np.ndarray  # (n,K)
     place_sigma: float  # m
     relative: bool  # places are measured from the origin of the points
+    spans: np.ndarray  # (n,S,3) m, from one point to another, the world's axes
+    span_weights: np.ndarray  # (n,S)
+    span_sigma: float  # m
 
 
 class Beliefs(NamedTuple):
@@ -234,7 +238,7 @@ def _project(seen, row, view, point, camera):
 
 
 @kernel(**_INNER)
-def _data_energy(seen, row, cauchy, place, parts):
+def _data_energy(table, seen, row, cauchy, place, parts):
     """Robust squared distances in standard deviations; parts (V,K) of each point that is seen.
     Infinite where one is behind its camera."""
     camera = np.empty(3)
@@ -266,6 +270,17 @@ def _data_energy(seen, row, cauchy, place, parts):
             miss = place.points[k, c] - seen.places[row, k, c]
             if seen.relative:
                 miss -= place.origin[c]
+            distance += miss * miss
+        total += weight * squared * math.log1p(distance * per_variance / squared)
+    per_variance = 1.0 / (seen.span_sigma * seen.span_sigma)
+    for s in range(seen.span_weights.shape[1]):
+        weight = seen.span_weights[row, s]
+        if weight <= 0.0:
+            continue
+        a, b = table.spans[s, 0], table.spans[s, 1]
+        distance = 0.0
+        for c in range(3):
+            miss = place.points[b, c] - place.points[a, c] - seen.spans[row, s, c]
             distance += miss * miss
         total += weight * squared * math.log1p(distance * per_variance / squared)
     return total
@@ -526,6 +541,35 @@ def _add_metric(metric, jacobian, root, hessian):
 
 
 @kernel(**_INNER)
+def _span_pulls(skeleton, table, seen, row, cauchy, place, work, slopes):
+    """Adds what the spans pull at their points to the forces, and their curvature to the matrix:
+    a residual is the difference of two points, so it couples them."""
+    squared = cauchy * cauchy
+    per_variance = 1.0 / (seen.span_sigma * seen.span_sigma)
+    miss, metric = np.empty(3), np.zeros((3, 3))
+    jacobian, other = slopes.jacobian, slopes.origin_jacobian
+    for s in range(seen.span_weights.shape[1]):
+        weight = seen.span_weights[row, s]
+        if weight <= 0.0:
+            continue
+        a, b = table.spans[s, 0], table.spans[s, 1]
+        distance = 0.0
+        for c in range(3):
+            miss[c] = place.points[b, c] - place.points[a, c] - seen.spans[row, s, c]
+            distance += miss[c] * miss[c]
+        weight *= per_variance / (1.0 + distance * per_variance / squared)
+        _point_jacobian(skeleton, table, place, work, slopes, b, jacobian)
+        _point_jacobian(skeleton, table, place, work, slopes, a, other)
+        for c in range(3):
+            slopes.forces[b, c] += weight * miss[c]
+            slopes.forces[a, c] -= weight * miss[c]
+            metric[c, c] = weight
+            for d in range(UNKNOWNS):
+                jacobian[c, d] -= other[c, d]
+        _add_metric(metric, jacobian, slopes.root, slopes.hessian)
+
+
+@kernel(**_INNER)
 def _linearise(skeleton, table, seen, beliefs, row, cauchy, place, work, slopes):
     """Half gradient and half Gauss-Newton matrix (upper triangle) at `place`. The gradient is that
     of the objective; the matrix leaves the correctives out."""
@@ -537,6 +581,7 @@ def _linearise(skeleton, table, seen, beliefs, row, cauchy, place, work, slopes)
         gradient[d] = 0.0
         for e in range(UNKNOWNS):
             hessian[d, e] = 0.0
+    _span_pulls(skeleton, table, seen, row, cauchy, place, work, slopes)
     squared = cauchy * cauchy
     per_variance = 1.0 / (seen.place_sigma * seen.place_sigma)
     total = 0.0  # weight of the 3D points
@@ -570,6 +615,8 @@ def _linearise(skeleton, table, seen, beliefs, row, cauchy, place, work, slopes)
         total += weight
         metric = slopes.metric[k]
         looked_at = metric[0, 0] + metric[1, 1] + metric[2, 2] > 0.0
+        for c in range(3):
+            looked_at = looked_at or slopes.forces[k, c] != 0.0
         is_origin = seen.relative and table.origin[k] != 0.0
         if not looked_at and not is_origin:
             continue
@@ -718,7 +765,7 @@ def _fit_row(skeleton, table, seen, beliefs, row, cauchy, steps, tolerance, deri
         there.unknowns[d] = here.unknowns[d]
     while True:
         _put(skeleton, table, there, work, feature)
-        data = _data_energy(seen, row, cauchy, there, there.parts)
+        data = _data_energy(table, seen, row, cauchy, there, there.parts)
         prior = _prior_energy(beliefs, row, there.unknowns)
         fresh = data + prior <= total and data < np.inf
         if fresh:

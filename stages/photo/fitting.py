@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
 
 from skel_fit.anatomy import JOINTS
 from skel_fit.body_points import BodyPoints, blazepose_points
@@ -21,6 +23,7 @@ from skel_fit.keypoint_fit import (
     fit_skel_to_keypoints,
 )
 from skel_fit.pose_prior import PosePrior, pose_prior
+from skel_fit.rotations import minimal_rotation
 from skel_fit.skel import SKEL
 from stages.photo.landmarks import Landmarks
 
@@ -45,6 +48,9 @@ grow with the square root of its cost from there on: landmarks err together, and
 them badly they err more. Measured on rendered pictures (docs/benchmarks.md#photographs)."""
 _ROOM = np.minimum(np.ptp(limits("default"), axis=1), 2.0 * np.pi) / np.sqrt(12.0)
 """rad; the standard deviation of an angle that may be anything within its limits."""
+SPAN = 0.1
+"""m, each axis: how far upper arms and forearms of the network are from the true ones. Less than
+what the picture and the prior leave open (docs/photo.md#spans)."""
 HEIGHTS = (0.4, 2.6)
 """Metres that a person may be tall."""
 
@@ -86,12 +92,20 @@ class Marks:
         network has only guessed."""
         return np.where(self.inside, self.visibility.clip(_LEAST_WEIGHT, 1.0), 0.0)
 
-    @property
-    def places(self) -> Places:
-        """The world landmarks as soft 3D points; the torso's in any case, for the start."""
+    def places(self, cam_int: np.ndarray) -> Places:
+        """The world landmarks as soft 3D points in the frame of a camera (3, 3); the torso's in any
+        case, for the start."""
         weights = self.weights
         weights[:, _TORSO] = np.maximum(weights[:, _TORSO], _START_WEIGHT)
-        return Places(self.world, weights)
+        return Places(self.world @ self.turns(cam_int).swapaxes(-1, -2), weights)
+
+    def turns(self, cam_int: np.ndarray) -> np.ndarray:
+        """(n, 3, 3) the camera's axis -> the ray to the middle of each one's hips. The network sees
+        a cut-out, so its depth is along that ray, wherever in the picture the person is."""
+        hips = self.pixels[:, _TORSO[:2]].mean(1).clip(0, self.size[::-1])
+        rays = np.column_stack([hips, np.ones(len(hips))]) @ np.linalg.inv(cam_int).T
+        axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(len(rays), 3)
+        return minimal_rotation(axis, torch.as_tensor(rays)).numpy()
 
     def seen(self) -> np.ndarray:
         """(n,) landmarks that count and lie in the picture."""
@@ -163,7 +177,7 @@ class Fitter:
 
     def with_betas(self, marks: Marks, lens: Lens, betas: np.ndarray) -> KeypointFit:
         """Fits every row with a given shape (n, 10): a few steps with a free one for the start."""
-        quick = KeypointFitConfig(steps=_QUICK)
+        quick = fit_config(steps=_QUICK)
         begun = self._fit(marks, lens, None, uncertainty=False, config=quick)
         return self.with_shape(marks, lens, begun, betas)
 
@@ -173,10 +187,15 @@ class Fitter:
     ) -> KeypointFit:  # fmt: skip
         found = fit_skel_to_keypoints(
             self.skel, POINTS, marks.pixels, marks.weights, Cameras(lens.cam_int),
-            places=marks.places, start=start, prior=self.prior,
-            config=config or KeypointFitConfig(fit_betas=fit_betas), uncertainty=uncertainty,
+            places=marks.places(lens.cam_int), start=start, prior=self.prior,
+            config=config or fit_config(fit_betas=fit_betas), uncertainty=uncertainty,
         )  # fmt: skip
         return replace(found, sd=honest_sd(found.sd, found.cost))
+
+
+def fit_config(**options: Any) -> KeypointFitConfig:
+    """How landmarks of one camera are fitted."""
+    return KeypointFitConfig(sigma_span=SPAN, **options)
 
 
 def honest_sd(sd: np.ndarray, cost: np.ndarray) -> np.ndarray:

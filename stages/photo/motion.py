@@ -11,10 +11,10 @@ import numpy as np
 
 from skel_fit.anatomy import NUM_POSES
 from skel_fit.body_points import BLAZEPOSE_NAMES
-from skel_fit.keypoint_fit import Cameras, KeypointFit, KeypointFitConfig, Problem
+from skel_fit.keypoint_fit import Cameras, KeypointFit, Problem
 from skel_fit.solver.branches import continuous_root
 from stages.photo.coupling import COUNT, minimised, smoothed
-from stages.photo.fitting import MOST_COST, POINTS, Fitter, Lens, Marks, refusals
+from stages.photo.fitting import MOST_COST, POINTS, Fitter, Lens, Marks, fit_config, refusals
 from stages.photo.landmarks import MIRROR
 
 STIFFNESS, STIFFNESS_OF_SEVERAL = 3000.0, 1000.0
@@ -182,8 +182,8 @@ def _window(
     fit = fitter.with_betas(own, lens, np.tile(betas, (len(rows), 1)))
     good = np.array([not reason for reason in refusals(fit, own, [MOST_COST] * len(rows))])
     problem = Problem.of(
-        fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None, own.places,
-        fitter.prior, KeypointFitConfig(fit_betas=False),
+        fitter.skel, POINTS, own.pixels, own.weights, Cameras(lens.cam_int), None,
+        own.places(lens.cam_int), fitter.prior, fit_config(fit_betas=False),
     )  # fmt: skip
     return coupled(fit, problem, good, seen, rate, MOST_COST)
 
