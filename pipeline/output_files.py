@@ -34,13 +34,19 @@ def canonical_json(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return text.encode("utf-8")
+    return _utf8(text)
 
 
 def pretty_json(value: Any) -> bytes:
     """Sorted, indented JSON for files that people open; as deterministic as the canonical form."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8") + b"\n"
+    return _utf8(text) + b"\n"
+
+
+def _utf8(text: str) -> bytes:
+    """JSON as bytes. A file's name that is not UTF-8 has lone surrogates in Python: they stand as
+    JSON's own escapes, which read back the same."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path) -> Any:

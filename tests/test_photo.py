@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.errors import InputError
 from skel_fit.anatomy import JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.joint_limits import limits as joint_limits
@@ -38,6 +40,7 @@ from stages.photo.fitting import (
 from stages.photo.landmarks import Landmarks, Region
 from stages.photo.people import Finder, Sighting
 from stages.photo.photographs import Photographs, limits
+from stages.regressor.data.images import decode
 from tests.photo_pictures import SHARED, runners
 
 SIZE = (480, 640)
@@ -297,6 +300,23 @@ def test_refusals_are_one_line(
     said = capsys.readouterr().err.strip()
     assert code in (2, 5) and told in said and len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_utf8_is_a_name(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"n\xe4me\xff.jpg")
+    name.write_bytes(b"no picture")
+    assert run(["photo", str(name), "--out", str(tmp_path / "out"), "--quiet"]) == 3
+    told = json.loads((tmp_path / "out" / "people.json").read_bytes().decode())["pictures"]
+    assert told[str(name)]["status"] == "unreadable"
+
+
+def test_a_picture_of_gigabytes_is_refused_by_its_head() -> None:
+    head = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + 2 * (29_999).to_bytes(4)
+    with pytest.raises(InputError, match=r"bomb.png: 29999 x 29999 pixels, expected .* megapixels"):
+        decode(head + bytes(80), "bomb.png")
+    long = np.zeros((1, 30_001, 3), np.uint8)
+    with pytest.raises(InputError, match="30001 x 1 pixels"):
+        decode(cv2.imencode(".bmp", long)[1].tobytes(), "long.bmp")
 
 
 def test_nothing_is_written_over_a_picture_that_is_read(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.errors import OutputError
 from skel_fit.default_body import default_body_directory
 from skel_fit.keypoint_fit import Cameras, Problem
 from skel_fit.model_files import load_skel
@@ -21,7 +23,7 @@ from stages.photo import videos
 from stages.photo.coupling import minimised, smoothed
 from stages.photo.detector import Detection
 from stages.photo.fitting import POINTS, Fitter, Lens, Marks, fit_config
-from stages.photo.frames import VideoReader
+from stages.photo.frames import FilmWriter, VideoReader
 from stages.photo.landmarks import Landmarks, Region
 from stages.photo.motion import MIRROR, exchanged, fit_motion, shape_of, swaps
 from stages.photo.people import Finder, Sighting
@@ -382,6 +384,18 @@ def test_what_is_no_video_is_one_line(
     said = capfd.readouterr().err.strip()
     assert told in said and len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_not_utf8_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenCV crashes on it."""
+    path = tmp_path / os.fsdecode(b"v\xefd.mp4")
+    path.write_bytes(b"no video")
+    assert run(["video", str(path), "--out", str(tmp_path / "out")]) == 5
+    assert "is not UTF-8; rename it" in capsys.readouterr().err
+    with pytest.raises(OutputError, match="choose another --out"):
+        FilmWriter(path.with_suffix(".webm"), 25.0, (32, 32), "vp8")
 
 
 # ---- the verb -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ CODECS = {"vp8": "VP80", "vp9": "VP90"}
 _WAITING = 4
 """Frames that wait to be encoded."""
 _MOST_PIXELS = 8192 * 8192
+# Read by OpenCV with the first video: what FFmpeg remarks of damaged frames is no line of ours.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class VideoReader:
         check_regular(path)
         if not path.is_file():
             raise InputError(f"{path}: no such video")
+        if not _nameable(path):
+            raise InputError(f"{path}: its name is not UTF-8; rename it")
         self.path = path
         with unheard():
             self._stream = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
@@ -101,6 +106,15 @@ class VideoReader:
         self.close()
 
 
+def _nameable(path: Path) -> bool:
+    """OpenCV crashes on names that are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class FilmWriter:
     """A film (.webm) under a temporary name until `finish`; a thread of its own encodes.
 
@@ -111,6 +125,8 @@ class FilmWriter:
     """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int], codec: str) -> None:
+        if not _nameable(path):
+            raise OutputError(f"{path}: its name is not UTF-8; choose another --out")
         self.path = path
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         with unheard():  # the tag in WebM is remarked upon, and is right

@@ -24,8 +24,9 @@ _JPEG = b"\xff\xd8"
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD = 65536
-# Pictures larger than this (pixels) are refused before they are decoded by anything else of ours.
-_MAX_SIDE = 30_000
+# Pictures larger than this (pixels) are refused, PNG and JPEG before anything decodes them: a
+# hundred kilobytes may say that they are a picture of gigabytes.
+_MAX_SIDE, _MOST_PIXELS = 30_000, 1 << 28
 
 
 class ImageSource(Protocol):
@@ -174,6 +175,14 @@ def _size_in_head(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _check_size(width: int, height: int, name: str) -> None:
+    if max(width, height) > _MAX_SIDE or width * height > _MOST_PIXELS:
+        raise InputError(
+            f"image {name}: {width} x {height} pixels, expected sides up to {_MAX_SIDE:,} and "
+            f"{_MOST_PIXELS >> 20} megapixels; make it smaller or remove the row"
+        )
+
+
 def decode(data: bytes, name: str, reduce: int = 1, *, turned: bool = False) -> np.ndarray:
     """An encoded picture as (H, W, 3) uint8 RGB, `reduce` (1, 2, 4, 8) times smaller.
 
@@ -184,14 +193,17 @@ def decode(data: bytes, name: str, reduce: int = 1, *, turned: bool = False) -> 
     Raises:
         InputError: not a picture that OpenCV reads.
     """
+    if size := _size_in_head(data):
+        _check_size(*size, name)
     flag = _REDUCED[reduce] if data[:2] == _JPEG else cv2.IMREAD_COLOR
     try:
         flag |= 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:
         picture = None
-    if picture is None or max(picture.shape) > _MAX_SIDE:
+    if picture is None:
         raise InputError(f"image {name}: damaged or not a picture; repair it or remove the row")
+    _check_size(picture.shape[1], picture.shape[0], name)
     if reduce > 1 and data[:2] != _JPEG:
         size = tuple(-(-side // reduce) for side in picture.shape[1::-1])
         padded = cv2.copyMakeBorder(

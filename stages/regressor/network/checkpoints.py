@@ -201,12 +201,17 @@ def _check_members(path: Path) -> None:
         raise InputError(f"{path}: damaged: {wrong} does not have its checksum; restore it")
 
 
+DAMAGE = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError,
+          LookupError, AssertionError, MemoryError)  # fmt: skip
+"""What torch raises on bytes that are no checkpoint."""
+
+
 def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path}: damaged, or holds more than tensors and plain types (which is refused; "
             f"hmr-skel import-checkpoint reads official files): {_reason(error)}"

@@ -7,7 +7,6 @@ stand, for this one load, for a class that takes anything and does nothing.
 
 from __future__ import annotations
 
-import pickle
 import pickletools
 import tarfile
 import zipfile
@@ -19,7 +18,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.paths import check_regular
-from stages.regressor.network.checkpoints import check_bytes
+from stages.regressor.network.checkpoints import DAMAGE, check_bytes
 
 _LEGACY_PICKLES = 4
 """An old file: magic number, protocol, machine, then the object; its list of keys and the raw
@@ -62,16 +61,12 @@ def read_foreign(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:140]
         raise InputError(
             f"{path}: damaged, or holds more than tensors, plain types and foreign objects that "
             f"can be left alone (which is refused): {reason}"
         ) from error
-
-
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, EOFError,
-           LookupError, AssertionError, MemoryError)  # fmt: skip
 
 
 def _zip_globals(path: Path) -> list[str]:
