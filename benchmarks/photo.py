@@ -1,9 +1,11 @@
 """People in rendered pictures: found, landmarks, bodies, angles, intervals.
 
-    python -m benchmarks.photo DIR [--rows 330] [--split actors|demo] [--part dev|test]
+    python -m benchmarks.photo DIR [--rows 330] [--split actors|demo|train] [--part dev|test]
 
 DIR: folder for the pictures, rendered where they are missing. Rows: `actors`, of actors and
-activities of which nothing was learnt (run, kick, cartwheel, backflip), or `demo`: its own motion.
+activities of which nothing was learnt (run, kick, cartwheel, backflip), `demo`: its own motion, or
+`train`: dance, walk and that motion, each fitted with a prior of the other two, twice as wide, so
+that methods can be compared on people whom the prior does not know, without a look at `actors`.
 Parts: half seconds of the takes in turn, of another seed each: things are tuned on `dev`
 (validation split of the demo) and `test` (its test split) is looked at when nothing changes any
 more. Found: somebody past all gates whose landmarks are those of the person (mean error below 30 %
@@ -31,6 +33,7 @@ from skel_fit.anatomy import POSE_NAMES
 from skel_fit.default_body import default_body_directory
 from skel_fit.keypoint_fit import KeypointFit
 from skel_fit.model_files import load_skel, load_smpl
+from skel_fit.pose_prior import WIDE, PosePrior
 from stages.photo.fitting import Fitter, Lens
 from stages.photo.people import Finder
 from stages.photo.photographs import Photographs
@@ -43,6 +46,7 @@ ON_THE_PERSON = 0.3
 
 
 SEEDS = {"dev": 9001, "test": 77}
+TRAIN_SEED, POSES_SEED = 9103, 31
 _RATES = {take.activity: take.fps for take in takes()}
 _ANGLES = {
     "knee": ("knee_angle_l", "knee_angle_r"),
@@ -67,6 +71,31 @@ def demo_rows(rows: int, part: str) -> dict[str, np.ndarray]:
     columns = demo_columns(default_body_directory(), rows=2400, seed=SEEDS[part])
     own = columns["split"] == ("test" if part == "test" else "validation")
     return spread(columns, np.flatnonzero(own), rows)
+
+
+def train_rows(rows: int, part: str) -> dict[str, np.ndarray]:
+    """Of each activity the same number; there is one part."""
+    columns = demo_columns(default_body_directory(), rows=rows, seed=TRAIN_SEED, takes=2 * rows)
+    train = np.flatnonzero(columns["split"] == "train")
+    each = [train[columns["activity"][train] == a] for a in np.unique(columns["activity"][train])]
+    chosen = np.concatenate([own[: rows // len(each)] for own in each])
+    return spread({name: values[chosen] for name, values in columns.items()},
+                  np.arange(len(chosen)), rows)  # fmt: skip
+
+
+def unknowing(fitter: Fitter) -> dict[str, Fitter]:
+    """Activity -> a fitter whose prior is made of the train motion without it."""
+    columns = demo_columns(default_body_directory(), rows=1200, seed=POSES_SEED, takes=1600)
+    train = np.flatnonzero(columns["split"] == "train")
+    columns = {name: values[train] for name, values in columns.items()}
+    poses, of = true_unknowns(fitter.skel, columns)[:, :46], columns["activity"]
+    return {
+        str(activity): Fitter(
+            fitter.skel,
+            PosePrior.of_poses(poses[of != activity], f"not {activity}").widened(WIDE, "others"),
+        )
+        for activity in np.unique(of)
+    }
 
 
 def spread(columns: dict[str, np.ndarray], among: np.ndarray, rows: int) -> dict[str, np.ndarray]:
@@ -121,10 +150,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=330)
-    parser.add_argument("--split", choices=("actors", "demo"), default="actors")
+    parser.add_argument("--split", choices=("actors", "demo", "train"), default="actors")
     parser.add_argument("--part", choices=("dev", "test"), default="test")
     given = parser.parse_args()
-    columns = (actors if given.split == "actors" else demo_rows)(given.rows, given.part)
+    rows_of = {"actors": actors, "demo": demo_rows, "train": train_rows}
+    columns = rows_of[given.split](given.rows, given.part)
     pictures = rendered(columns, given.folder / f"{given.split}-{given.part}", workers=2)
     fitter = Fitter(load_skel(default_body_directory(), "male"))
     photographs = Photographs(fitter, Finder())
@@ -138,7 +168,7 @@ def main() -> None:
     seconds = (time.process_time() - began) / len(pictures)
     print(markdown_conditions(conditions()))
     print(f"\n{false} bodies where nobody is; {1000 * seconds:.0f} ms of CPU a picture.\n")
-    print_tables(pictures, fitter, people)
+    print_tables(pictures, fitter, people, unknowing(fitter) if given.split == "train" else {})
 
 
 def sorted_out(pictures: Rendered, row: int, people: Sequence[Subject]) -> tuple[list[Seen], int]:
@@ -155,7 +185,10 @@ def sorted_out(pictures: Rendered, row: int, people: Sequence[Subject]) -> tuple
     return mine, false
 
 
-def print_tables(pictures: Rendered, fitter: Fitter, people: list[Seen]) -> None:
+def print_tables(
+    pictures: Rendered, fitter: Fitter, people: list[Seen], others: dict[str, Fitter]
+) -> None:
+    """others: fitters for rows of an activity."""
     columns = pictures.columns
     activity = columns.get("activity", np.full(len(pictures), "demo"))
     table = [report("all", len(pictures), people)]
@@ -171,9 +204,12 @@ def print_tables(pictures: Rendered, fitter: Fitter, people: list[Seen]) -> None
     for name in ("focal assumed", "focal known"):
         fits: list[tuple[int, KeypointFit]] = []
         for row, person, _ in people:
-            fit = person.fit
+            fit, own = person.fit, others.get(str(activity[row]), fitter)
+            lens = person.lens
             if name == "focal known":
-                fit = fitter.fit(person.marks, Lens(columns["cam_int"][row], "known"))
+                lens = Lens(columns["cam_int"][row], "known")
+            if name == "focal known" or others:
+                fit = own.fit(person.marks, lens)
             if fit is not None and np.isfinite(fit.cost[0]):
                 fits.append((row, fit))
         scores = np.array([
