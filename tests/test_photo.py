@@ -176,6 +176,22 @@ def test_depth_is_along_the_ray_to_the_person(marks: Marks) -> None:
     )
 
 
+def test_a_forearm_that_the_network_sees_in_front_bends_the_elbow(
+    fitter: Fitter, marks: Marks
+) -> None:
+    """More than its places alone would."""
+    world = marks.world.copy()
+    world[0, [15, 17, 19, 21], 2] -= 0.2
+    ahead, lens = replace(marks, world=world), Lens(LENS, "known")
+    found = fitter.fit(ahead, lens, uncertainty=False)
+    plain = fit_skel_to_keypoints(
+        fitter.skel, POINTS, ahead.pixels, ahead.weights, Cameras(LENS), places=ahead.places(LENS),
+        start=Start(found.poses, found.betas, found.trans), prior=fitter.prior, uncertainty=False,
+    )  # fmt: skip
+    depths = [fit.points[0, 15, 2] - fit.points[0, 13, 2] for fit in (found, plain)]
+    assert depths[0] < depths[1] - 0.01
+
+
 def test_an_assumed_lens_says_so() -> None:
     assert Lens.of((300, 400), None).focal == 0.65 * 500.0
     assert Lens.of((300, 400), None).source.startswith("assumed")
