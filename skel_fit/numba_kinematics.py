@@ -377,6 +377,72 @@ def pose_frames(
                     )
 
 
+@njit(inline="always")
+def _add_torque(turned, c, g0, g1, g2, torque):
+    """Adds column c of a rotation (3,3) times (cross product) the gradient of that column."""
+    r0, r1, r2 = turned[0, c], turned[1, c], turned[2, c]
+    torque[0] += r1 * g2 - r2 * g1
+    torque[1] += r2 * g0 - r0 * g2
+    torque[2] += r0 * g1 - r1 * g0
+
+
+@kernel()
+def pose_frames_gradients(
+    skeleton, sources, apose_rot, poses, joints, frames, lengths,
+    positions, orientations, affine, features, out,
+):  # fmt: skip
+    """Gradient by the angles of what `pose_frames` gives: out (n,46), from those of its results.
+
+    A gradient acts on a bone as a force and a torque about the origin. Both add up over what is
+    below a joint, and an angle takes its share along its twist (docs/solver.md)."""
+    work, q = make_work(), np.zeros(NUM_PARAMETERS)
+    turned, product = np.empty((3, 3)), np.empty((3, 3))
+    torque, force, own_torque = np.empty((JOINTS, 3)), np.empty((JOINTS, 3)), np.empty((JOINTS, 3))
+    for row in range(poses.shape[0]):
+        own = row if joints.shape[0] > 1 else 0
+        for d in range(poses.shape[1]):
+            q[d] = poses[row, d]
+        bones(skeleton, q, joints[own], frames[own], lengths[own], work)
+        twists(skeleton, work)
+        torque[:] = 0.0
+        own_torque[:] = 0.0
+        for j in range(JOINTS):
+            pull, rotation, rest = affine[row, j], work.rotations[j], joints[own, j]
+            multiply(rotation, frames[own, j], product)
+            multiply(product, apose_rot[j], turned)
+            for c in range(3):
+                turn = orientations[row, j]
+                _add_torque(turned, c, turn[0, c], turn[1, c], turn[2, c], torque[j])
+                g0 = pull[0, c] - pull[0, 3] * rest[c]
+                g1 = pull[1, c] - pull[1, 3] * rest[c]
+                g2 = pull[2, c] - pull[2, 3] * rest[c]
+                _add_torque(rotation, c, g0, g1, g2, torque[j])
+            for c in range(3):
+                force[j, c] = pull[c, 3] + positions[row, j, c]
+            p, f = work.positions[j], force[j]
+            torque[j, 0] += p[1] * f[2] - p[2] * f[1]
+            torque[j, 1] += p[2] * f[0] - p[0] * f[2]
+            torque[j, 2] += p[0] * f[1] - p[1] * f[0]
+        for j in range(JOINTS - 1, 0, -1):
+            for c in range(3):
+                torque[skeleton.parents[j], c] += torque[j, c]
+                force[skeleton.parents[j], c] += force[j, c]
+        for s in range(sources.shape[0]):
+            for c in range(3):
+                _add_torque(
+                    work.local[sources[s]], c, features[row, 9 * s + c],
+                    features[row, 9 * s + 3 + c], features[row, 9 * s + 6 + c],
+                    own_torque[sources[s]],
+                )  # fmt: skip
+        for d in range(poses.shape[1]):
+            j = skeleton.joint_of_parameter[d]
+            total = 0.0
+            for c in range(3):
+                total += work.axes[d, c] * torque[j, c] + work.shift[d, c] * force[j, c]
+                total += work.local_axes[d, c] * own_torque[j, c]
+            out[row, d] = total
+
+
 # --- the SMPL side --------------------------------------------------------------------------
 
 

@@ -171,6 +171,7 @@ class SKEL(nn.Module):
     _blended_rigid_weights: Tensor
     _blended_weights: Tensor
     _bone_unsort: Tensor
+    _bone_points: Tensor
     _extent_first: Tensor
     _extent_second: Tensor
     _extents: Tensor
@@ -268,6 +269,11 @@ class SKEL(nn.Module):
         self._floats("_blended_rigid_weights", rigid[blended])
         self._floats("_blended_weights", smooth[blended])
         self._ints("_bone_unsort", np.argsort(np.concatenate((rigid_order, blended))))
+        # The same in one pass: a vertex blends pairs of (bone of the pose, bone at rest).
+        moved, still = np.nonzero((smooth != 0).T.astype(np.float64) @ (rigid != 0))
+        self._bone_pairs = moved.tolist(), still.tolist()
+        self._pair_weights = BoneWeights.of(smooth[:, moved] * rigid[:, still])
+        self._floats("_bone_points", points.T.reshape(1, -1))
 
         # Template extents that the measured bone scales divide by (#bone-scales).
         pairs = [(k, v1, v2) for _, _, k, v1, v2 in _MEASURED_SCALES] + list(_THORAX_DEPTHS)
@@ -288,10 +294,6 @@ class SKEL(nn.Module):
     def device(self) -> torch.device:
         """Device of the model's tensors."""
         return self.template.device
-
-    @property
-    def _offset_basis(self) -> Tensor:
-        return self._basis[:, :-NUM_BETAS]
 
     @property
     def _shape_basis(self) -> Tensor:
@@ -436,18 +438,19 @@ class SKEL(nn.Module):
         fused = can_skin(inputs)
         if skeleton or not fused:
             given = given if isinstance(given, SkelIdentity) else self.shape(given)
-        compiled = fused and not asks_gradient(inputs)
+        compiled = fused and not asks_gradient(_tensors(given))
         bones = (self._bones_compiled if compiled else self._bones_by_torch)(poses, given)
         if isinstance(given, Tensor):
             # The rest shape is linear in the betas, as the correctives are in their features.
-            rest, basis = self._template_flat[None], self._basis
+            rest = self._template_flat[None]
         else:
-            rest, basis = given.vertices.transpose(1, 2).flatten(1), self._offset_basis
+            rest = given.vertices.transpose(1, 2).flatten(1)
         if fused:
             posed = skin(
-                bones.moving, rest, bones.affine, trans, basis, self._bone_weights, self._skin
+                bones.moving, rest, bones.affine, trans, self._basis, self._bone_weights, self._skin
             )
         else:
+            basis = self._basis[:, : bones.moving.shape[1]]
             parts = [
                 self._skin(bones.moving[rows], rest[own], bones.affine[rows], trans[rows], basis)
                 for rows, own in _chunks(poses, len(rest))
@@ -456,12 +459,7 @@ class SKEL(nn.Module):
         mesh = None
         if skeleton:
             assert isinstance(given, SkelIdentity)
-            still = self._bones_at_rest(given)
-            parts = [
-                self._bones(still[own], bones.affine[rows], trans[rows])
-                for rows, own in _chunks(poses, len(still))
-            ]
-            mesh = _join(parts, poses, len(self.skeleton_template))
+            mesh = self._bone_mesh(self._bones_at_rest(given), bones.affine, trans, compiled)
         return SkelOutput(
             skin_vertices=posed,
             joints=bones.positions + trans[:, None],
@@ -493,7 +491,12 @@ class SKEL(nn.Module):
         else:
             shape = RestBones.of_tensors(given.joints, given.bases, given.lengths)
         sources = np.asarray(self._feature_joints, np.int64)
-        return posed_bones(self._skeleton, sources, numpy_of(self.apose_rot), poses, shape)
+
+        def twin(poses: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            bones = self._bones_by_torch(poses, given)
+            return bones.positions, bones.orientations, bones.affine, bones.moving
+
+        return posed_bones(self._skeleton, sources, numpy_of(self.apose_rot), poses, shape, twin)
 
     def _skin(
         self, moving: Tensor, rest: Tensor, affine: Tensor, trans: Tensor, basis: Tensor
@@ -508,6 +511,22 @@ class SKEL(nn.Module):
         """Affine map of each bone from its own frame to the rest pose: (B or 1, 24, 3, 4)."""
         scaled = identity.orientations * self.bone_scale(identity)[:, :, None, :]
         return torch.cat((scaled, identity.joints[..., None]), -1)
+
+    def _bone_mesh(self, rest: Tensor, affine: Tensor, trans: Tensor, compiled: bool) -> Tensor:
+        """Bone mesh (B, Nk, 3) of bones at rest (B or 1, 24, 3, 4) and their motion."""
+        if compiled and not asks_gradient((rest, affine, trans)):
+            moved, still = self._bone_pairs
+            turn, placed = affine[:, moved], rest[:, still]
+            maps = turn[..., :3] @ placed
+            maps[..., 3] += turn[..., 3]
+            points, weights = self._bone_points, self._pair_weights
+            nothing, basis = affine.new_zeros(len(affine), 0), points.new_zeros(points.shape[1], 0)
+            return skin(nothing, points, maps, trans, basis, weights, self._skin)
+        parts = [
+            self._bones(rest[own], affine[rows], trans[rows])
+            for rows, own in _chunks(affine, len(rest))
+        ]
+        return _join(parts, affine, len(self.skeleton_template))
 
     def _bones(self, rest: Tensor, affine: Tensor, trans: Tensor) -> Tensor:
         """Bone mesh of one chunk (#bone-scales): (b, Nk, 3).

@@ -22,11 +22,10 @@ from skel_fit.crew import each, rows_over_threads
 LEAST_ROWS = {False: 16, True: 32}
 """Rows from which on it is worth it, without and with gradient (benchmarks/forward.py, two
 threads): for fewer it takes longer to load kernels than to do without."""
-_BLOCK = 1024
-"""Vertices that one thread takes at a time: their correctives are multiplied for all rows at once,
-so that the basis is read once, and skinned while they are in the cache."""
+_BLOCK = 864
+"""Vertices that one thread takes at a time: an eighth of them."""
 _ROWS = 256
-"""Rows at a time, for the same reason."""
+"""Rows at a time: their features stay in the cache while the basis passes."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,10 @@ def skin(
 ) -> Tensor:
     """Posed skin, (B, V, 3) m.
 
-    features: (B, F) what moves rest vertices along the basis; shaped: (B or 1, 3V) rest vertices,
-    component after component, m; affine: (B, 24, 3, 4); trans: (B, 3) m; basis: (3V, F); twin: the
-    same in torch, from the first five, for second derivatives.
+    features: (B, F) what moves rest vertices along the first columns of the basis; shaped:
+    (B or 1, 3V) rest vertices, component after component, m; affine: (B, 24, 3, 4); trans: (B, 3)
+    m; basis: (3V, F or more), contiguous; twin: the same in torch, from the first five with a basis
+    (3V, F), for second derivatives.
     """
     found: Tensor = _Skin.apply(features, shaped, affine, trans, basis, bones, twin)
     return found
@@ -103,100 +103,113 @@ class _Skin(torch.autograd.Function):
         bones: BoneWeights,
         twin: Callable[..., Tensor],
     ) -> Tensor:
-        ctx.save_for_backward(features, shaped, affine, trans, basis)
-        ctx.bones, ctx.twin = bones, twin
         batch = features.shape[0]
         out = torch.empty(batch, basis.shape[0])
         rest, moved, array = _vertices(shaped), _array(trans), out.numpy()
+        kept = []
         for rows in _slices(batch, _ROWS):
-            part = _Part(basis, features[rows], affine[rows], bones, _own(rest, rows))
-            part.skin(moved[rows], array[rows])
+            part = _Part(basis, features[rows], affine[rows], bones)
+            points = part.room(any(ctx.needs_input_grad))
+            part.skin(_own(rest, rows), moved[rows], points.numpy(), array[rows])
+            kept.append(points)
+        ctx.save_for_backward(features, shaped, affine, trans, basis, *kept)
+        ctx.bones, ctx.twin = bones, twin
         return out.view(batch, -1, 3)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        features, shaped, affine, _, basis = ctx.saved_tensors
+        features, shaped, affine, _, basis, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # a gradient of this gradient will be asked for
             return (*_twice(ctx, grad), None, None, None)
         batch = features.shape[0]
-        rest, pull = _vertices(shaped), _array(grad.reshape(batch, -1))
+        pull = _array(grad.reshape(batch, -1))
         for_features, for_affine = torch.empty_like(features), torch.empty(affine.shape)
         for_shaped = torch.zeros(shaped.shape) if ctx.needs_input_grad[1] else None
-        for rows in _slices(batch, _ROWS):
-            part = _Part(basis, features[rows], affine[rows], ctx.bones, _own(rest, rows))
-            own = None if for_shaped is None else _own(for_shaped, rows)
-            for_features[rows], for_affine[rows] = part.gradients(pull[rows], own)
+        for rows, points in zip(_slices(batch, _ROWS), kept, strict=True):
+            part = _Part(basis, features[rows], affine[rows], ctx.bones)
+            own = _NOTHING if for_shaped is None else _own(_vertices(for_shaped), rows)
+            for_features[rows], for_affine[rows] = part.gradients(points.numpy(), pull[rows], own)
         for_trans = grad.sum(1) if ctx.needs_input_grad[3] else None
         return for_features, for_shaped, for_affine, for_trans, None, None, None
+
+
+_NOTHING = np.zeros((0, 0, 0), np.float32)
 
 
 class _Part:
     """Rows that are posed together, blocks of vertices over threads."""
 
-    def __init__(
-        self,
-        basis: Tensor,
-        features: Tensor,
-        affine: Tensor,
-        bones: BoneWeights,
-        rest: np.ndarray,
-    ) -> None:
+    def __init__(self, basis: Tensor, features: Tensor, affine: Tensor, bones: BoneWeights) -> None:
         self.kernels = _found_kernels()
-        self.basis = basis.unflatten(0, (3, -1))
-        self.features = features.t().contiguous()
-        self.bones = (bones.starts, bones.bones, bones.weights)
-        self.rest = rest
-        batch, lanes = len(affine), self.kernels.LANES
-        padded = affine.new_zeros(-(-batch // lanes) * lanes, 24, 12)
-        padded[:batch] = affine.reshape(batch, 24, 12)
-        self.maps = padded.view(-1, lanes, 24, 12).permute(0, 2, 3, 1).flatten(2).contiguous()
+        self.batch, self.count = features.shape
+        self.vertices = basis.shape[0] // 3
+        self.features = self._side_by_side(features)
+        self.maps = self._side_by_side(affine.reshape(self.batch, -1)).reshape(
+            len(self.features), affine.shape[1], -1
+        )
+        self.fixed = (
+            bones.starts, bones.bones, bones.weights, _array(basis).reshape(-1), basis.shape[1],
+        )  # fmt: skip
 
-    def skin(self, trans: np.ndarray, out: np.ndarray) -> None:
-        """out: (n, 3V)."""
-        maps = self.maps.numpy()
+    def room(self, wanted: bool) -> Tensor:
+        """For corrected rest vertices, which gradients need: (groups, V, 3 LANES), or nothing."""
+        if not wanted:
+            return torch.empty(0, 0, 0)
+        return torch.empty(len(self.maps), self.vertices, 3 * self.kernels.LANES)
+
+    def skin(
+        self, rest: np.ndarray, trans: np.ndarray, points: np.ndarray, out: np.ndarray
+    ) -> None:
+        """rest: (n or 1, 3, V); points: of `room`; out: (n, 3V)."""
 
         def work(block: slice) -> None:
-            offsets = self._offsets(block).numpy()
-            self.kernels.skin_block(*self.bones, maps, self.rest, offsets, trans, block.start, out)
+            self.kernels.skin_block(
+                *self.fixed, self.features, rest, self.maps, trans, block.start, block.stop,
+                points, out,
+            )  # fmt: skip
 
         self._over_blocks(work)
 
-    def gradients(self, grad: np.ndarray, for_shaped: Tensor | None) -> tuple[Tensor, Tensor]:
+    def gradients(
+        self, points: np.ndarray, grad: np.ndarray, for_shaped: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of features (n, F) and maps (n, 24, 3, 4), from grad (n, 3V); that of the rest
-        vertices (n or 1, 3V) is added to `for_shaped`. Blocks are summed in their order."""
-        maps, batch = self.maps.numpy(), len(grad)
+        vertices (n or 1, 3, V) is added to `for_shaped`. Blocks are summed in their order."""
 
-        def work(block: slice) -> tuple[Tensor, Tensor]:
-            offsets = self._offsets(block)
-            points, for_maps = torch.empty_like(offsets), torch.empty_like(self.maps)
+        def work(block: slice) -> tuple[np.ndarray, np.ndarray]:
+            found = np.zeros_like(self.features), np.zeros_like(self.maps)
             self.kernels.skin_block_gradients(
-                *self.bones, maps, self.rest, offsets.numpy(), grad, block.start, points.numpy(),
-                for_maps.numpy(),
-            )  # fmt: skip
-            if for_shaped is not None:
-                own = for_shaped.view(len(for_shaped), 3, -1)[:, :, block]
-                own += points.sum(2) if len(own) == 1 else points.permute(2, 0, 1)
-            parts = [points[c].t() @ self.basis[c, block] for c in range(3)]
-            return parts[0] + parts[1] + parts[2], for_maps
+                *self.fixed, points, self.maps, grad, block.start, block.stop, *found, for_shaped
+            )
+            return found
 
         found = self._over_blocks(work)
-        features, summed = found[0]
+        features, maps = found[0]
         for more, maps_of in found[1:]:
-            features, summed = features + more, summed + maps_of
-        lanes = self.kernels.LANES
-        rows = summed.view(-1, 24, 3, 4, lanes).permute(0, 4, 1, 2, 3).flatten(0, 1)
-        return features, rows[:batch]
+            features += more
+            maps += maps_of
+        return self._by_row(features), self._by_row(maps).view(self.batch, -1, 3, 4)
 
-    def _offsets(self, block: slice) -> Tensor:
-        """Correctives of the vertices of a block: (3, vertices, n)."""
-        out = self.features.new_empty(3, block.stop - block.start, self.features.shape[1])
-        for c in range(3):
-            torch.mm(self.basis[c, block], self.features, out=out[c])
-        return out
+    def _side_by_side(self, rows: Tensor) -> np.ndarray:
+        """(n, C) -> (groups, C LANES): LANES rows side by side, the last group filled with 0."""
+        lanes, columns = self.kernels.LANES, rows.shape[1]
+        groups = -(-self.batch // lanes)
+        padded = np.zeros((groups * lanes, columns), np.float32)
+        padded[: self.batch] = _array(rows)
+        turned = padded.reshape(groups, lanes, columns).swapaxes(1, 2)
+        return np.ascontiguousarray(turned).reshape(groups, columns * lanes)
+
+    def _by_row(self, groups: np.ndarray) -> Tensor:
+        """Its inverse."""
+        lanes = self.kernels.LANES
+        rows = groups.reshape(len(groups), -1, lanes).swapaxes(1, 2)
+        return torch.from_numpy(
+            np.ascontiguousarray(rows).reshape(len(rows) * lanes, -1)[: self.batch]
+        )
 
     def _over_blocks(self, work: Callable[[slice], Any]) -> list[Any]:
-        with torch.no_grad(), rows_over_threads():
-            return list(each(work, _slices(self.basis.shape[1], _BLOCK), torch.device("cpu")))
+        with rows_over_threads():
+            return list(each(work, _slices(self.vertices, _BLOCK), torch.device("cpu")))
 
 
 def _slices(count: int, size: int) -> list[slice]:
@@ -210,9 +223,9 @@ def _own(rest: Any, rows: slice) -> Any:
 
 def _twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the first four inputs by the twin, which torch can differentiate again."""
-    inputs = ctx.saved_tensors
+    *inputs, basis = ctx.saved_tensors[:5]
     wanted = [k for k in range(4) if ctx.needs_input_grad[k]]
-    out = ctx.twin(*inputs)
+    out = ctx.twin(*inputs, basis[:, : inputs[0].shape[1]])
     made = torch.autograd.grad(out, [inputs[k] for k in wanted], grad, create_graph=True)
     found: list[Tensor | None] = [None] * 4
     for k, value in zip(wanted, made, strict=True):

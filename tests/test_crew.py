@@ -1,5 +1,7 @@
 """Rows over threads: who takes the next block, and that no bit depends on it."""
 
+import os
+import signal
 import threading
 
 import numpy as np
@@ -114,6 +116,20 @@ def test_who_is_inside_twice_or_beside_another_finds_the_setting_again(threads):
     leave.set()
     thread.join()
     assert there == [2] and torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own(threads):
+    threads(2)
+    with rows_over_threads():
+        assert list(each(lambda item: -item, range(3), CPU)) == [0, -1, -2]
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # waiting for threads of the parent would never end
+            found = list(each(lambda item: -item, range(3), CPU))
+            os._exit(found != [0, -1, -2])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("inference", [False, True])

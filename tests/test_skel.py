@@ -445,6 +445,33 @@ def test_compiled_bones_are_those_of_torch(golden_skel, monkeypatch, shapes, by_
         torch.testing.assert_close(one, other, rtol=0, atol=3e-6, msg=name)
 
 
+@pytest.mark.parametrize("shapes", [1, 70])
+@pytest.mark.parametrize("by_identity", [False, True])
+def test_compiled_bones_have_the_gradients_of_torch(golden_skel, monkeypatch, shapes, by_identity):
+    generator = torch.Generator().manual_seed(8)
+    poses = torch.randn(70, 46, generator=generator)
+    betas = torch.randn(shapes, 10, generator=generator)
+    trans = torch.randn(70, 3, generator=generator)
+    given = {"identity": golden_skel.shape(betas)} if by_identity else {"betas": betas}
+    names = ("skin_vertices", "joints", "joint_orientations")
+    pulls = [torch.randn(70, n, 3, 3, generator=generator) for n in (6890, 24, 24)]
+
+    def gradients(name: str, pull: torch.Tensor) -> list[torch.Tensor]:
+        leaves = [poses.clone().requires_grad_(), trans.clone().requires_grad_()]
+        found = getattr(golden_skel(leaves[0], trans=leaves[1], **given), name)
+        pull = pull if found.ndim == 4 else pull[..., 0]
+        made = torch.autograd.grad((found * pull).sum(), leaves, allow_unused=True)
+        return [gradient for gradient in made if gradient is not None]
+
+    found = [gradients(name, pull) for name, pull in zip(names, pulls, strict=True)]
+    monkeypatch.setattr(skinning, "LEAST_ROWS", {False: 71, True: 71})
+    expected = [gradients(name, pull) for name, pull in zip(names, pulls, strict=True)]
+    for name, mine, theirs in zip(names, found, expected, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            largest = float(other.abs().max())
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * largest, msg=name)
+
+
 def test_the_skin_in_one_pass_has_second_derivatives(golden_skel, monkeypatch) -> None:
     def second() -> torch.Tensor:
         poses = torch.linspace(-0.5, 0.5, 46).repeat(16, 1).requires_grad_()
@@ -474,6 +501,14 @@ def test_who_asks_for_more_than_gradients_gets_the_operations_of_torch(golden_sk
     assert not skinning.can_skin((poses.double(),))
     assert not skinning.can_skin((poses[:15],))
     assert skinning.can_skin((poses[:32].requires_grad_(),))
+
+
+def test_a_row_of_the_skin_does_not_depend_on_its_neighbours(golden_skel) -> None:
+    poses, betas, trans = bodies(70, 0.4)
+    whole = golden_skel(poses, betas, trans, skeleton=True)
+    part = golden_skel(poses[37:56], betas[37:56], trans[37:56], skeleton=True)
+    for name in ("skin_vertices", "joints", "skeleton_vertices"):
+        assert torch.equal(getattr(whole, name)[37:56], getattr(part, name)), name
 
 
 def test_a_row_of_the_skin_does_not_depend_on_the_number_of_threads(golden_skel) -> None:
