@@ -126,9 +126,13 @@ def test_a_forked_process_starts_threads_of_its_own(threads):
         assert list(each(lambda item: -item, range(3), CPU)) == [0, -1, -2]
         child = os.fork()
         if not child:
-            signal.alarm(20)  # waiting for threads of the parent would never end
-            found = list(each(lambda item: -item, range(3), CPU))
-            os._exit(found != [0, -1, -2])
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # to wait for threads of the parent would never end
+            try:
+                assert list(each(lambda item: -item, range(3), CPU)) == [0, -1, -2]
+                os._exit(0)
+            finally:
+                os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
