@@ -170,6 +170,8 @@ def test_depth_is_along_the_ray_to_the_person(marks: Marks) -> None:
     away[0, 13] = (0.0, 0.0, 1.0)
     turned = replace(aside, world=away).places(LENS).points[0, 13]
     np.testing.assert_allclose(turned, [np.sin(angle), 0.0, np.cos(angle)], atol=1e-9)
+    above = replace(marks, pixels=middle - 200.0 * right[::-1])
+    np.testing.assert_allclose(above.turns(LENS)[0], np.eye(3), atol=1e-9)
     outside = replace(marks, pixels=middle + 1e9 * right)  # a guess: no farther than the edge
     np.testing.assert_allclose(
         outside.turns(LENS)[0, 0, 2], np.sin(np.arctan(320.0 / 700.0)), atol=1e-9

@@ -100,10 +100,12 @@ class Marks:
         return Places(self.world @ self.turns(cam_int).swapaxes(-1, -2), weights)
 
     def turns(self, cam_int: np.ndarray) -> np.ndarray:
-        """(n, 3, 3) the camera's axis -> the ray to the middle of each one's hips. The network sees
-        a cut-out, so its depth is along that ray, wherever in the picture the person is."""
+        """(n, 3, 3) the camera's axis -> the ray to the middle of each one's hips, to and fro about
+        the picture's vertical. The network sees a cut-out, so its depth is along that ray, wherever
+        the person stands; up and down it is better as it is (docs/benchmarks.md#train-actors)."""
         hips = self.pixels[:, _TORSO[:2]].mean(1).clip(0, self.size[::-1])
         rays = np.column_stack([hips, np.ones(len(hips))]) @ np.linalg.inv(cam_int).T
+        rays[:, 1] = 0.0
         axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(len(rays), 3)
         return minimal_rotation(axis, torch.as_tensor(rays)).numpy()
 
