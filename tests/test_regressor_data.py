@@ -387,15 +387,35 @@ def test_too_few_rows_for_a_batch_is_said() -> None:
 # ---- labels -------------------------------------------------------------------------------------
 
 
-def test_augmented_labels_fit_the_augmented_keypoints(files: Demo) -> None:
+def test_any_roll_takes_its_share_and_changes_no_other_draw() -> None:
+    keypoints = np.ones((44, 3))
+    recipe = load_recipe("default", [])
+    plain = recipe.data.augment.model_copy(update={"roll_probability": 0.0})
+    some = plain.model_copy(update={"any_roll": 0.3})
+    pairs = [
+        tuple(augment.draw(c, keypoints, np.random.default_rng(k)) for c in (plain, some))
+        for k in range(400)
+    ]
+    rolled = [b.roll for _, b in pairs if b.roll]
+    assert 80 < len(rolled) < 160 and min(rolled) < -2.5 and max(rolled) > 2.5
+    assert all(a.scale == b.scale and a.flip == b.flip and a.shift == b.shift for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("rolls", "largest"),
+    [(("data.augment.roll_probability=1", "data.augment.roll=30"), 0.8),
+     (("data.augment.any_roll=1",), 2.8)],
+)  # fmt: skip
+def test_augmented_labels_fit_the_augmented_keypoints(
+    files: Demo, rolls: tuple[str, ...], largest: float
+) -> None:
     """Flips and rolls done right: after them the 3D label still projects onto the 2D label, under
     unchanged intrinsics, to the residual of the SKEL fit; the pose label still makes the 3D one.
     """
-    recipe, found = collection(files, "data.augment.flip=0.5", "data.augment.roll_probability=1",
-                               "data.augment.roll=30")  # fmt: skip
+    recipe, found = collection(files, "data.augment.flip=0.5", *rolls)
     rows = CropDataset(found, recipe.data, 128, 7, training=True)
     batch = next(iter(batches(rows, [[(0, k) for k in range(ROWS)]], 0)))
-    assert 10 < batch.flip.sum() < 50 and batch.roll.abs().max() > 0.8
+    assert 10 < batch.flip.sum() < 50 and batch.roll.abs().max() > largest
     bodies = RunBodies(files.models, "male", ("female", "male"))
     labels = bodies.labels(batch)
     seen = _best_projection(labels.keypoints_3d, batch)

@@ -230,7 +230,8 @@ class AugmentConfig(Strict):
     Jitters are multiplied by a clipped normal deviate.
 
     scale, shift: of the box, as a share of it; roll: degrees about the principal point, with
-    `roll_probability`; flip: probability; color: factor range of each channel;
+    `roll_probability`; any_roll: probability of a roll by any angle instead, for people who are
+    upside down; flip: probability; color: factor range of each channel;
     extreme_crop: probability of cutting to a body part; photometric: probability of each of the
     two groups of image defects; snow: weight of snow in its group (0.5 as published,
         regressor.md#d16).
@@ -246,6 +247,7 @@ class AugmentConfig(Strict):
     shift: Share
     roll: NotNegative
     roll_probability: Share
+    any_roll: Share = 0.0
     flip: Share
     color: Share
     extreme_crop: Share

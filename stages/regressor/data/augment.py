@@ -9,7 +9,7 @@ its.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def draw(config: AugmentConfig, keypoints: np.ndarray, random: np.random.Generat
     jitter = random.normal(size=3).clip(-1, 1)
     rolled = random.random() < config.roll_probability
     turn = float(np.clip(random.normal(), -2, 2)) if rolled else 0.0
-    return Change(
+    change = Change(
         scale=1 + config.scale * jitter[0],
         shift=(config.shift * jitter[1], config.shift * jitter[2]),
         flip=bool(random.random() < config.flip),
@@ -47,6 +47,10 @@ def draw(config: AugmentConfig, keypoints: np.ndarray, random: np.random.Generat
         factors=random.uniform(1 - config.color, 1 + config.color, 3),
         box=box,
     )
+    # Drawn last and only where asked for, so that other recipes draw what they drew before.
+    if config.any_roll and random.random() < config.any_roll:
+        change = replace(change, roll=float(random.uniform(-np.pi, np.pi)))
+    return change
 
 
 def focal_factor(config: AugmentConfig, random: np.random.Generator) -> float:
