@@ -2,12 +2,15 @@
 
     python -m benchmarks.ablations DATASET --out DIR [--test DATASET] [--seeds 1 2 3] [--epochs 1]
         [--batch 16] [--pretrain 6] [--jobs 2] [--variants NAME...] [--json FILE]
+        [--recipe NAME --backbone CHECKPOINT] [--set KEY=VALUE ...]
 
 DATASET: a converted dataset with pictures and splits, e.g. outputs/demo-large; --test: the one
 whose test split scores, e.g. outputs/demo. First a backbone is taught to find keypoints
 (`changes/heatmaps-only`, --pretrain epochs): what ViTPose's weights are to the published network.
 Every run starts from it, because an epoch from random weights compares nothing but the way out of
-the mean pose. Each run trains with one thread and is scored under the protocols demo and demo-skel.
+the mean pose. --backbone: a trained network whose backbone is taken instead, of a --recipe that
+then stands for every variant's own (`published` by itself is left out). Each run trains with one
+thread and is scored under the protocols demo and demo-skel.
 A killed benchmark goes on where it was.
 Prints Markdown: mean ± standard deviation over the seeds, and paired differences to the first.
 """
@@ -48,6 +51,9 @@ VARIANTS = {
 SWITCHES = {
     "published pixels": Variant("tiny-published", ("data.pixels=published",)),
     "continuous pixels": Variant("tiny-published", ("data.pixels=continuous",)),
+    "full supervision": Variant("tiny-published", ("data.pixels=published",
+                                                   "changes/full-supervision")),
+    "looped decoder": Variant("tiny-published", ("data.pixels=published", "changes/looped")),
     "bf16": Variant("tiny-published", ("data.pixels=published", "train.precision=bf16")),
     "image defects": Variant("tiny-published", ("data.pixels=published",
                                                 "data.augment.photometric=0.3")),
@@ -126,9 +132,10 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """Train and score one variant with one seed."""
     variant = ALL[name]
+    recipe = options.recipe or variant.recipe
     out = options.out / f"{name.replace(' ', '-')}-{seed}"
-    train(options.data, out, variant.recipe, (
-        *variant.changes, f"model.backbone.weights={weights}", f"train.seed={seed}",
+    train(options.data, out, recipe, (
+        *variant.changes, *options.set, f"model.backbone.weights={weights}", f"train.seed={seed}",
         f"train.epochs={options.epochs}", "train.minutes=0", "train.pictures=0",
         f"train.validate_every={options.epochs}", f"train.batch_size={options.batch}",
         f"optimiser.rate={RATE}", "optimiser.warmup=0.2", "train.workers=0",
@@ -170,10 +177,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(ALL))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--recipe")
+    parser.add_argument("--backbone", type=Path)
+    parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
+    if (options.recipe is None) != (options.backbone is None):
+        parser.error("--recipe and --backbone belong together: it is the recipe's backbone")
+    if options.recipe and "published" in options.variants:
+        parser.error("'published' is a recipe of its own; with --recipe leave it out of --variants")
     options.test = (options.test or options.data).resolve()
     options.data, options.out = options.data.resolve(), options.out.resolve()
-    weights = backbone(options)
+    weights = options.backbone.resolve() if options.backbone else backbone(options)
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = {
             name: [pool.submit(run, name, seed, weights, options) for seed in options.seeds]
