@@ -9,7 +9,8 @@ whose test split scores, e.g. outputs/demo. First a backbone is taught to find k
 (`changes/heatmaps-only`, --pretrain epochs): what ViTPose's weights are to the published network.
 Every run starts from it, because an epoch from random weights compares nothing but the way out of
 the mean pose. --backbone: a trained network whose backbone is taken instead, of a --recipe that
-then stands for every variant's own (`published` by itself is left out). Each run trains with one
+then stands for every variant's own (`published` by itself is left out); with `pyramid` the switches
+want `--set data.cached_crops=0`, whose crops are not the published ones. Each run trains with one
 thread and is scored under the protocols demo and demo-skel.
 A killed benchmark goes on where it was.
 Prints Markdown: mean ± standard deviation over the seeds, and paired differences to the first.

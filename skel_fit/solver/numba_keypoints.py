@@ -238,10 +238,21 @@ def _project(seen, row, view, point, camera):
 
 
 @kernel(**_INNER)
+def _span_miss(table, seen, row, s, place, miss):
+    """Squared length of how far span s of the body is from the one that was seen, m; miss (3,)."""
+    a, b = table.spans[s, 0], table.spans[s, 1]
+    distance = 0.0
+    for c in range(3):
+        miss[c] = place.points[b, c] - place.points[a, c] - seen.spans[row, s, c]
+        distance += miss[c] * miss[c]
+    return distance
+
+
+@kernel(**_INNER)
 def _data_energy(table, seen, row, cauchy, place, parts):
     """Robust squared distances in standard deviations; parts (V,K) of each point that is seen.
     Infinite where one is behind its camera."""
-    camera = np.empty(3)
+    camera, miss_of_span = np.empty(3), np.empty(3)
     squared, total = cauchy * cauchy, 0.0
     for v in range(seen.weights.shape[1]):
         fx, fy = seen.lenses[row, v, 0], seen.lenses[row, v, 1]
@@ -277,11 +288,7 @@ def _data_energy(table, seen, row, cauchy, place, parts):
         weight = seen.span_weights[row, s]
         if weight <= 0.0:
             continue
-        a, b = table.spans[s, 0], table.spans[s, 1]
-        distance = 0.0
-        for c in range(3):
-            miss = place.points[b, c] - place.points[a, c] - seen.spans[row, s, c]
-            distance += miss * miss
+        distance = _span_miss(table, seen, row, s, place, miss_of_span)
         total += weight * squared * math.log1p(distance * per_variance / squared)
     return total
 
@@ -553,10 +560,7 @@ def _span_pulls(skeleton, table, seen, row, cauchy, place, work, slopes):
         if weight <= 0.0:
             continue
         a, b = table.spans[s, 0], table.spans[s, 1]
-        distance = 0.0
-        for c in range(3):
-            miss[c] = place.points[b, c] - place.points[a, c] - seen.spans[row, s, c]
-            distance += miss[c] * miss[c]
+        distance = _span_miss(table, seen, row, s, place, miss)
         weight *= per_variance / (1.0 + distance * per_variance / squared)
         _point_jacobian(skeleton, table, place, work, slopes, b, jacobian)
         _point_jacobian(skeleton, table, place, work, slopes, a, other)
