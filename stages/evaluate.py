@@ -66,10 +66,7 @@ class Request:
         ),
     ] = "auto"
     fov_checkpoint: options.FovCheckpoint = None
-    fov_channels: Annotated[
-        Literal["rgb", "bgr", "protocol"],
-        typer.Option(help="What HumanFOV sees; protocol: as published."),
-    ] = "rgb"
+    fov_channels: options.FovChannels = "rgb"
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32
     limit: Annotated[int | None, typer.Option(min=1, help="First N rows only.")] = None
     worst: Annotated[int, typer.Option(min=0, help="Worst rows to draw.")] = 6

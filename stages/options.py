@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -82,6 +82,10 @@ Boxes = Annotated[
 ]
 FovCheckpoint = Annotated[
     Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")
+]
+FovChannels = Annotated[
+    Literal["rgb", "bgr", "protocol"],
+    typer.Option(help="What HumanFOV sees; protocol: as published."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 NoLock = Annotated[

@@ -56,6 +56,8 @@ class Request:
         list[str] | None,
         typer.Option(metavar="PROTOCOL=PATH", help="And its pictures; repeatable."),
     ] = None
+    fov_checkpoint: options.FovCheckpoint = None
+    fov_channels: options.FovChannels = "rgb"
     wandb: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Also record the run in this project.")
     ] = None
@@ -99,8 +101,8 @@ def train(request: Request) -> None:
         for k, directory in enumerate(directories)
     ]
     inputs = Inputs(*images, request.models, chosen.model.backbone.weights,
-                    chosen.model.weights, *benchmark_data.values(),
-                    *benchmark_images.values())  # fmt: skip
+                    chosen.model.weights, request.fov_checkpoint,
+                    *benchmark_data.values(), *benchmark_images.values())  # fmt: skip
     for directory in directories:
         inputs = inputs.and_dataset(directory)
     inputs.check(*(request.out / name for name in (LAST, BEST, SUMMARY, ".lock")))
@@ -117,8 +119,9 @@ def train(request: Request) -> None:
             log, quiet=not speaks, wandb=request.wandb, config=chosen.model_dump(mode="json")
         )
         found = Places(
-            benchmark_data, benchmark_images, data_root(request.data_root), directories[0]
-        )
+            benchmark_data, benchmark_images, data_root(request.data_root), directories[0],
+            request.fov_checkpoint, request.fov_channels,
+        )  # fmt: skip
         trainer = Trainer(
             chosen, collection, models, request.out, process, reporter, no_lock=request.no_lock,
             benchmarks=open_benchmarks(chosen, found, models, collection.standin),

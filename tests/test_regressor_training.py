@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from pipeline.errors import InputError, Locked, PlanMismatch
+from pipeline.errors import InputError, Locked, PlanMismatch, UsageError
 from skel_fit.keypoints import ROOT_KEYPOINT
 from stages.cli import run as command_line
 from stages.regressor.config import EmaConfig, load_recipe
@@ -28,6 +29,7 @@ from stages.regressor.evaluation.eval_readers import read_eval_rows
 from stages.regressor.evaluation.predictors import CheckpointPredictor
 from stages.regressor.evaluation.protocols import load_protocol
 from stages.regressor.evaluation.scoring import run_protocol
+from stages.regressor.evaluation.trained import ReadyNetwork
 from stages.regressor.network import camera, representation
 from stages.regressor.network.checkpoints import load_checkpoint, save_checkpoint
 from stages.regressor.network.heads import Estimates
@@ -46,6 +48,7 @@ from stages.regressor.training.run_folder import Result, describe
 from stages.regressor.training.schedule import learning_rate
 from stages.regressor.training.trainer import Diverged, Trainer
 from stages.regressor.training.validation import mean_pose_scores
+from tests import official_files as fake
 from tests.regressor_files import MICRO, ROWS, Demo, demo
 
 HERE = Process(0, 1, torch.device("cpu"))
@@ -66,14 +69,15 @@ def one_thread() -> Iterator[None]:
 
 
 def trainer(  # type: ignore[no-untyped-def]
-    files: Demo, out: Path, *changes: str, log: bool = False, edit=None, places: int = 1
-) -> Trainer:
+    files: Demo, out: Path, *changes: str, log: bool = False, edit=None, places: int = 1,
+    fov: Path | None = None,
+) -> Trainer:  # fmt: skip
     recipe = load_recipe("tiny", [*MICRO, *changes])
     found = load_collection([Place(files.shards)] * places, recipe.data)
     if edit is not None:
         found = edit(found)
     reporter = Reporter(out / "tensorboard" if log else None, quiet=True)
-    there = Places({}, {}, files.data, files.shards)
+    there = Places({}, {}, files.data, files.shards, fov, "bgr")
     benchmarks = open_benchmarks(recipe, there, files.models, found.standin)
     return Trainer(recipe, found, files.models, out, HERE, reporter, benchmarks=benchmarks)
 
@@ -351,6 +355,40 @@ def test_benchmarks_are_scored_while_training(
     assert dict(describe(result))["demo"].startswith(f"mpjpe {ours['mpjpe']:.1f}, pve ")
     # A finished run may be entered again with another list: nothing is trained or selected by it.
     assert trainer(files, out, "train.benchmarks=[]").run().benchmarks["demo"] == ours
+
+
+def test_a_benchmark_may_have_its_focal_lengths_from_human_fov(
+    files: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `hmr-skel evaluate --fov-checkpoint` has; found once, kept for the next validation."""
+    fov = fake.small_human_fov(monkeypatch)
+    fov.fc3.weight *= 1e-35  # what it looks at is that large, untrained: 0.9 to 1.1 radians now
+    path = fake.save(tmp_path / "cam.ckpt", {"state_dict": fov.state_dict()})
+    changes = ("train.benchmarks=[demo]", "train.benchmark_rows=3", "optimiser.ema.decay=0")
+    whole = trainer(files, tmp_path / "run", *changes, fov=path)
+    seen: list[np.ndarray] = []
+    looked = ReadyNetwork.intrinsics
+    monkeypatch.setattr(
+        ReadyNetwork, "intrinsics", lambda self, *a: seen.append(a[0]) or looked(self, *a)
+    )
+    ours = whole.run().benchmarks["demo"]
+    assert len(seen) == 3, "three pictures, three validations"
+    monkeypatch.undo()
+    rows = read_eval_rows(load_protocol("demo"), files.shards, files.data)
+    rows = rows.take(np.linspace(0, len(rows) - 1, 3).astype(int))
+
+    def scored(**camera: Any) -> float:
+        predictor = CheckpointPredictor(tmp_path / "run" / "last.pt", **camera)
+        bodies = EvaluationBodies(files.models)
+        return run_protocol(
+            load_protocol("demo"), rows, predictor, bodies, images=open_images(files.data)
+        ).summary()["mpjpe"].value  # fmt: skip
+
+    there = scored(focal="predicted", fov=fov, fov_channels="bgr")
+    assert ours["mpjpe"] == pytest.approx(there, rel=1e-4)
+    assert ours["mpjpe"] != pytest.approx(scored(), rel=1e-3)
+    with pytest.raises(UsageError, match="the recipe has none"):
+        trainer(files, tmp_path / "none", fov=path)
 
 
 def test_a_benchmark_can_select_the_best(files: Demo, tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class NetworkPredictor:
     crop: cut boxes as the network was trained (`recipe`) or as the protocol's published runs did;
     `grown` to 192:256 or the raw `square`. focal: of the labels, where a row without one stops the
     evaluation; `predicted` by fov; `patch`: 5000 px on 256 px of the crop; the picture's
-    `diagonal`; or pixels. A network with a crop camera has no use for any of them.
+    `diagonal`; or pixels. A network with a crop camera has no use for any of them. cameras: picture
+    -> (3, 3) intrinsics by `focal` that are known already; what is found is added.
     """
 
     uses_images = True
@@ -63,6 +64,7 @@ class NetworkPredictor:
         *,
         crop: Literal["recipe", "protocol", "grown", "square"] = "recipe",
         focal: FocalRule = "labels",
+        cameras: dict[str, np.ndarray] | None = None,
     ) -> None:
         self._network = network
         self.name = self._network.name
@@ -70,7 +72,7 @@ class NetworkPredictor:
         self.standin = self._network.standin
         self._crop, self._focal = crop, focal
         self._choose: Choice = lambda estimates: estimates.final
-        self._cameras: dict[str, np.ndarray] = {}
+        self._cameras = {} if cameras is None else cameras
 
     @property
     def focal_source(self) -> str:

@@ -7,8 +7,9 @@ random number, so a run trains to the same weights with and without it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from stages.regressor.evaluation.predictors import NetworkPredictor
 from stages.regressor.evaluation.protocols import EvaluationProtocol, load_protocol, pck_name
 from stages.regressor.evaluation.scoring import run_protocol, skip_reasons
 from stages.regressor.evaluation.trained import ReadyNetwork
+from stages.regressor.network.hrnet import HumanFOV
+from stages.regressor.network.official import load_human_fov
 from stages.regressor.training.distributed import Process
 
 Found = dict[str, dict[str, float]]
@@ -36,22 +39,29 @@ Found = dict[str, dict[str, float]]
 @dataclass(frozen=True)
 class Places:
     """Where benchmarks are. data: label file or converted dataset of a protocol; images: their
-    folder or tar; root: data root of all others; shards: of protocols on shards."""
+    folder or tar; root: data root of all others; shards: of protocols on shards; fov: weights of
+    HumanFOV, which then says every focal length, of pictures with fov_channels."""
 
     data: Mapping[str, Path]
     images: Mapping[str, Path]
     root: Path
     shards: Path
+    fov: Path | None = None
+    fov_channels: Literal["rgb", "bgr", "protocol"] = "rgb"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A protocol with the rows that are scored."""
+    """A protocol with the rows that are scored. fov, fov_channels: see `ReadyNetwork`; cameras:
+    picture -> (3, 3) intrinsics that one validation has found, for those that follow."""
 
     protocol: EvaluationProtocol
     rows: EvalRows
     images: ImageSource
     bodies: EvaluationBodies
+    fov: HumanFOV | None = None
+    fov_channels: Literal["rgb", "bgr"] = "rgb"
+    cameras: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def open_benchmarks(
@@ -61,7 +71,7 @@ def open_benchmarks(
 
     Raises:
         UsageError: no such protocol, or a place of one that is not among them.
-        InputError: label file or pictures are missing, no row can be used, other bodies.
+        InputError: label file, pictures or weights are missing, no row can be used, other bodies.
     """
     names = recipe.train.benchmarks
     for name in (*places.data, *places.images):
@@ -69,8 +79,11 @@ def open_benchmarks(
             raise UsageError(
                 f"'{name}' is none of the recipe's train.benchmarks ({', '.join(names) or 'empty'})"
             )
+    if places.fov is not None and not names:
+        raise UsageError("--fov-checkpoint: for train.benchmarks, and the recipe has none")
     bodies = EvaluationBodies(models)
-    found = tuple(_opened(name, recipe, places, bodies, standin) for name in names)
+    fov = load_human_fov(places.fov) if places.fov is not None else None
+    found = tuple(_opened(name, recipe, places, bodies, standin, fov) for name in names)
     selected, _, metric = recipe.train.select.partition(":")
     for benchmark in found:
         known = benchmark.protocol.point_metrics  # errors: lower is better
@@ -82,8 +95,9 @@ def open_benchmarks(
 
 
 def _opened(
-    name: str, recipe: Recipe, places: Places, bodies: EvaluationBodies, standin: bool
-) -> Benchmark:
+    name: str, recipe: Recipe, places: Places, bodies: EvaluationBodies, standin: bool,
+    fov: HumanFOV | None,
+) -> Benchmark:  # fmt: skip
     protocol = load_protocol(name)
     given = places.data.get(name)
     path = setting.find_labels(
@@ -108,12 +122,13 @@ def _opened(
         usable = usable[np.linspace(0, len(usable) - 1, wanted).astype(int)]
     rows = rows.take(usable)
     unknown = int((~np.isfinite(rows.cam_int).all((1, 2))).sum())
-    if 0 < unknown < len(rows):  # said now, not after an epoch
+    if fov is None and 0 < unknown < len(rows):  # said now, not after an epoch
         raise InputError(
             f"{path}: {unknown} of {len(rows)} rows of benchmark {name} have no intrinsics; give "
-            "all rows theirs, or none: then the picture's diagonal is taken"
+            "all rows theirs, or none: then the picture's diagonal is taken; or --fov-checkpoint"
         )
-    return Benchmark(protocol, rows, images, bodies)
+    channels = protocol.fov_channels if places.fov_channels == "protocol" else places.fov_channels
+    return Benchmark(protocol, rows, images, bodies, fov, channels)
 
 
 def score_benchmarks(
@@ -121,8 +136,14 @@ def score_benchmarks(
     process: Process,
 ) -> Found:  # fmt: skip
     """Score `network` (in evaluation mode); the rows are shared among the processes."""
-    ready = ReadyNetwork(recipe, network, process.device, standin=standin)
-    return {b.protocol.name: _score(b, ready, process) for b in benchmarks}
+    found = {}
+    for benchmark in benchmarks:
+        ready = ReadyNetwork(
+            recipe, network, process.device, standin=standin, focal=benchmark.fov,
+            fov_channels=benchmark.fov_channels,
+        )  # fmt: skip
+        found[benchmark.protocol.name] = _score(benchmark, ready, process)
+    return found
 
 
 def _score(benchmark: Benchmark, ready: ReadyNetwork, process: Process) -> dict[str, float]:
@@ -130,8 +151,8 @@ def _score(benchmark: Benchmark, ready: ReadyNetwork, process: Process) -> dict[
     rows = benchmark.rows.take(np.arange(process.rank, len(benchmark.rows), process.world))
     outcome = None
     if len(rows):
-        focal = setting.focal_rule(protocol, "auto", False, benchmark.rows)
-        predictor = NetworkPredictor(ready, focal=focal)
+        focal = setting.focal_rule(protocol, "auto", benchmark.fov is not None, benchmark.rows)
+        predictor = NetworkPredictor(ready, focal=focal, cameras=benchmark.cameras)
         outcome = run_protocol(
             protocol, rows, predictor, benchmark.bodies, images=benchmark.images, reason=rows.reason
         )
