@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 setup: $(STAMP)  ## make the virtual environment .venv, with EXTRAS (the other targets make it when needed)
+	$(if $(EXTRAS),$(BIN)/python -m tools.extras $(subst $(COMMA),$(SPACE),$(EXTRAS)))
 	$(if $(EXTRAS),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(COMMA)$(subst $(SPACE),$(COMMA),$(strip $(EXTRAS)))]')
 
 # Rajagopal 2015 and the Pose2Sim models, which tests of the OpenSim exchange read where they are.

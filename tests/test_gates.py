@@ -65,3 +65,15 @@ def test_no_unexplained_ignore() -> None:
                 if found and not (found["code"] and (found["rest"].strip(" #") or above)):
                     bare.append(f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}")
     assert not bare, "\n".join(bare)
+
+
+def test_an_extra_that_there_is_not_is_refused() -> None:
+    """pip warns of it and goes on; `make setup EXTRAS=...` does not."""
+
+    def asked(*names: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tools.extras", *names]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    assert asked("biomech", "photo").returncode == 0
+    refused = asked("biomech", "nosuch")
+    assert refused.returncode == 1 and "no extra nosuch; there are biomech, " in refused.stderr

@@ -179,7 +179,7 @@ def _check_size(width: int, height: int, name: str) -> None:
     if max(width, height) > _MAX_SIDE or width * height > _MOST_PIXELS:
         raise InputError(
             f"image {name}: {width} x {height} pixels, expected sides up to {_MAX_SIDE:,} and "
-            f"{_MOST_PIXELS >> 20} megapixels; make it smaller or remove the row"
+            f"{_MOST_PIXELS >> 20} megapixels; make it smaller or leave it out"
         )
 
 
@@ -202,7 +202,7 @@ def decode(data: bytes, name: str, reduce: int = 1, *, turned: bool = False) -> 
     except cv2.error:
         picture = None
     if picture is None:
-        raise InputError(f"image {name}: damaged or not a picture; repair it or remove the row")
+        raise InputError(f"image {name}: damaged or not a picture; repair it or leave it out")
     _check_size(picture.shape[1], picture.shape[0], name)
     if reduce > 1 and data[:2] != _JPEG:
         size = tuple(-(-side // reduce) for side in picture.shape[1::-1])
