@@ -198,6 +198,7 @@ class Parts(TorchFunctionMode):
             self.names[id(plan.vertices.basis)] = "correctives"
             self.names[id(plan.vertices.moment_basis)] = "shape moments"
         self.columns = solver.plans[-1].vertices.pose_basis.shape[1]
+        self.inside = 0.0  # seconds of the parts within the part that is timed
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function not in (torch.Tensor.__matmul__, torch.Tensor.matmul, torch.matmul):
@@ -208,24 +209,27 @@ class Parts(TorchFunctionMode):
         return self.time(name, lambda: function(*args, **(kwargs or {})))
 
     def time(self, name: str, work: Callable[[], object]) -> object:
-        """Run the work and add its time to a part."""
+        """Run the work and add its time to a part, less that of parts within."""
         synchronise()
+        before, self.inside = self.inside, 0.0
         begin = time.perf_counter()
         result = work()
         synchronise()
-        self.seconds[name] += time.perf_counter() - begin
+        took = time.perf_counter() - begin
+        self.seconds[name] += took - self.inside
+        self.inside = before + took
         return result
 
 
 PART_OF_KERNEL = {
     "pose_smpl": "target",
-    "skin": "target",
+    "skinned": "target",
     "identity": "kinematics and start",
     "start": "kinematics and start",
-    "pose_bones": "kinematics and start",
-    "residual_moments": "skinning and moments",
+    "evaluate": "kinematics and start",
+    "evidence": "exact passes",
     "minimise": "inner steps",
-    "judge": "final residual",
+    "judged": "final residual",
     "extra_energy": "final residual",
 }
 

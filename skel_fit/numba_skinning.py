@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from skel_fit.numba_compile import kernel
-from skel_fit.numba_lanes import LANES, add_product, load, multiply, multiply_add, spread, store
+from skel_fit.numba_lanes import LANES, add_product, load, multiply_add, spread, store
 
 _TILE = 24
 """Vertices of a tile."""
@@ -56,7 +56,7 @@ def _own_rest(shaped, begin, rows, first, count, tile):
 @njit(inline="always")
 def _product(maps, a, step, x, y, z):
     """Three numbers of an affine map, `step` apart, times a point's."""
-    rest = multiply_add(load(maps, a + step), y, multiply(load(maps, a + 2 * step), z))
+    rest = multiply_add(load(maps, a + step), y, load(maps, a + 2 * step) * z)
     return multiply_add(load(maps, a), x, rest)
 
 
@@ -157,9 +157,9 @@ def _turned_back(starts, bones, weights, maps, points, group, first, count, tile
             u = multiply_add(share, _product(maps, a, 4 * LANES, f, g, h), u)
             v = multiply_add(share, _product(maps, a + LANES, 4 * LANES, f, g, h), v)
             w = multiply_add(share, _product(maps, a + 2 * LANES, 4 * LANES, f, g, h), w)
-            _add_outer(sums, a, multiply(share, f), x, y, z)
-            _add_outer(sums, a + 4 * LANES, multiply(share, g), x, y, z)
-            _add_outer(sums, a + 8 * LANES, multiply(share, h), x, y, z)
+            _add_outer(sums, a, share * f, x, y, z)
+            _add_outer(sums, a + 4 * LANES, share * g, x, y, z)
+            _add_outer(sums, a + 8 * LANES, share * h, x, y, z)
         store(tile, at, u)
         store(tile, at + _TILE * LANES, v)
         store(tile, at + 2 * _TILE * LANES, w)

@@ -335,8 +335,8 @@ def _judged(
 
     def judged(index: Tensor) -> Tensor:
         look = problem.look(index, poses)
-        _, totals, largest = solver.kernels.judge(
-            solver.skinning, solver.region, look.transforms, look.points, look.targets
+        _, totals, largest = solver.kernels.judged(
+            solver.plans[-1].vertices, solver.region, look.posed, look.targets
         )
         errors = torch.cat(
             [

@@ -133,16 +133,13 @@ def _residual_fields(
     parts = []
     for index, at, shape, count in _blocks(solver, fit):
         joints = solver.kernels.pose_smpl(poses[index], betas[index])[0]
-        transforms, points = solver.evaluate(vertices, at, shape)
+        posed = solver.kernels.evaluate(vertices, at, shape)
         # the goal is in the root frame, the fit is not
         pelvis, turn = joints[:, 0], turns[index]
         shift = pelvis - (turn @ pelvis[..., None])[..., 0]
         local = goal(index).targets
         targets = torch.einsum("nij,vjn->vin", turn.to(local.dtype), local) + shift.T.to(local)
-        energy, moments, pull = solver.kernels.residual_moments(
-            vertices, transforms, points, targets.contiguous()
-        )
-        corrective = vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        energy, moments, corrective = solver.kernels.evidence(vertices, posed, targets.contiguous())
         made = wrenches(moments.permute(2, 0, 1).double(), kernels.bones(at, shape), shape.joints)
         parts.append((made[:count], corrective.T.double()[:count], energy[:count]))
     found, pulls, energies = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -87,13 +87,9 @@ def evaluated(pair64):
     generator = torch.Generator().manual_seed(1)
     start += 0.05 * torch.randn(start.shape, generator=generator, dtype=torch.float64)[index]
     plan = solver.plans[-1]
-    transforms, features = solver.kernels.pose_bones(start, shape)
-    points = (plan.vertices.basis @ features).view(-1, 3, 16)
-    energy, moments, pull = solver.kernels.residual_moments(
-        plan.vertices, transforms, points, goal(index).targets
-    )
-    corrective = plan.vertices.pose_basis.T @ pull.view(-1, 16)
-    return solver, plan, problem, shape, start, (energy, moments, corrective)
+    posed = solver.kernels.evaluate(plan.vertices, start, shape)
+    found = solver.kernels.evidence(plan.vertices, posed, goal(index).targets)
+    return solver, plan, problem, shape, start, found
 
 
 def row_model(evaluated, row: int, second_moments: torch.Tensor | None = None):
@@ -320,6 +316,57 @@ def test_twins_of_pose_bones_and_pose_smpl(evaluated, twins):
     for (fused, tolerance), (own, _) in (pairs, smpl):
         for one, other in zip(fused, own, strict=True):
             near(one, other, tolerance)
+
+
+def poses_of(betas):
+    """(n, 49) poses that differ from row to row."""
+    return 0.1 * betas @ torch.linspace(-1, 1, 490, dtype=torch.float64).view(10, 49)
+
+
+def passes(kernels, solver, posed, targets, active):
+    """What the passes over all vertices give for the active rows, a row first each."""
+    vertices = solver.plans[-1].vertices
+    energy, moments, corrective = kernels.evidence(vertices, posed, targets, active)
+    moving = torch.as_tensor(vertices.lines[11:] - 11)  # others are of no use to anybody
+    judged = kernels.judged(vertices, solver.region, posed, targets, active)
+    return [part[..., active] for part in (energy, moments, corrective[moving], *judged)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_twins_of_the_vertex_passes(pair64, twins, weighted):
+    """Every vertex counts, also those of the last tile and with weights of their own."""
+    weights = np.linspace(0.2, 1.0, 6890) if weighted else None
+    solver = Solver.of(*pair64, FitConfig(dtype="float64"), weights)
+    plain, _, shape, start, *_ = twins
+    targets = solver.smpl_goal(motion(4), shapes(4))(torch.arange(4)).targets
+    vertices = solver.plans[-1].vertices
+    active = torch.tensor([True, False, True, True])
+    found = []
+    for kernels in (solver.kernels, plain):
+        posed = kernels.evaluate(vertices, start, shape)
+        near(kernels.skinned(vertices, posed), plain.skinned(vertices, posed))
+        found.append(passes(kernels, solver, posed, targets, active))
+    for one, other in zip(*found, strict=True):
+        near(one, other)
+
+
+def test_a_rows_pass_does_not_depend_on_the_others(pair):
+    """To the last bit: alone, in another place, in a full group of lanes or the next."""
+    solver = Solver.of(*pair, FitConfig())
+    poses, betas = motion(20), shapes(20)
+    vertices = solver.plans[-1].vertices
+    whole = []
+    for order in (torch.arange(20), torch.arange(19, -1, -1), torch.tensor([7])):
+        goal = solver.smpl_goal(poses, betas)(order)
+        shape = solver.kernels.identity(betas[order])
+        posed = solver.kernels.evaluate(vertices, poses_of(betas[order]), shape)
+        active = order % 3 != 0
+        rows = order[active].argsort()
+        found = passes(solver.kernels, solver, posed, goal.targets, active)
+        whole.append([part[..., rows] for part in found])
+    for one, other, alone in zip(*whole, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one[..., 4], alone[..., 0])  # of 1 2 4 5 7, row 7
 
 
 @pytest.mark.parametrize("branch", [0, 1])

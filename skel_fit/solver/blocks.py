@@ -55,6 +55,14 @@ class Block(NamedTuple):
         )
 
 
+class Posed(NamedTuple):
+    """Rows in a pose, as kernels see vertices from there."""
+
+    transforms: Tensor  # (24,12,n) of the bones
+    features: Tensor  # (1+K+207,n) [1, betas, R - I]
+    points: Tensor | None = None  # (V,3,n) corrected rest vertices, of kernels that keep them
+
+
 class Solution(NamedTuple):
     """Fits of n rows in the root frame, float64, metres and radians."""
 

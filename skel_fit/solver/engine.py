@@ -27,9 +27,9 @@ from skel_fit.crew import each
 from skel_fit.kinematics import Identity
 from skel_fit.recipe import FitConfig
 from skel_fit.skel import SKEL
-from skel_fit.skeleton import Skeleton, numpy_of, skeleton_tables
+from skel_fit.skeleton import Skeleton, skeleton_tables
 from skel_fit.solver import tables
-from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Solution, padded
+from skel_fit.solver.blocks import Block, Ended, Goal, GoalOf, Outcome, Posed, Solution, padded
 from skel_fit.solver.graphs import Graphs
 from skel_fit.solver.plans import (
     SmplSide,
@@ -43,8 +43,6 @@ from skel_fit.solver.tables import (
     LANES,
     SearchState,
     SmplTree,
-    SparseWeights,
-    VertexSet,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +80,6 @@ class Solver:
     dtype: torch.dtype
     device: torch.device
     skeleton: Skeleton[np.ndarray]
-    skinning: SparseWeights[np.ndarray]
     region: np.ndarray  # (V,) index into REGIONS
     region_counts: Tensor  # (regions, 1) vertices
     joint_regressor: Tensor  # (24, V)
@@ -122,7 +119,6 @@ class Solver:
             dtype=dtype,
             device=device,
             skeleton=skeleton,
-            skinning=tables.sparse_weights(numpy_of(skel.skin_weights), dtype),
             region=region,
             region_counts=torch.as_tensor(counts, device=device)[:, None],
             joint_regressor=skel.joint_regressor.to(device, dtype),
@@ -225,8 +221,7 @@ class Solver:
 
         def goal(rows: Tensor) -> Goal:
             _, rotations, transforms, features = self.kernels.pose_smpl(poses[rows], betas[rows])
-            points = (side.basis @ features).view(-1, 3, rows.numel())
-            targets = self.kernels.skin(side.skinning, transforms, points)
+            targets = self.kernels.skinned(side, Posed(transforms, features))
             return Goal(targets, rotations[:, source])
 
         return goal
@@ -357,36 +352,24 @@ class Solver:
             poses[:, column] = turned
         return torch.minimum(torch.maximum(poses, low), high)
 
-    def evaluate(
-        self, vertices: VertexSet, poses: Tensor, shape: Identity[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Skinning transforms (24,12,n) and unposed points (V,3,n) of poses (n,49)."""
-        transforms, features = self.kernels.pose_bones(poses, shape)
-        return transforms, (vertices.basis @ features).view(-1, 3, poses.shape[0])
-
     def _round(
         self,
         plan: StagePlan,
         block: Block,
         state: SearchState[Tensor],
         pair_moments: Tensor,
-        evaluated: tuple[Tensor, Tensor],
+        posed: Posed,
         targets: Tensor,
         active: Tensor,
         tolerance: float,
-        summed: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
-        """A round for the active rows; summed: their residual moments where they are known."""
-        energy, moments, pull = summed or self.kernels.residual_moments(
-            plan.vertices, *evaluated, targets, active
-        )
-        corrective = plan.vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        """A round for the active rows."""
         self.kernels.minimise(
             plan.tables,
             block.shape,
             pair_moments,
             block.joint_targets,
-            (energy, moments, corrective),
+            self.kernels.evidence(plan.vertices, posed, targets, active),
             active,
             self.config.steps or plan.stage.steps,
             0.2 * tolerance,
@@ -411,8 +394,8 @@ class Solver:
         pair_moments, active = self.pair_moments(plan, block.shape), real
         tolerance = self.tolerance(plan)
         for _ in range(plan.stage.rounds):
-            evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
-            self._round(plan, block, state, pair_moments, evaluated, targets, active, tolerance)
+            posed = self.kernels.evaluate(plan.vertices, state.poses, block.shape)
+            self._round(plan, block, state, pair_moments, posed, targets, active, tolerance)
             active = self.kernels.unsettled(state, active, tolerance)
             if self.kernels.host_decides and not active.any():
                 break
@@ -427,63 +410,45 @@ class Solver:
         pair_moments = self.pair_moments(plan, block.shape)
         active, found = real, Solution.empty(real.numel(), self.device)
         for turn in range(ROUNDS_IN_BLOCK + 1):
-            evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
-            summed = self._summed(plan, block, evaluated) if turn > 0 else None
+            posed = self.kernels.evaluate(plan.vertices, state.poses, block.shape)
             if turn > 0:
-                found, active = self._settle(
-                    plan, block, state, evaluated, summed, active, start, found
-                )
+                found, active = self._settle(plan, block, state, posed, active, start, found)
                 if turn == ROUNDS_IN_BLOCK or (self.kernels.host_decides and not active.any()):
                     break
-            self._round(
-                plan, block, state, pair_moments, evaluated, block.targets, active, tolerance,
-                summed,
-            )  # fmt: skip
+            self._round(plan, block, state, pair_moments, posed, block.targets, active, tolerance)
             # candidates that keep getting worse: at the optimum to rounding, so judge the best
             stuck = active & (state.failures >= 3)
             state.poses.copy_(torch.where(stuck[:, None], state.best_poses, state.poses))
             state.step_size.masked_fill_(stuck, 0.0)
         return Ended(found, active, state)
 
-    def _summed(
-        self, plan: StagePlan, block: Block, evaluated: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Weighted residuals and their moments; None where vertices count alike, as `judge` counts
-        them."""
-        if self.weights is None:
-            return None
-        return self.kernels.residual_moments(plan.vertices, *evaluated, block.targets)
-
     def _settle(
         self,
         plan: StagePlan,
         block: Block,
         state: SearchState[Tensor],
-        evaluated: tuple[Tensor, Tensor],
-        summed: tuple[Tensor, Tensor, Tensor] | None,
+        posed: Posed,
         active: Tensor,
         start: int,
         found: Solution,
         force: bool = False,
     ) -> tuple[Solution, Tensor]:
-        """Judge the candidates; converged rows that are no worse than their best are done."""
-        transforms, points = evaluated
-        squares, totals, largest = self.kernels.judge(
-            self.skinning, self.region, transforms, points, block.targets
+        """Judge the candidates that hardly moved, or all; those that are no worse than their best
+        are done."""
+        near = state.step_size < self.tolerance(plan)
+        asked = active if force else active & near
+        energy, totals, largest = self.kernels.judged(
+            plan.vertices, self.region, posed, block.targets, asked
         )
-        count = points.shape[0]
-        mean_square = squares / count if summed is None else summed[0]
-        energy = mean_square + self.kernels.extra_energy(
+        energy = energy + self.kernels.extra_energy(
             plan.tables, block.shape, block.joint_targets, state.poses
         )
-        small = (state.step_size < self.tolerance(plan)) & (
-            energy <= state.best_energy * (1.0 + _WORSE) + 1e-13
-        )
+        small = near & (energy <= state.best_energy * (1.0 + _WORSE) + 1e-13)
         done = active & (small | force)
         judged = Solution(
             state.poses,
             energy,
-            totals.sum(dim=0) / count,
+            totals.sum(dim=0) / len(self.region),
             largest,
             totals / self.region_counts,
             state.steps,
@@ -525,11 +490,8 @@ class Solver:
         state.poses[:] = state.best_poses
         state.step_size[:] = torch.inf
         plan, found = self.plans[-1], Solution.empty(real.numel(), self.device)
-        evaluated = self.evaluate(plan.vertices, state.poses, block.shape)
-        summed = self._summed(plan, block, evaluated)
-        found, active = self._settle(
-            plan, block, state, evaluated, summed, real, start, found, force=True
-        )
+        posed = self.kernels.evaluate(plan.vertices, state.poses, block.shape)
+        found, active = self._settle(plan, block, state, posed, real, start, found, force=True)
         return Ended(found, active, state)
 
 

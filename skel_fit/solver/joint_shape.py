@@ -175,14 +175,13 @@ def _block(
     """The equations of a block: one exact pass for the residual and one for each coefficient."""
     plan, targets = solver.plans[-1], goal(rows).targets
     vertices, shape = plan.vertices, solver.kernels.identity(betas)
-    transforms, points = solver.evaluate(vertices, poses, shape)
-    skin = solver.kernels.skin(solver.skinning, transforms, points)
+    posed = solver.kernels.evaluate(vertices, poses, shape)
+    skin = solver.kernels.skinned(vertices, posed)
     joints, joint_targets = kernels.bones(poses, shape).positions, solver.joint_targets(targets)
 
     def evidence(wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Moments (n,24,12) and pull on the correctives (n,207) of what is missing to `wanted`."""
-        _, moments, pull = solver.kernels.residual_moments(vertices, transforms, points, wanted)
-        corrective = vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        _, moments, corrective = solver.kernels.evidence(vertices, posed, wanted)
         return moments.permute(2, 0, 1).double(), corrective.T.double()
 
     search = kernels.search(
@@ -205,7 +204,8 @@ def _block(
         moved = betas.clone()
         moved[:, k] += _PERTURBED
         other = solver.kernels.identity(moved)
-        column = solver.kernels.skin(solver.skinning, *solver.evaluate(vertices, poses, other))
+        moved_rows = solver.kernels.evaluate(vertices, poses, other)
+        column = solver.kernels.skinned(vertices, moved_rows)
         column -= skin
         slope = kernels.bones(poses, other).positions - joints
         moments, corrective = evidence(skin - column)

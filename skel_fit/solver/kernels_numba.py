@@ -16,17 +16,19 @@ from skel_fit.anatomy import NUM_PARAMETERS, REGIONS
 from skel_fit.kinematics import Identity
 from skel_fit.numba_kinematics import identity, pose_bones, pose_smpl
 from skel_fit.skeleton import Skeleton
+from skel_fit.solver.blocks import Posed
 from skel_fit.solver.curvature import Pairs, Twists
 from skel_fit.solver.numba_minimise import extra_energy, minimise
 from skel_fit.solver.numba_smoothing import couple, eliminate, substitute, twist_products
 from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_surfaces import place_rows, root_frame
-from skel_fit.solver.numba_vertices import judge, residual_moments, skin
+from skel_fit.solver.numba_vertices import evidence, judge
+from skel_fit.solver.numba_vertices import skin as skin_of_rows
 from skel_fit.solver.tables import (
     Chain,
     SearchState,
+    Skin,
     SmplTree,
-    SparseWeights,
     StageTables,
     VertexSet,
 )
@@ -112,47 +114,55 @@ class NumbaKernels:
         pose_bones(self.skeleton, *_arrays(poses, *shape, transforms, features))
         return transforms, features
 
-    def skin(
-        self, skinning: SparseWeights[np.ndarray], transforms: Tensor, points: Tensor
-    ) -> Tensor:
-        """Skinned points (V,3,n)."""
-        out = torch.empty_like(points)
-        skin(*skinning, *_arrays(transforms, points, out))
+    def evaluate(self, skin: Skin, poses: Tensor, shape: Identity[Tensor]) -> Posed:
+        """Poses (n,49) as the passes below want them."""
+        del skin  # they make its points as they go
+        return Posed(*self.pose_bones(poses, shape))
+
+    def skinned(self, skin: Skin, posed: Posed) -> Tensor:
+        """Skin (V,3,n)."""
+        n = posed.transforms.shape[2]
+        out = torch.empty(skin.basis.shape[0] // 3, 3, n, dtype=self.dtype)
+        tables = (*skin.skinning, skin.packed, skin.lines)
+        skin_of_rows(*tables, *_arrays(posed.transforms, posed.features, out))
         return out
 
-    def residual_moments(
+    def evidence(
+        self, vertices: VertexSet, posed: Posed, targets: Tensor, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """energy (n,), moments (24,12,n), corrective (207,n) of the active rows, or of all; 0 by
+        features that are 0 in all poses."""
+        n = posed.transforms.shape[2]
+        energy = torch.empty(n, dtype=torch.float64)
+        moments = torch.empty(24, 12, n, dtype=self.dtype)
+        corrective = torch.empty(207, n, dtype=self.dtype)
+        shape_size = posed.features.shape[0] - 208
+        evidence(
+            *vertices.skinning, vertices.masses, vertices.packed, vertices.lines, shape_size,
+            *_arrays(posed.transforms, posed.features, targets), _listed(active, n),
+            *_arrays(energy, moments, corrective),
+        )  # fmt: skip
+        return energy, moments, corrective
+
+    def judged(
         self,
         vertices: VertexSet,
-        transforms: Tensor,
-        points: Tensor,
+        region: np.ndarray,
+        posed: Posed,
         targets: Tensor,
         active: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """energy (n,), moments (24,12,n), pull (V,3,n), of all rows."""
-        n = points.shape[2]
-        energy = torch.empty(n, dtype=torch.float64)
-        moments, pull = torch.empty(24, 12, n, dtype=self.dtype), torch.empty_like(points)
-        residual_moments(
-            *vertices.skinning,
-            vertices.masses,
-            *_arrays(transforms, points, targets, energy, moments, pull),
-        )
-        return energy, moments, pull
-
-    def judge(
-        self,
-        skinning: SparseWeights[np.ndarray],
-        region: np.ndarray,
-        transforms: Tensor,
-        points: Tensor,
-        targets: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of squared distances (n,), sums of distances (regions,n), largest distance (n,)."""
-        n = points.shape[2]
-        squares, largest = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-        totals = torch.empty(len(REGIONS), n, dtype=torch.float64)
-        judge(*skinning, region, *_arrays(transforms, points, targets, squares, totals, largest))
-        return squares, totals, largest
+        """Of the active rows, or of all: energy (n,), the sum of squared distances times masses;
+        sums of distances (regions,n); largest distance (n,)."""
+        n = posed.transforms.shape[2]
+        energy, largest = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        totals = torch.zeros(len(REGIONS), n, dtype=torch.float64)
+        judge(
+            *vertices.skinning, vertices.masses, region, vertices.packed, vertices.lines,
+            *_arrays(posed.transforms, posed.features, targets), _listed(active, n),
+            *_arrays(energy, totals, largest),
+        )  # fmt: skip
+        return energy, totals, largest
 
     def couple(
         self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weight: float
@@ -241,3 +251,8 @@ def _mapping(meshes: Meshes) -> tuple[np.ndarray, ...]:
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(tensor.numpy() for tensor in tensors)
+
+
+def _listed(active: Tensor | None, n: int) -> np.ndarray:
+    """The active rows, or all n."""
+    return np.arange(n) if active is None else np.flatnonzero(active.numpy())

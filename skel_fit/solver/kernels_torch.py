@@ -28,12 +28,13 @@ from skel_fit.rotations import (
     wrap_angle,
 )
 from skel_fit.skeleton import Skeleton
-from skel_fit.solver.blocks import padded
+from skel_fit.solver.blocks import Posed, padded
 from skel_fit.solver.curvature import Curvature, Pairs, Twists, curvature, unpacked
 from skel_fit.solver.search_torch import Search, extra_energy
 from skel_fit.solver.tables import (
     Chain,
     SearchState,
+    Skin,
     SmplTree,
     SparseWeights,
     StageTables,
@@ -313,6 +314,48 @@ class TorchKernels:
             after = torch.linalg.solve_triangular(factors[t], value[:, None], upper=True)[:, 0]
             out[t] = after
         return out.numpy()
+
+    def evaluate(self, skin: Skin, poses: Tensor, shape: Identity[Tensor]) -> Posed:
+        """Poses (n,49) with the skin's corrected rest vertices."""
+        transforms, features = self.pose_bones(poses, shape)
+        return Posed(transforms, features, self._points(skin, features))
+
+    def _points(self, skin: Skin, features: Tensor) -> Tensor:
+        return (skin.basis @ features).view(-1, 3, features.shape[1])
+
+    def _seen(self, skin: Skin, posed: Posed) -> tuple[Tensor, Tensor]:
+        """Transforms, and corrected rest vertices (V,3,n)."""
+        points = self._points(skin, posed.features) if posed.points is None else posed.points
+        return posed.transforms, points
+
+    def skinned(self, skin: Skin, posed: Posed) -> Tensor:
+        """Skin (V,3,n)."""
+        return self.skin(skin.skinning, *self._seen(skin, posed))
+
+    def evidence(
+        self, vertices: VertexSet, posed: Posed, targets: Tensor, active: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """energy (n,), moments (24,12,n), corrective (207,n); anything for rows that are not
+        active."""
+        seen = self._seen(vertices, posed)
+        energy, moments, pull = self.residual_moments(vertices, *seen, targets, active)
+        return energy, moments, vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+
+    def judged(
+        self,
+        vertices: VertexSet,
+        region: np.ndarray,
+        posed: Posed,
+        targets: Tensor,
+        active: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy (n,), the sum of squared distances times masses; sums of distances (regions,n);
+        largest distance (n,); anything for rows that are not active."""
+        seen = self._seen(vertices, posed)
+        squares, totals, largest = self.judge(vertices.skinning, region, *seen, targets)
+        if vertices.alike:
+            return squares / len(region), totals, largest
+        return self.residual_moments(vertices, *seen, targets, active)[0], totals, largest
 
     def residual_moments(
         self,

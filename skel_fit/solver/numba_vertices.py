@@ -1,188 +1,261 @@
 """Passes over the vertices, LANES rows side by side (numba). Twins: `kernels_torch`.
 
-All scratch of a pass lives in one array: the compiler then knows what overlaps and turns every
-loop over lanes into vector instructions without run-time checks.
+A pass takes the vertices in tiles and does with a tile all that it is for: correctives, skin,
+residual, and what the residual does to bones and correctives. Between the two products the tile's
+part of the corrective basis stays in the cache, and nothing of a vertex goes to memory. Only the
+rows that are asked for are worked on, whatever their place in the block; no sum of one depends on
+which others there are.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numba import njit
 
 from skel_fit.numba_compile import kernel
 from skel_fit.numba_kinematics import JOINTS
-from skel_fit.solver.tables import LANES
+from skel_fit.numba_lanes import (
+    LANES,
+    add_product,
+    larger,
+    load,
+    multiply_add,
+    spread_from,
+    square_root,
+    store,
+)
 
-# places in the scratch, in units of LANES: the blended 3x4 transform comes first
-_RESIDUAL = 12  # 3
-_OUTER = 15  # 12: residual times [x;1]
-_POINT = 27  # 3
-_TARGET = 30  # 3
-_PULL = 33  # 3
-_SQUARE = 36  # 1
-_WORST = 37  # 1
-_SCRATCH = 38
+_TILE = 24
+"""Vertices of a tile."""
+_MAP = 12 * LANES
+"""Numbers of a bone's 3x4 transform, rows side by side."""
 
 
 @njit(inline="always")
-def _lanes_of(transforms, group):
-    """Contiguous copy (24, 12 LANES) of one group of rows."""
-    out = np.empty((transforms.shape[0], 12 * LANES), transforms.dtype)
-    for k in range(transforms.shape[0]):
-        for e in range(12):
-            for lane in range(LANES):
-                out[k, e * LANES + lane] = transforms[k, e, group * LANES + lane]
+def _places(rows):
+    """The rows (m,), filled up to whole groups of LANES with the last of them."""
+    groups = (rows.shape[0] + LANES - 1) // LANES
+    out = np.empty(groups * LANES, np.int64)
+    for at in range(out.shape[0]):
+        out[at] = rows[min(at, rows.shape[0] - 1)]
     return out
 
 
 @njit(inline="always")
-def _blend(begin, end, bones, weights, transforms, scratch):
-    """Blend the transforms of one vertex into the head of the scratch."""
-    w = weights[begin]
-    a = transforms[bones[begin]]
-    for e in range(12 * LANES):
-        scratch[e] = w * a[e]
-    for n in range(begin + 1, end):
-        w = weights[n]
-        a = transforms[bones[n]]
-        for e in range(12 * LANES):
-            scratch[e] += w * a[e]
+def _side_by_side(values, lines, places):
+    """Those lines of values (C,n), the places side by side: flat (groups, lines, LANES)."""
+    out = np.empty(places.shape[0] * lines.shape[0], values.dtype)
+    for group in range(places.shape[0] // LANES):
+        for k in range(lines.shape[0]):
+            at = (group * lines.shape[0] + k) * LANES
+            for lane in range(LANES):
+                out[at + lane] = values[lines[k], places[group * LANES + lane]]
+    return out
 
 
 @njit(inline="always")
-def _load(source, start, scratch, place):
-    """Copy one vertex (3, n) of a group of rows into the scratch."""
-    for i in range(3):
-        for lane in range(LANES):
-            scratch[(place + i) * LANES + lane] = source[i, start + lane]
+def _maps(transforms, places):
+    """Transforms (24,12,n) of the places side by side: flat (groups, 24, 12, LANES)."""
+    lines = np.arange(JOINTS * 12)
+    return _side_by_side(transforms.reshape(JOINTS * 12, transforms.shape[2]), lines, places)
 
 
 @njit(inline="always")
-def _apply(scratch, lane, i, x, y, z):
-    """Row i of the blended transform applied to a point."""
-    return (
-        scratch[4 * i * LANES + lane] * x
-        + scratch[(4 * i + 1) * LANES + lane] * y
-        + scratch[(4 * i + 2) * LANES + lane] * z
-        + scratch[(4 * i + 3) * LANES + lane]
+def _corrected(basis, first, count, posed, group, tile):
+    """Corrected rest vertices of a tile: flat (vertices, 3, LANES)."""
+    width = basis.shape[1]
+    tile[:] = 0
+    left, start = basis.reshape(-1), 3 * first * width
+    add_product(left, start, width, 1, 3 * count, width, posed, group * width * LANES, tile, 0)
+
+
+@njit(inline="always")
+def _wanted(targets, places, group, first, count, out):
+    """Targets (V,3,n) of a tile, the places side by side: flat (vertices, 3, LANES)."""
+    for t in range(count):
+        for i in range(3):
+            source, at = targets[first + t, i], (3 * t + i) * LANES
+            for lane in range(LANES):
+                out[at + lane] = source[places[group * LANES + lane]]
+
+
+@njit(inline="always")
+def _line(maps, a, x, y, z):
+    """A line of a 3x4 transform times [x, y, z, 1]."""
+    rest = multiply_add(load(maps, a + 2 * LANES), z, load(maps, a + 3 * LANES))
+    return multiply_add(load(maps, a), x, multiply_add(load(maps, a + LANES), y, rest))
+
+
+@njit(inline="always")
+def _column(maps, a, x, y, z):
+    """A column of a transform's rotation times (x, y, z)."""
+    rest = multiply_add(load(maps, a + 4 * LANES), y, load(maps, a + 8 * LANES) * z)
+    return multiply_add(load(maps, a), x, rest)
+
+
+@njit(inline="always")
+def _blended(begin, end, bones, weights, maps, group, tile, at):
+    """A vertex of a tile to its linear blend, in three vectors."""
+    x, y, z = load(tile, at), load(tile, at + LANES), load(tile, at + 2 * LANES)
+    u = x - x
+    v, w = u, u
+    for n in range(begin, end):
+        share, a = spread_from(weights, n), (group * JOINTS + bones[n]) * _MAP
+        u = multiply_add(share, _line(maps, a, x, y, z), u)
+        v = multiply_add(share, _line(maps, a + 4 * LANES, x, y, z), v)
+        w = multiply_add(share, _line(maps, a + 8 * LANES, x, y, z), w)
+    return u, v, w
+
+
+@njit(inline="always")
+def _add_to(sums, a, vector):
+    store(sums, a, load(sums, a) + vector)
+
+
+@njit(inline="always")
+def _add_outer(sums, a, pull, x, y, z):
+    """Adds pull [x, y, z, 1] to a line of the sums of a bone."""
+    store(sums, a, multiply_add(pull, x, load(sums, a)))
+    store(sums, a + LANES, multiply_add(pull, y, load(sums, a + LANES)))
+    store(sums, a + 2 * LANES, multiply_add(pull, z, load(sums, a + 2 * LANES)))
+    _add_to(sums, a + 3 * LANES, pull)
+
+
+@njit(inline="always")
+def _turned_back(begin, end, bones, weights, maps, group, pull, tile, at, sums):
+    """What the pull on a vertex does: to its bones, added to `sums`, and to its correctives, in
+    place of its corrected rest position."""
+    f, g, h = pull
+    x, y, z = load(tile, at), load(tile, at + LANES), load(tile, at + 2 * LANES)
+    u = x - x
+    v, w = u, u
+    for n in range(begin, end):
+        share, a = spread_from(weights, n), (group * JOINTS + bones[n]) * _MAP
+        u = multiply_add(share, _column(maps, a, f, g, h), u)
+        v = multiply_add(share, _column(maps, a + LANES, f, g, h), v)
+        w = multiply_add(share, _column(maps, a + 2 * LANES, f, g, h), w)
+        _add_outer(sums, a, share * f, x, y, z)
+        _add_outer(sums, a + 4 * LANES, share * g, x, y, z)
+        _add_outer(sums, a + 8 * LANES, share * h, x, y, z)
+    store(tile, at, u)
+    store(tile, at + LANES, v)
+    store(tile, at + 2 * LANES, w)
+
+
+@kernel()
+def skin(starts, bones, weights, basis, lines, transforms, features, out):
+    """Skin (V,3,n) of all rows: transforms (24,12,n), features (C,n) of which basis (3V,lines)
+    asks for some lines."""
+    places = _places(np.arange(transforms.shape[2]))
+    posed, maps = _side_by_side(features, lines, places), _maps(transforms, places)
+    tile = np.empty(3 * _TILE * LANES, basis.dtype)
+    for first in range(0, out.shape[0], _TILE):
+        count = min(_TILE, out.shape[0] - first)
+        for group in range(places.shape[0] // LANES):
+            start = group * LANES
+            real = min(LANES, out.shape[2] - start)
+            _corrected(basis, first, count, posed, group, tile)
+            for t in range(count):
+                at, k = 3 * t * LANES, first + t
+                u, v, w = _blended(starts[k], starts[k + 1], bones, weights, maps, group, tile, at)
+                store(tile, at, u)
+                store(tile, at + LANES, v)
+                store(tile, at + 2 * LANES, w)
+                for i in range(3):
+                    for lane in range(real):
+                        out[k, i, start + lane] = tile[at + i * LANES + lane]
+
+
+@kernel()
+def evidence(
+    starts, bones, weights, masses, basis, lines, shape_size, transforms, features, targets, rows,
+    energy, moments, corrective,
+):  # fmt: skip
+    """Of the listed rows: energy (n,) = sum m |r|^2; moments (24,12,n) = C_k = sum m w r [x;1]^T;
+    corrective (207,n) = P^T m (sum w R)^T r. Theory: docs/solver.md.
+
+    basis (3V,lines): of [1, betas, features] (C,n) the lines that are not 0 always; the first
+    1+shape_size do not depend on the pose."""
+    places = _places(rows)
+    posed, maps = _side_by_side(features, lines, places), _maps(transforms, places)
+    groups, width = places.shape[0] // LANES, basis.shape[1]
+    turning, left = width - 1 - shape_size, basis.reshape(-1)
+    tile, wanted = (
+        np.empty(3 * _TILE * LANES, basis.dtype),
+        np.empty(3 * _TILE * LANES, basis.dtype),
     )
-
-
-@kernel()
-def skin(first, bones, weights, transforms, points, out):
-    """Linear blend skinning: out (V,3,n) from points (V,3,n) and transforms (24,12,n)."""
-    for group in range(transforms.shape[2] // LANES):
-        lanes = _lanes_of(transforms, group)
-        scratch = np.zeros(_SCRATCH * LANES, points.dtype)
-        start = group * LANES
-        for v in range(points.shape[0]):
-            _blend(first[v], first[v + 1], bones, weights, lanes, scratch)
-            _load(points[v], start, scratch, _POINT)
-            for lane in range(LANES):
-                x = scratch[_POINT * LANES + lane]
-                y = scratch[(_POINT + 1) * LANES + lane]
-                z = scratch[(_POINT + 2) * LANES + lane]
-                for i in range(3):
-                    scratch[(_PULL + i) * LANES + lane] = _apply(scratch, lane, i, x, y, z)
-            result = out[v]
-            for i in range(3):
-                for lane in range(LANES):
-                    result[i, start + lane] = scratch[(_PULL + i) * LANES + lane]
-
-
-@kernel()
-def residual_moments(
-    first, bones, weights, masses, transforms, points, targets, energy, moments, pull
-):
-    """One fused pass: weighted squared residual, its bone moments and its pull on the offsets.
-
-    energy (n,) = sum m |r|^2; moments (24,12,n) = C_k = sum m w r [x;1]^T; pull (V,3,n) =
-    m (sum w R)^T r. Theory: docs/solver.md."""
-    for group in range(transforms.shape[2] // LANES):
-        lanes = _lanes_of(transforms, group)
-        sums = np.zeros((JOINTS, 12 * LANES), points.dtype)
-        s = np.zeros(_SCRATCH * LANES, points.dtype)
-        start = group * LANES
-        for v in range(points.shape[0]):
-            begin, end = first[v], first[v + 1]
-            mass = masses[v]
-            _blend(begin, end, bones, weights, lanes, s)
-            _load(points[v], start, s, _POINT)
-            _load(targets[v], start, s, _TARGET)
-            for lane in range(LANES):
-                x = s[_POINT * LANES + lane]
-                y = s[(_POINT + 1) * LANES + lane]
-                z = s[(_POINT + 2) * LANES + lane]
-                r0 = mass * (_apply(s, lane, 0, x, y, z) - s[_TARGET * LANES + lane])
-                r1 = mass * (_apply(s, lane, 1, x, y, z) - s[(_TARGET + 1) * LANES + lane])
-                r2 = mass * (_apply(s, lane, 2, x, y, z) - s[(_TARGET + 2) * LANES + lane])
-                s[_OUTER * LANES + lane] = r0 * x
-                s[(_OUTER + 1) * LANES + lane] = r0 * y
-                s[(_OUTER + 2) * LANES + lane] = r0 * z
-                s[(_OUTER + 3) * LANES + lane] = r0
-                s[(_OUTER + 4) * LANES + lane] = r1 * x
-                s[(_OUTER + 5) * LANES + lane] = r1 * y
-                s[(_OUTER + 6) * LANES + lane] = r1 * z
-                s[(_OUTER + 7) * LANES + lane] = r1
-                s[(_OUTER + 8) * LANES + lane] = r2 * x
-                s[(_OUTER + 9) * LANES + lane] = r2 * y
-                s[(_OUTER + 10) * LANES + lane] = r2 * z
-                s[(_OUTER + 11) * LANES + lane] = r2
-                for i in range(3):
-                    s[(_PULL + i) * LANES + lane] = (
-                        s[i * LANES + lane] * r0
-                        + s[(4 + i) * LANES + lane] * r1
-                        + s[(8 + i) * LANES + lane] * r2
-                    )
-                s[_SQUARE * LANES + lane] += (r0 * r0 + r1 * r1 + r2 * r2) / mass
-            for n in range(begin, end):
-                w = weights[n]
-                total = sums[bones[n]]
-                for e in range(12 * LANES):
-                    total[e] += w * s[_OUTER * LANES + e]
-            result = pull[v]
-            for i in range(3):
-                for lane in range(LANES):
-                    result[i, start + lane] = s[(_PULL + i) * LANES + lane]
-        for lane in range(LANES):
-            energy[start + lane] = s[_SQUARE * LANES + lane]
+    sums = np.zeros(groups * JOINTS * _MAP, basis.dtype)
+    pulls = np.zeros(groups * turning * LANES, basis.dtype)
+    squares = np.zeros(groups * LANES, basis.dtype)
+    vertices = masses.shape[0]
+    for first in range(0, vertices, _TILE):
+        count = min(_TILE, vertices - first)
+        for group in range(groups):
+            _corrected(basis, first, count, posed, group, tile)
+            _wanted(targets, places, group, first, count, wanted)
+            square = load(squares, group * LANES)
+            for t in range(count):
+                at, k = 3 * t * LANES, first + t
+                begin, end, mass = starts[k], starts[k + 1], spread_from(masses, k)
+                u, v, w = _blended(begin, end, bones, weights, maps, group, tile, at)
+                u, v = u - load(wanted, at), v - load(wanted, at + LANES)
+                w = w - load(wanted, at + 2 * LANES)
+                square = multiply_add(mass, u * u + v * v + w * w, square)
+                pull = mass * u, mass * v, mass * w
+                _turned_back(begin, end, bones, weights, maps, group, pull, tile, at, sums)
+            store(squares, group * LANES, square)
+            add_product(
+                left, 3 * first * width + 1 + shape_size, 1, width, turning, 3 * count,
+                tile, 0, pulls, group * turning * LANES,
+            )  # fmt: skip
+    for at in range(rows.shape[0]):
+        group, lane, row = at // LANES, at % LANES, rows[at]
+        energy[row] = squares[at]
         for k in range(JOINTS):
             for e in range(12):
-                for lane in range(LANES):
-                    moments[k, e, start + lane] = sums[k, e * LANES + lane]
+                moments[k, e, row] = sums[((group * JOINTS + k) * 12 + e) * LANES + lane]
+        for f in range(corrective.shape[0]):
+            corrective[f, row] = 0.0
+        for f in range(turning):
+            line = lines[1 + shape_size + f] - 1 - shape_size
+            corrective[line, row] = pulls[(group * turning + f) * LANES + lane]
 
 
 @kernel()
-def judge(first, bones, weights, region, transforms, points, targets, squares, totals, largest):
-    """Exact final residual: squares (n,) sum of squared distances; totals (regions, n) sums of
-    distances per region; largest (n,) maximum distance. region (V,) int."""
-    for group in range(transforms.shape[2] // LANES):
-        lanes = _lanes_of(transforms, group)
-        s = np.zeros(_SCRATCH * LANES, points.dtype)
-        sums = np.zeros((totals.shape[0], LANES), points.dtype)
-        start = group * LANES
-        for v in range(points.shape[0]):
-            _blend(first[v], first[v + 1], bones, weights, lanes, s)
-            _load(points[v], start, s, _POINT)
-            _load(targets[v], start, s, _TARGET)
-            for lane in range(LANES):
-                x = s[_POINT * LANES + lane]
-                y = s[(_POINT + 1) * LANES + lane]
-                z = s[(_POINT + 2) * LANES + lane]
-                r0 = _apply(s, lane, 0, x, y, z) - s[_TARGET * LANES + lane]
-                r1 = _apply(s, lane, 1, x, y, z) - s[(_TARGET + 1) * LANES + lane]
-                r2 = _apply(s, lane, 2, x, y, z) - s[(_TARGET + 2) * LANES + lane]
-                square = r0 * r0 + r1 * r1 + r2 * r2
-                s[_SQUARE * LANES + lane] += square
-                s[_RESIDUAL * LANES + lane] = math.sqrt(square)
-                s[_WORST * LANES + lane] = max(s[_WORST * LANES + lane], square)
-            part = sums[region[v]]
-            for lane in range(LANES):
-                part[lane] += s[_RESIDUAL * LANES + lane]
-        for lane in range(LANES):
-            squares[start + lane] = s[_SQUARE * LANES + lane]
-            largest[start + lane] = math.sqrt(s[_WORST * LANES + lane])
-            for k in range(totals.shape[0]):
-                totals[k, start + lane] = sums[k, lane]
+def judge(
+    starts, bones, weights, masses, region, basis, lines, transforms, features, targets, rows,
+    energy, totals, largest,
+):  # fmt: skip
+    """Exact final residual of the listed rows: energy (n,) as in `evidence`; totals (regions,n)
+    sums of distances per region; largest (n,) maximum distance. region (V,) int."""
+    places = _places(rows)
+    posed, maps = _side_by_side(features, lines, places), _maps(transforms, places)
+    groups, regions, vertices = places.shape[0] // LANES, totals.shape[0], region.shape[0]
+    tile, wanted = (
+        np.empty(3 * _TILE * LANES, basis.dtype),
+        np.empty(3 * _TILE * LANES, basis.dtype),
+    )
+    sums = np.zeros(groups * regions * LANES, basis.dtype)
+    squares, worst = np.zeros(groups * LANES, basis.dtype), np.zeros(groups * LANES, basis.dtype)
+    for first in range(0, vertices, _TILE):
+        count = min(_TILE, vertices - first)
+        for group in range(groups):
+            _corrected(basis, first, count, posed, group, tile)
+            _wanted(targets, places, group, first, count, wanted)
+            square, most = load(squares, group * LANES), load(worst, group * LANES)
+            for t in range(count):
+                at, k = 3 * t * LANES, first + t
+                u, v, w = _blended(starts[k], starts[k + 1], bones, weights, maps, group, tile, at)
+                u, v = u - load(wanted, at), v - load(wanted, at + LANES)
+                w = w - load(wanted, at + 2 * LANES)
+                distance = u * u + v * v + w * w
+                square = multiply_add(spread_from(masses, k), distance, square)
+                most = larger(distance, most)
+                _add_to(sums, (group * regions + region[k]) * LANES, square_root(distance))
+            store(squares, group * LANES, square)
+            store(worst, group * LANES, most)
+    for at in range(rows.shape[0]):
+        group, lane, row = at // LANES, at % LANES, rows[at]
+        energy[row], largest[row] = squares[at], np.sqrt(worst[at])
+        for k in range(regions):
+            totals[k, row] = sums[(group * regions + k) * LANES + lane]

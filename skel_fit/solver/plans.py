@@ -17,7 +17,7 @@ from skel_fit.shape import shape_transfer
 from skel_fit.skel import SKEL
 from skel_fit.skeleton import numpy_of
 from skel_fit.solver import tables
-from skel_fit.solver.tables import SmplTree, SparseWeights, StageTables, VertexSet
+from skel_fit.solver.tables import Skin, SmplTree, StageTables, VertexSet
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,10 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class SmplSide:
+class SmplSide(Skin):
     """What the solver needs of an SMPL model."""
 
     tree: SmplTree[np.ndarray]
-    skinning: SparseWeights[np.ndarray]
-    basis: Tensor  # (3V, 1+K+207) shape and pose basis, of the fit's dtype
     shape_transfer: tuple[Tensor, Tensor]  # B (10,10), b (10,) of `skel_fit.shape`
 
     @staticmethod
@@ -48,9 +46,10 @@ class SmplSide:
             numpy_of(smpl.posedirs).T,
         )
         return SmplSide(
-            tables.smpl_tables(smpl),
             tables.sparse_weights(numpy_of(smpl.lbs_weights), dtype),
             torch.as_tensor(basis, dtype=dtype).to(skel.device),
+            np.arange(basis.shape[1]),
+            tables.smpl_tables(smpl),
             (matrix.to(skel.device, torch.float64), offset.to(skel.device, torch.float64)),
         )
 

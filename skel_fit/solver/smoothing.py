@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skel_fit.crew import each
 from skel_fit.kinematics import Identity
-from skel_fit.solver.blocks import Goal, GoalOf, Solution, padded
+from skel_fit.solver.blocks import Goal, GoalOf, Posed, Solution, padded
 from skel_fit.solver.box_step import Box, box_step, damping_of
 from skel_fit.solver.curvature import Pairs, Twists, unpacked
 from skel_fit.solver.engine import Solver
@@ -245,21 +245,18 @@ class SequenceProblem:
         index = padded(index, solver.width)
         shape = self._identity(index.numel())
         targets = self.goal(index).targets
-        transforms, points = solver.evaluate(plan.vertices, poses[index], shape)
-        skin = solver.kernels.skin(solver.skinning, transforms, points)
+        posed = solver.kernels.evaluate(plan.vertices, poses[index], shape)
+        skin = solver.kernels.skinned(plan.vertices, posed)
         extra = solver.kernels.extra_energy(
             plan.tables, shape, solver.joint_targets(targets), poses[index]
         )
-        return Look(transforms, points, targets, skin, extra)
+        return Look(posed, targets, skin, extra)
 
     def _forces(self, look: Look, wanted: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Moments (k,24,12) and corrective pull (k,207) of the skin's way from points `wanted`
         (V,3,n), root frame, of the first k = `count` frames."""
         solver, vertices = self.solver, self.solver.plans[-1].vertices
-        _, moments, pull = solver.kernels.residual_moments(
-            vertices, look.transforms, look.points, wanted
-        )
-        corrective = vertices.pose_basis.T @ pull.view(-1, pull.shape[2])
+        _, moments, corrective = solver.kernels.evidence(vertices, look.posed, wanted)
         moments = moments.permute(2, 0, 1)[:count].double().contiguous()
         return moments, corrective.T[:count].double().contiguous()
 
@@ -297,8 +294,7 @@ def remembered(goal: GoalOf) -> GoalOf:
 class Look(NamedTuple):
     """A padded block of frames with its vertices, root frame."""
 
-    transforms: Tensor  # (24,12,n)
-    points: Tensor  # (V,3,n)
+    posed: Posed
     targets: Tensor  # (V,3,n) m
     skin: Tensor  # (V,3,n) m
     extra: Tensor  # (n,) joint and prior terms

@@ -7,6 +7,7 @@ sparse weights, the shape-and-pose basis, vertex masses and the moment basis of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
@@ -113,17 +114,34 @@ class Chain(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VertexSet:
-    """A part of the skin with its tables. V vertices; dtype of the fit, on the fit's device."""
+class Skin:
+    """V vertices that bones, shape and correctives move; dtype of the fit, on the fit's device."""
+
+    skinning: SparseWeights[np.ndarray]
+    basis: torch.Tensor  # (3V, 1+K+207): x + o = basis @ [1, betas, features]
+    lines: np.ndarray  # (C,) columns of the basis whose feature is not 0 in all poses
+
+    @cached_property
+    def packed(self) -> np.ndarray:
+        """(3V, C) those columns, on the host."""
+        return np.ascontiguousarray(self.basis.cpu().numpy()[:, self.lines])
+
+
+@dataclass(frozen=True)
+class VertexSet(Skin):
+    """A part of SKEL's skin with its tables."""
 
     indices: np.ndarray  # (V,) vertex ids
     rows: torch.Tensor  # (V,) the same on the fit's device
-    skinning: SparseWeights[np.ndarray]
     masses: np.ndarray  # (V,) sum 1
-    basis: torch.Tensor  # (3V, 1+K+207): x + o = basis @ [1, betas, features]
     pair_first: np.ndarray
     pair_second: np.ndarray
     moment_basis: torch.Tensor  # (S, P*10), S = (K+1)(K+2)/2
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether all vertices count the same."""
+        return bool((self.masses == self.masses[0]).all())
 
     @property
     def pose_basis(self) -> torch.Tensor:
@@ -180,12 +198,16 @@ def vertex_set(
     posedirs = numpy_of(skel.posedirs)[indices]
     masses = masses / masses.sum()
     first, second, moments = moment_basis(weights, masses, template, shapedirs)
+    basis = basis_matrix(template, shapedirs, posedirs)
+    moving = np.repeat(np.asarray(anatomy.POSE_FEATURE_SOURCES) >= 0, 9)
+    shaping = np.ones(basis.shape[1] - moving.size, bool)
     return VertexSet(
+        skinning=sparse_weights(weights, dtype),
+        basis=torch.as_tensor(basis, dtype=dtype).to(device),
+        lines=np.flatnonzero(np.concatenate([shaping, moving])),
         indices=indices,
         rows=torch.as_tensor(indices).to(device),
-        skinning=sparse_weights(weights, dtype),
         masses=masses.astype(_numpy(dtype)),
-        basis=torch.as_tensor(basis_matrix(template, shapedirs, posedirs), dtype=dtype).to(device),
         pair_first=first,
         pair_second=second,
         moment_basis=torch.as_tensor(moments, dtype=torch.float64).to(device),
