@@ -1,4 +1,4 @@
-"""Kinematics of SKEL and SMPL, one row at a time (numba).
+"""Kinematics of SKEL and SMPL, one row at a time (numba); of SKEL's bones also ABREAST rows.
 
 Twins of the same names: `skel_fit.rotations`, `skel_fit.kinematics`, `kernels_torch`. Sources:
 docs/reference/skel-model.md, docs/solver.md. Metres, radians, float64.
@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 
 from skel_fit.anatomy import NUM_PARAMETERS
+from skel_fit.numba_abreast import ABREAST, abreast, if_less, magnitude, sine_cosine
 from skel_fit.numba_compile import kernel
 
 JOINTS = 24
@@ -47,7 +48,7 @@ def rotation_about_axis(axis, angle, out):
     """out = rotation by |axis| angle about axis (an axis need not have unit length)."""
     length = math.sqrt(axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2])
     x, y, z = axis[0] / length, axis[1] / length, axis[2] / length
-    c, s = math.cos(length * angle), math.sin(length * angle)
+    s, c = sine_cosine(length * angle)
     v = 1.0 - c
     out[0, 0] = c + x * x * v
     out[0, 1] = x * y * v - z * s
@@ -63,19 +64,17 @@ def rotation_about_axis(axis, angle, out):
 @njit(inline="always")
 def arc(length, angle):
     """End of a constant-curvature arc and its derivative: X, Y, dX, dY."""
-    t = angle
-    if abs(t) < 2e-2:
-        t2 = t * t
-        x = length * t * (0.5 - t2 / 24.0 + t2 * t2 / 720.0)
-        y = length * (1.0 - t2 / 6.0 + t2 * t2 / 120.0)
-        dx = length * (0.5 - t2 / 8.0 + t2 * t2 / 144.0)
-        dy = length * t * (-1.0 / 3.0 + t2 / 30.0 - t2 * t2 / 840.0)
-        return x, y, dx, dy
-    c, s = math.cos(t), math.sin(t)
-    x = length * (1.0 - c) / t
-    y = length * s / t
-    dx = length * (t * s - (1.0 - c)) / (t * t)
-    dy = length * (t * c - s) / (t * t)
+    t, size = angle, magnitude(angle)
+    t2 = t * t
+    s, c = sine_cosine(t)
+    small_x = length * t * (0.5 - t2 / 24.0 + t2 * t2 / 720.0)
+    small_y = length * (1.0 - t2 / 6.0 + t2 * t2 / 120.0)
+    small_dx = length * (0.5 - t2 / 8.0 + t2 * t2 / 144.0)
+    small_dy = length * t * (-1.0 / 3.0 + t2 / 30.0 - t2 * t2 / 840.0)
+    x = if_less(size, 2e-2, small_x, length * (1.0 - c) / t)
+    y = if_less(size, 2e-2, small_y, length * s / t)
+    dx = if_less(size, 2e-2, small_dx, length * (t * s - (1.0 - c)) / t2)
+    dy = if_less(size, 2e-2, small_dy, length * (t * c - s) / t2)
     return x, y, dx, dy
 
 
@@ -152,7 +151,7 @@ def identity(skeleton, betas, joints, frames, lengths):
 
 
 class Work(NamedTuple):
-    """Scratch of one row."""
+    """Scratch of one row, or of ABREAST."""
 
     rotations: np.ndarray  # (24,3,3) world rotations
     positions: np.ndarray  # (24,3) world joint positions
@@ -163,11 +162,9 @@ class Work(NamedTuple):
     shift: np.ndarray  # (49,3) linear part of the twist
     offset: np.ndarray  # (3,)
     scratch: np.ndarray  # (3,3,3)
-    second: np.ndarray  # (24,24,4,4) subtree second moments
-    factor: np.ndarray  # (49,49)
-    chosen: np.ndarray  # (49,)
-    fixed: np.ndarray  # (49,) bool
-    shifted: np.ndarray  # (49,)
+    block: np.ndarray  # (4,4)
+    half: np.ndarray  # (4,4)
+    subtree: np.ndarray  # (24,3,4)
 
 
 @kernel()
@@ -183,11 +180,28 @@ def make_work():
         np.zeros((NUM_PARAMETERS, 3)),
         np.empty(3),
         np.empty((3, 3, 3)),
-        np.empty((JOINTS, JOINTS, 4, 4)),
-        np.empty((NUM_PARAMETERS, NUM_PARAMETERS)),
-        np.empty(NUM_PARAMETERS, np.int64),
-        np.empty(NUM_PARAMETERS, np.bool_),
-        np.empty(NUM_PARAMETERS),
+        np.empty((4, 4)),
+        np.empty((4, 4)),
+        np.empty((JOINTS, 3, 4)),
+    )
+
+
+@njit(inline="always")
+def make_work_abreast():
+    """Fresh scratch for ABREAST rows."""
+    return Work(
+        abreast(np.empty((JOINTS, 3, 3, ABREAST))),
+        abreast(np.empty((JOINTS, 3, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 3, ABREAST))),
+        abreast(np.zeros((NUM_PARAMETERS, 3, ABREAST))),
+        abreast(np.zeros((NUM_PARAMETERS, 3, ABREAST))),
+        abreast(np.zeros((NUM_PARAMETERS, 3, ABREAST))),
+        abreast(np.zeros((NUM_PARAMETERS, 3, ABREAST))),
+        abreast(np.empty((3, ABREAST))),
+        abreast(np.empty((3, 3, 3, ABREAST))),
+        abreast(np.empty((4, 4, ABREAST))),
+        abreast(np.empty((4, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
     )
 
 
@@ -248,8 +262,8 @@ def bones(skeleton, q, joints, frames, lengths, work):
             side = 1.0 if j == 14 else -1.0
             w, h = 0.25 * lengths[3], 0.5 * lengths[4]
             abduction, elevation = side * q[first], side * q[first + 1] - 0.25 * math.pi
-            ca, sa = math.cos(abduction), math.sin(abduction)
-            ce, se = math.cos(elevation), math.sin(elevation)
+            sa, ca = sine_cosine(abduction)
+            se, ce = sine_cosine(elevation)
             root_half = math.sqrt(0.5)
             offset[0] += -side * w * (ce * ca - root_half)
             offset[1] += -h * (se + root_half)
@@ -314,32 +328,54 @@ def skinning_transforms(work, joints, out):
             )
 
 
+@njit(inline="always")
+def side_by_side(values, rows, out):
+    """Lines of values (n,size), ABREAST of them, to out (size,ABREAST)."""
+    for e in range(values.shape[1]):
+        for lane in range(ABREAST):
+            out[e, lane] = values[rows[lane], e]
+
+
 @kernel()
 def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, features):
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
-    n = poses.shape[0]
-    shape_size = betas.shape[1]
-    for row in range(n):
-        work = make_work()
-        a = np.empty((JOINTS, 3, 4))
-        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
-        skinning_transforms(work, joints[row], a)
+    n, shape_size = poses.shape[0], betas.shape[1]
+    q, rest = np.empty((NUM_PARAMETERS, ABREAST)), np.empty((JOINTS * 3, ABREAST))
+    turns, sizes = np.empty((JOINTS * 9, ABREAST)), np.empty((5, ABREAST))
+    moved, turned = np.empty((JOINTS, 12, ABREAST)), np.empty((JOINTS, 9, ABREAST))
+    places = abreast(rest.reshape(JOINTS, 3, ABREAST))
+    local, work = abreast(turned.reshape(JOINTS, 3, 3, ABREAST)), make_work_abreast()
+    rows = np.empty(ABREAST, np.int64)
+    for begin in range(0, n, ABREAST):
+        real = min(ABREAST, n - begin)
+        for lane in range(ABREAST):
+            rows[lane] = begin + min(lane, real - 1)
+        side_by_side(poses, rows, q)
+        side_by_side(joints.reshape(n, -1), rows, rest)
+        side_by_side(frames.reshape(n, -1), rows, turns)
+        side_by_side(lengths, rows, sizes)
+        frame = abreast(turns.reshape(JOINTS, 3, 3, ABREAST))
+        bones(skeleton, abreast(q), places, frame, abreast(sizes), work)
+        skinning_transforms(work, places, abreast(moved.reshape(JOINTS, 3, 4, ABREAST)))
         for k in range(JOINTS):
             for i in range(3):
-                for c in range(4):
-                    transforms[k, 4 * i + c, row] = a[k, i, c]
-        features[0, row] = 1.0
-        for k in range(shape_size):
-            features[1 + k, row] = betas[row, k]
-        for s in range(23):
-            source = skeleton.feature_source[s]
-            for i in range(3):
                 for c in range(3):
-                    value = 0.0
-                    if source >= 0:
-                        value = work.local[source, i, c] - (1.0 if i == c else 0.0)
-                    features[1 + shape_size + 9 * s + 3 * i + c, row] = value
+                    local[k, i, c] = work.local[k, i, c] - (1.0 if i == c else 0.0)
+        for lane in range(real):
+            row = begin + lane
+            features[0, row] = 1.0
+            for k in range(shape_size):
+                features[1 + k, row] = betas[row, k]
+        for k in range(JOINTS):
+            for e in range(12):
+                for lane in range(real):
+                    transforms[k, e, begin + lane] = moved[k, e, lane]
+        for s in range(23):
+            source, to = skeleton.feature_source[s], 1 + shape_size + 9 * s
+            for e in range(9):
+                for lane in range(real):
+                    features[to + e, begin + lane] = turned[source, e, lane] if source >= 0 else 0.0
 
 
 @kernel()

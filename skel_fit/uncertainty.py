@@ -25,6 +25,7 @@ from skel_fit.skel import SKEL
 from skel_fit.solver.blocks import padded
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
+from skel_fit.solver.pattern import pattern_of
 from skel_fit.solver.sandwich import RIDGE, Fields, Sandwich, sandwich, scores, wrenches
 
 FIELDS = 24
@@ -211,6 +212,7 @@ def _compiled(
     numba_sandwich.sandwich(
         solver.skeleton,
         plan.tables,
+        pattern_of(solver.skeleton, plan.tables),
         *(t.numpy() for t in (*shape[1:], moments, at, fields[0].view(24, 6, -1), fields[1])),
         noise,
         RIDGE,

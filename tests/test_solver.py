@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -21,12 +22,14 @@ from skel_fit import (
     numba_kinematics,
 )
 from skel_fit.default_body import default_body_directory
+from skel_fit.numba_abreast import ABREAST, abreast, sine_cosine
 from skel_fit.rotations import skew, wrap_angle
 from skel_fit.solver import numba_minimise
 from skel_fit.solver.box_step import Box, dense_step
 from skel_fit.solver.dense import DenseProblem
 from skel_fit.solver.engine import Solver
 from skel_fit.solver.kernels_torch import TorchKernels
+from skel_fit.solver.pattern import pattern_of
 from skel_fit.solver.tables import SearchState
 
 MOTION = Path(__file__).parents[1] / "pipeline" / "demo_motion.npz"
@@ -118,10 +121,47 @@ def row_model(evaluated, row: int, second_moments: torch.Tensor | None = None):
         gradient,
     )
     pair_moments = solver.pair_moments(plan, shape)[row].numpy()
+    pattern = pattern_of(solver.skeleton, plan.tables)
+    blocks, sides = np.empty((pattern.blocks[0], 4, 4)), np.empty(len(pattern.column) + 1)
+    diagonal = np.empty(len(pattern.parameters))
     numba_minimise.curvature(
-        solver.skeleton, plan.tables, transforms, pair_moments, joint_moments, work, matrix
-    )
+        solver.skeleton, plan.tables, pattern, transforms, pair_moments, joint_moments, work,
+        blocks, diagonal, sides,
+    )  # fmt: skip
+    numba_minimise.whole_matrix(pattern, diagonal, sides, matrix)
     return gradient, matrix
+
+
+@numba.njit
+def turns_of_rows(angles, sine, cosine):
+    """`sine_cosine` of angles (n,ABREAST)."""
+    for n in range(angles.shape[0]):
+        abreast(sine)[n], abreast(cosine)[n] = sine_cosine(abreast(angles)[n])
+
+
+def test_sine_and_cosine_of_rows_abreast():
+    """In every quarter of a turn, and where two of its polynomials meet."""
+    draw = np.random.default_rng(0)
+    quarters = np.arange(-16, 17)[:, None] * np.pi / 4 + 1e-9 * draw.normal(size=(33, ABREAST))
+    angles = np.concatenate(
+        [quarters, draw.uniform(-60, 60, (200, ABREAST)), np.zeros((1, ABREAST))]
+    )
+    sine, cosine = np.empty_like(angles), np.empty_like(angles)
+    turns_of_rows(angles, sine, cosine)
+    near(sine, np.sin(angles), 3e-16)
+    near(cosine, np.cos(angles), 3e-16)
+
+
+@numba.njit
+def steps_of_rows(tables, pattern, at, gradient, damping, diagonal, entries, out):
+    """`bounded_step` of ABREAST rows, the last dimension of every array."""
+    step = numba_minimise.make_step(pattern)
+    for n in range(diagonal.shape[0]):
+        step.diagonal[n] = abreast(diagonal)[n]
+    for n in range(entries.shape[0]):
+        step.entries[n] = abreast(entries)[n]
+    parts = abreast(at), abreast(gradient), abreast(damping)
+    numba_minimise.bounded_step(tables, pattern, *parts, step, abreast(out))
 
 
 def test_objective_and_exact_gradient_match_automatic_differentiation(evaluated):
@@ -402,24 +442,32 @@ def test_twins_of_gradient_and_curvature(evaluated, twins):
 @given(st.integers(0, 2**32 - 1), st.floats(1e-8, 10.0))
 def test_twins_of_the_bounded_step(evaluated, seed, damping):
     """And what a step has to be: inside the box, at rest where free, downhill."""
-    plan = evaluated[1]
+    solver, plan = evaluated[:2]
     draw = np.random.default_rng(seed)
-    factor = draw.normal(size=(49, 49))
-    hessian, gradient = factor @ factor.T + 0.1 * np.eye(49), 3 * draw.normal(size=49)
-    at = draw.uniform(-1, 1, 49)
-    at[draw.random(49) < 0.3] = -1.0  # on a bound
     tables = plan.tables._replace(
         lower=np.full(49, -1.0), upper=np.full(49, 1.0), free=draw.random(49) < 0.8
     )
-    step = np.empty(49)
-    work = numba_kinematics.make_work()
-    numba_minimise.dense_step(tables, at, hessian, gradient, damping, work, step)
+    pattern = pattern_of(solver.skeleton, tables)
+    lines = np.repeat(np.arange(len(pattern.parameters)), np.diff(pattern.first))
+    r, p = pattern.parameters[lines], pattern.parameters[pattern.column]
+    rows, gradient = np.zeros((ABREAST, 49, 49)), 3 * draw.normal(size=(ABREAST, 49))
+    for hessian in rows:  # 0 where the pattern says so
+        hessian[r, p] = hessian[p, r] = draw.normal(size=len(r))
+        hessian[np.diag_indices(49)] = np.abs(hessian).sum(axis=1) + 0.1
+    at = draw.uniform(-1, 1, (ABREAST, 49))
+    at[draw.random(at.shape) < 0.3] = -1.0  # on a bound
+    step, dampings = np.zeros((49, ABREAST)), np.full((1, ABREAST), damping)
+    diagonal, entries = rows[:, pattern.parameters, pattern.parameters], rows[:, r, p]
+    given = (part.T.copy() for part in (at, gradient))
+    sides = (part.T.copy() for part in (diagonal, entries))
+    steps_of_rows(tables, pattern, *given, dampings, *sides, step)
     box = Box(*(torch.as_tensor(part) for part in (tables.lower, tables.upper, tables.free)))
-    row = [torch.as_tensor(part)[None] for part in (at, gradient, hessian, np.array(damping))]
-    found = dense_step(*row, box)[0].numpy()
-    near(step, found, 1e-9)
-    assert (np.abs(at + found) <= 1 + 1e-12).all() and not found[~tables.free].any()
-    assert gradient @ found <= 0
-    slope = gradient + hessian @ found + damping * (np.diagonal(hessian) + 1e-9) * found
+    whole = [torch.as_tensor(part) for part in (at, gradient, rows, dampings[0])]
+    found = dense_step(*whole, box).numpy()
+    near(step.T, found, 1e-9)
+    assert (np.abs(at + found) <= 1 + 1e-12).all() and not found[:, ~tables.free].any()
+    assert ((gradient * found).sum(axis=1) <= 0).all()
+    slope = gradient + (rows @ found[..., None])[..., 0]
+    slope += damping * (np.diagonal(rows, axis1=1, axis2=2) + 1e-9) * found
     inside = tables.free & (np.abs(at + found) < 1 - 1e-9)
-    assert np.abs(slope[inside]).max(initial=0) < 1e-8 * (1 + np.abs(hessian).max())
+    assert np.abs(slope[inside]).max(initial=0) < 1e-8 * (1 + np.abs(rows).max())

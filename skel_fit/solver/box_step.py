@@ -2,7 +2,7 @@
 
 What the unbounded step would carry over a bound is set onto it and the others are solved again, a
 few times. One home for the torch kernels, the dense twin and sequences; the compiled twin is
-`numba_minimise.dense_step`. Half gradients and half Gauss-Newton matrices throughout.
+`numba_minimise.bounded_step`. Half gradients and half Gauss-Newton matrices throughout.
 """
 
 from __future__ import annotations

@@ -524,7 +524,7 @@ def _kernels(config: FitConfig, device: torch.device) -> type[Kernels]:
 
 
 _WITHOUT = {
-    "numba": ("some 65 rows a second and core instead of 370", "pip install numba"),
+    "numba": ("at some twentieth of the rate", "pip install numba"),
     "triton": ("in thousands of launches a block instead of one", "pip install 'hmr-skel[gpu]'"),
 }
 """What plain torch costs in place of these kernels, and what to do."""

@@ -24,6 +24,7 @@ from skel_fit.solver.numba_start import start_poses
 from skel_fit.solver.numba_surfaces import place_rows, root_frame
 from skel_fit.solver.numba_vertices import evidence, judge
 from skel_fit.solver.numba_vertices import skin as skin_of_rows
+from skel_fit.solver.pattern import Pattern, pattern_of
 from skel_fit.solver.tables import (
     Chain,
     SearchState,
@@ -51,6 +52,15 @@ class NumbaKernels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.skeleton, self.smpl_tree, self.dtype = skeleton, smpl_tree, dtype
+        self._patterns: dict[int, tuple[StageTables[np.ndarray], Pattern]] = {}
+
+    def _pattern(self, stage: StageTables[np.ndarray]) -> Pattern:
+        """Of a stage; made once."""
+        found = self._patterns.get(id(stage))
+        if found is None:
+            found = stage, pattern_of(self.skeleton, stage)
+            self._patterns[id(stage)] = found
+        return found[1]
 
     def pose_smpl(self, poses: Tensor, betas: Tensor) -> tuple[Tensor, ...]:
         """poses (n,72), betas (n,K), float64 -> rest joints (n,24,3), global rotations
@@ -232,6 +242,7 @@ class NumbaKernels:
         minimise(
             self.skeleton,
             stage,
+            self._pattern(stage),
             *_arrays(*shape[1:], pair_moments, joint_targets, state.poses),
             *_arrays(energy, moments, corrective, active),
             max_steps,

@@ -23,7 +23,6 @@ from skel_fit.numba_kinematics import (
     multiply,
     twists,
 )
-from skel_fit.solver.numba_minimise import solve_damped
 from skel_fit.solver.numba_start import project_joint
 
 BETAS = 10
@@ -713,6 +712,32 @@ def _corrective_gradient(skeleton, table, work, slopes):
 
 
 @kernel(**_INNER)
+def _solve_damped(hessian, gradient, damping, index, count, factor, step):
+    """step[index] = -(H + damping diag H)^-1 g on the listed parameters (LDL^T)."""
+    for n in range(count):
+        i = index[n]
+        for m in range(n, count):
+            factor[n, m] = hessian[i, index[m]]
+        factor[n, n] += damping * (hessian[i, i] + 1e-9)
+        step[i] = -gradient[i]
+    for n in range(count):
+        pivot = max(factor[n, n], 1e-16)
+        factor[n, n] = pivot
+        for m in range(n + 1, count):
+            f = factor[n, m] / pivot
+            if f != 0.0:
+                row, source = factor[m], factor[n]
+                for c in range(m, count):
+                    row[c] -= f * source[c]
+                step[index[m]] -= f * step[index[n]]
+    for n in range(count - 1, -1, -1):
+        value = step[index[n]]
+        for m in range(n + 1, count):
+            value -= factor[n, m] * step[index[m]]
+        step[index[n]] = value / factor[n, n]
+
+
+@kernel(**_INNER)
 def _box_step(beliefs, at, slopes, damping):
     """Damped step (59,) inside the limits, by an active set. Twin: `box_step.dense_step`."""
     step, shifted, fixed, index = slopes.step, slopes.shifted, slopes.fixed, slopes.chosen
@@ -731,7 +756,7 @@ def _box_step(beliefs, at, slopes, damping):
             if not fixed[d]:
                 index[count] = d
                 count += 1
-        solve_damped(hessian, shifted, damping, index, count, slopes.factor, step)
+        _solve_damped(hessian, shifted, damping, index, count, slopes.factor, step)
         crossed = False
         for n in range(count):
             d = index[n]

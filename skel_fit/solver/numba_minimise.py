@@ -1,20 +1,26 @@
-"""The inner solver: Levenberg-Marquardt on 24 bone transforms, one row at a time (numba).
+"""The inner solver: Levenberg-Marquardt on 24 bone transforms, ABREAST rows at a time (numba).
 
 The vertices enter through moments only. Derivation: docs/solver.md. Twins of the same
-names: `search_torch`, `curvature`, `box_step`.
+names: `search_torch`, `curvature`, `box_step`. A row that is done waits for the others of its
+group: what is computed for it then is not kept.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from skel_fit.anatomy import NUM_PARAMETERS
+from skel_fit.numba_abreast import ABREAST, abreast, any_row, if_at_most, if_less, magnitude
 from skel_fit.numba_compile import kernel
 from skel_fit.numba_kinematics import (
     JOINTS,
     bones,
     make_work,
+    make_work_abreast,
+    side_by_side,
     skinning_transforms,
     twists,
 )
@@ -35,9 +41,9 @@ def unpack(packed, out):
 
 
 @kernel()
-def times_moments(stage, moments, change, out):
+def times_moments(stage, moments, change, work, out):
     """out (24,3,4) = change M with M given by its non-zero symmetric blocks."""
-    block = np.empty((4, 4))
+    block = work.block
     for k in range(JOINTS):
         for i in range(3):
             for c in range(4):
@@ -63,7 +69,7 @@ def times_moments(stage, moments, change, out):
 @kernel()
 def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradient):
     """Half the gradient (49,) of the model objective; force (24,3,4) = change M + C."""
-    subtree = np.empty((JOINTS, 3, 4))
+    subtree = work.subtree
     for k in range(JOINTS):
         for i in range(3):
             f0, f1, f2, f3 = force[k, i, 0], force[k, i, 1], force[k, i, 2], force[k, i, 3]
@@ -111,21 +117,15 @@ def gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradien
                 )
 
 
-@kernel()
-def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian):
-    """Half the Gauss-Newton matrix (49,49) from subtree second moments (docs/solver.md)."""
-    u = work.second
-    for k in range(JOINTS):
-        for l in range(JOINTS):
-            for i in range(4):
-                for c in range(4):
-                    u[k, l, i, c] = 0.0
-    block = np.empty((4, 4))
-    half = np.empty((4, 4))
-    for n in range(stage.pair_first.shape[0]):
+@njit(inline="always")
+def _blocks(stage, pattern, transforms, moments, joint_moments, work, blocks):
+    """blocks (B,4,4) of the pattern: T_kl of pairs of bones, then their sums."""
+    block, half = work.block, work.half
+    for s in range(pattern.pairs.shape[0]):
+        n, here, there = pattern.pairs[s, 0], pattern.pairs[s, 1], pattern.pairs[s, 2]
         k, l = stage.pair_first[n], stage.pair_second[n]
         unpack(moments[n], block)
-        if k == l:
+        if k == l and stage.joint_masses[k] > 0.0:
             for i in range(4):
                 for c in range(4):
                     block[i, c] += joint_moments[k, i, c]
@@ -138,39 +138,47 @@ def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian
         for c in range(4):
             h0, h1, h2, h3 = half[0, c], half[1, c], half[2, c], half[3, c]
             for i in range(3):
-                u[k, l, i, c] = a[i, 0] * h0 + a[i, 1] * h1 + a[i, 2] * h2 + a[i, 3] * h3
-            u[k, l, 3, c] = h3
-        if k != l:
-            for i in range(4):
-                for c in range(4):
-                    u[l, k, c, i] = u[k, l, i, c]
-    for k in range(JOINTS - 1, 0, -1):
-        p = skeleton.parents[k]
-        for l in range(JOINTS):
-            for i in range(4):
-                for c in range(4):
-                    u[p, l, i, c] += u[k, l, i, c]
-    for k in range(JOINTS - 1, 0, -1):
-        p = skeleton.parents[k]
-        for l in range(JOINTS):
-            for i in range(4):
-                for c in range(4):
-                    u[l, p, i, c] += u[l, k, i, c]
-    for r in range(NUM_PARAMETERS):
-        if not stage.free[r]:
-            continue
+                block[i, c] = a[i, 0] * h0 + a[i, 1] * h1 + a[i, 2] * h2 + a[i, 3] * h3
+            block[3, c] = h3
+        for i in range(4):
+            for c in range(4):
+                if here >= 0:
+                    blocks[here, i, c] = block[i, c]
+                if there >= 0:
+                    blocks[there, c, i] = block[i, c]
+    for s in range(pattern.sums.shape[0]):
+        total = blocks[pattern.sums[s, 0]]
+        a, b = blocks[pattern.sums[s, 1]], blocks[pattern.sums[s, 2]]
+        for i in range(4):
+            for c in range(4):
+                total[i, c] = a[i, c] + b[i, c]
+
+
+@kernel()
+def curvature(
+    skeleton, stage, pattern, transforms, moments, joint_moments, work, blocks, diagonal, entries
+):
+    """Half the Gauss-Newton matrix from subtree second moments (docs/solver.md), by the pattern:
+    diagonal (f,), entries (E,); blocks (B,4,4) is scratch."""
+    _blocks(stage, pattern, transforms, moments, joint_moments, work, blocks)
+    for n in range(pattern.parameters.shape[0]):
+        r = pattern.parameters[n]
         l = skeleton.joint_of_parameter[r]
         a0, a1, a2 = work.axes[r, 0], work.axes[r, 1], work.axes[r, 2]
         e0, e1, e2 = work.shift[r, 0], work.shift[r, 1], work.shift[r, 2]
         previous = -1
         f0 = f1 = f2 = g0 = g1 = g2 = 0.0
-        for p in range(r + 1):
-            if not stage.free[p]:
-                continue
+        begin, end = pattern.first[n], pattern.first[n + 1]
+        for at in range(begin, end + 1):
+            m = pattern.column[at] if at < end else n
+            p = pattern.parameters[m]
             j = skeleton.joint_of_parameter[p]
+            if pattern.block_of[j, l] < 0:
+                entries[at] = 0.0
+                continue
             if j != previous:
                 previous = j
-                b = u[j, l]
+                b = blocks[pattern.block_of[j, l]]
                 trace = b[0, 0] + b[1, 1] + b[2, 2]
                 # force and torque that the twist of r exerts through the vertices that j shares
                 f0 = a1 * b[3, 2] - a2 * b[3, 1] + e0 * b[3, 3]
@@ -196,79 +204,131 @@ def curvature(skeleton, stage, transforms, moments, joint_moments, work, hessian
                 )
             a, e = work.axes[p], work.shift[p]
             value = a[0] * g0 + a[1] * g1 + a[2] * g2 + e[0] * f0 + e[1] * f1 + e[2] * f2
-            hessian[r, p] = value
-            hessian[p, r] = value
-    for d in range(NUM_PARAMETERS):
-        if stage.free[d]:
-            hessian[d, d] += stage.prior[d]
+            if at < end:
+                entries[at] = value
+            else:
+                diagonal[n] = value + stage.prior[r]
 
 
 @kernel()
-def solve_damped(hessian, gradient, damping, index, count, factor, step):
-    """step[index] = -(H + damping diag H)^-1 g on the listed parameters (LDL^T)."""
-    for n in range(count):
-        i = index[n]
-        for m in range(n, count):
-            factor[n, m] = hessian[i, index[m]]
-        factor[n, n] += damping * (hessian[i, i] + 1e-9)
-        step[i] = -gradient[i]
-    for n in range(count):
-        pivot = max(factor[n, n], 1e-16)
-        factor[n, n] = pivot
-        for m in range(n + 1, count):
-            f = factor[n, m] / pivot
-            if f != 0.0:
-                row, source = factor[m], factor[n]
-                for c in range(m, count):
-                    row[c] -= f * source[c]
-                step[index[m]] -= f * step[index[n]]
-    for n in range(count - 1, -1, -1):
-        value = step[index[n]]
-        for m in range(n + 1, count):
-            value -= factor[n, m] * step[index[m]]
-        step[index[n]] = value / factor[n, n]
+def whole_matrix(pattern, diagonal, entries, out):
+    """The matrix (49,49) of its diagonal and entries; 0 by parameters that are not free."""
+    out[:] = 0.0
+    for n in range(pattern.parameters.shape[0]):
+        r = pattern.parameters[n]
+        out[r, r] = diagonal[n]
+        for at in range(pattern.first[n], pattern.first[n + 1]):
+            p = pattern.parameters[pattern.column[at]]
+            out[r, p] = entries[at]
+            out[p, r] = entries[at]
+
+
+class Step(NamedTuple):
+    """Scratch of a damped step of ABREAST rows; places as in `Pattern`."""
+
+    diagonal: np.ndarray  # (f,) of the Gauss-Newton matrix
+    entries: np.ndarray  # (E,)
+    pivots: np.ndarray  # (f,) of the factor
+    factor: np.ndarray  # (E,)
+    slope: np.ndarray  # (f,) gradient, and what held parameters add to it
+    open: np.ndarray  # (f,) 1 where a parameter may move, 0 where it is held
+    held: np.ndarray  # (f,) step of those that are held
+    found: np.ndarray  # (f,) step of the others
+    news: np.ndarray  # (f,) step of those held since the last solution
+
+
+@njit(inline="always")
+def make_step(pattern):
+    """Fresh scratch."""
+    f, e = pattern.parameters.shape[0], pattern.column.shape[0]
+    return Step(
+        abreast(np.zeros((f, ABREAST))),
+        abreast(np.zeros((e, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((e, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+    )
+
+
+@njit(inline="always")
+def _solve_open(pattern, damping, step):
+    """step.found = -(H + damping diag H)^-1 slope on the open parameters (LDL^T from the leaves of
+    the tree), 0 on the others."""
+    pivots, factor, found = step.pivots, step.factor, step.found
+    f = pattern.parameters.shape[0]
+    for n in range(f):
+        own, diagonal = step.open[n], step.diagonal[n]
+        pivots[n] = if_less(0.5, own, diagonal + damping * (diagonal + 1e-9), 1.0)
+        found[n] = -own * step.slope[n]
+        for at in range(pattern.first[n], pattern.first[n + 1]):
+            factor[at] = own * step.open[pattern.column[at]] * step.entries[at]
+    for n in range(f - 1, -1, -1):
+        pivots[n] = if_less(pivots[n], 1e-16, 1e-16, pivots[n])
+        inverse, own = 1.0 / pivots[n], found[n]
+        begin, end = pattern.first[n], pattern.first[n + 1]
+        for at in range(begin, end):
+            m = pattern.column[at]
+            ratio = factor[at] * inverse
+            pivots[m] -= ratio * factor[at]
+            found[m] -= ratio * own
+            for other in range(begin, at):
+                factor[pattern.entry[m, pattern.column[other]]] -= ratio * factor[other]
+    for n in range(f):
+        value = found[n]
+        for at in range(pattern.first[n], pattern.first[n + 1]):
+            value -= factor[at] * found[pattern.column[at]]
+        found[n] = value / pivots[n]
+
+
+@njit(inline="always")
+def _bounded(stage, d, value):
+    """Within the limits of a parameter."""
+    value = if_less(value, stage.lower[d], stage.lower[d], value)
+    return if_less(stage.upper[d], value, stage.upper[d], value)
 
 
 @kernel()
-def dense_step(stage, q, hessian, gradient, damping, work, step):
-    """Damped step inside the limits: parameters that it would carry over a bound are set to the
-    bound and the others are solved once more. Returns the number of held parameters."""
-    index, fixed, shifted = work.chosen, work.fixed, work.shifted
-    held = 0
-    for d in range(NUM_PARAMETERS):
-        step[d] = 0.0
-        fixed[d] = not stage.free[d]
-        shifted[d] = gradient[d]
-        if stage.free[d] and (
-            (q[d] <= stage.lower[d] and gradient[d] > 0.0)
-            or (q[d] >= stage.upper[d] and gradient[d] < 0.0)
-        ):
-            fixed[d] = True
-            held += 1
+def bounded_step(stage, pattern, q, gradient, damping, step, move):
+    """move (49,): a damped step inside the limits, 0 where not free. Parameters that it would carry
+    over a bound are set to the bound and the others are solved once more."""
+    f = pattern.parameters.shape[0]
+    damped = damping[0]
+    for n in range(f):
+        d = pattern.parameters[n]
+        slope = gradient[d]
+        below = if_at_most(q[d], stage.lower[d], if_less(0.0, slope, 1.0, 0.0 * slope), 0.0)
+        above = if_at_most(stage.upper[d], q[d], if_less(slope, 0.0, 1.0, 0.0 * slope), 0.0)
+        step.open[n] = if_less(0.5, below + above, 0.0, 1.0)
+        step.slope[n] = slope
+        step.held[n] = 0.0
     for _ in range(8):
-        count = 0
-        for d in range(NUM_PARAMETERS):
-            if not fixed[d]:
-                index[count] = d
-                count += 1
-        solve_damped(hessian, shifted, damping, index, count, work.factor, step)
-        crossed = False
-        for n in range(count):
-            d = index[n]
-            bound = min(max(q[d] + step[d], stage.lower[d]), stage.upper[d])
-            if bound != q[d] + step[d]:
-                crossed = True
-                fixed[d] = True
-                step[d] = bound - q[d]
-                for m in range(NUM_PARAMETERS):
-                    if stage.free[m]:
-                        shifted[m] += hessian[m, d] * step[d]
-        if not crossed:
+        _solve_open(pattern, damped, step)
+        crossed = damped * 0.0
+        for n in range(f):
+            d = pattern.parameters[n]
+            aim = q[d] + step.found[n]
+            bound = _bounded(stage, d, aim)
+            over = if_less(0.0, magnitude(bound - aim), step.open[n], 0.0)
+            crossed += over
+            step.open[n] = step.open[n] - over
+            step.news[n] = if_less(0.5, over, bound - q[d], 0.0)
+            step.held[n] = step.held[n] + step.news[n]
+        if not any_row(crossed):
             break
-    for d in range(NUM_PARAMETERS):
-        if stage.free[d]:
-            step[d] = min(max(q[d] + step[d], stage.lower[d]), stage.upper[d]) - q[d]
-    return held
+        for n in range(f):
+            own = step.news[n]
+            for at in range(pattern.first[n], pattern.first[n + 1]):
+                m, value = pattern.column[at], step.entries[at]
+                step.slope[n] = step.slope[n] + value * step.news[m]
+                step.slope[m] = step.slope[m] + value * own
+    for n in range(f):
+        d = pattern.parameters[n]
+        aim = q[d] + step.held[n] + step.open[n] * step.found[n]
+        move[d] = _bounded(stage, d, aim) - q[d]
 
 
 @njit(inline="always")
@@ -281,7 +341,8 @@ def _extra_energy(stage, work, joint_targets, q):
         mass = stage.joint_masses[j]
         if mass > 0.0:
             for c in range(3):
-                value += mass * (work.positions[j, c] - joint_targets[j, c]) ** 2
+                miss = work.positions[j, c] - joint_targets[j, c]
+                value += mass * miss * miss
     return value
 
 
@@ -309,107 +370,204 @@ def model_change(change, force_change, moments, local, local0, corrective, skele
 @kernel()
 def extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, out):
     """Joint and prior terms (n,) of the objective."""
+    work, of_joints = make_work(), stage.joint_masses.max() > 0.0
     for row in range(poses.shape[0]):
-        work = make_work()
-        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
+        if of_joints:
+            bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
         out[row] = _extra_energy(stage, work, joint_targets[row], poses[row])
 
 
-@kernel()
-def _minimise_row(
-    skeleton, stage, work, joints, frames, lengths, pair_moments, joint_targets,
-    start, moments, corrective, max_steps, tolerance, damping, q,
-):  # fmt: skip
-    """Levenberg-Marquardt on the model around `start`; q out. Returns damping, steps done."""
-    transforms0 = np.empty((JOINTS, 3, 4))
-    transforms = np.empty((JOINTS, 3, 4))
-    change = np.zeros((JOINTS, 3, 4))
-    product = np.zeros((JOINTS, 3, 4))
-    force = np.empty((JOINTS, 3, 4))
-    vertex_moments = np.empty((JOINTS, 3, 4))
-    joint_moments = np.zeros((JOINTS, 4, 4))
-    local0 = np.empty((JOINTS, 3, 3))
-    gradient = np.zeros(NUM_PARAMETERS)
-    hessian = np.zeros((NUM_PARAMETERS, NUM_PARAMETERS))
-    step = np.zeros(NUM_PARAMETERS)
-    trial = np.empty(NUM_PARAMETERS)
-    homogeneous = np.ones(4)
+class Group(NamedTuple):
+    """ABREAST rows under way: what a round knows of them, and where it takes them."""
 
-    bones(skeleton, start, joints, frames, lengths, work)
-    skinning_transforms(work, joints, transforms0)
+    joints: np.ndarray  # (24,3)
+    frames: np.ndarray  # (24,3,3)
+    lengths: np.ndarray  # (5,)
+    pair_moments: np.ndarray  # (P,10)
+    joint_targets: np.ndarray  # (24,3)
+    moments: np.ndarray  # (24,3,4) at the start
+    corrective: np.ndarray  # (207,) there
+    damping: np.ndarray  # (1,)
+    steps: np.ndarray  # (1,)
+    q: np.ndarray  # (49,) from the start to the end
+
+
+class Search(NamedTuple):
+    """Scratch of a search of ABREAST rows."""
+
+    start: np.ndarray  # (24,3,4) transforms at the start
+    transforms: np.ndarray  # (24,3,4)
+    change: np.ndarray  # (24,3,4) of the transforms since the start
+    product: np.ndarray  # (24,3,4) change times second moments
+    force: np.ndarray  # (24,3,4)
+    joint_moments: np.ndarray  # (24,4,4)
+    local: np.ndarray  # (24,3,3) local rotations at the start
+    gradient: np.ndarray  # (49,)
+    move: np.ndarray  # (49,)
+    trial: np.ndarray  # (49,)
+    blocks: np.ndarray  # (B,4,4)
+    diagonal: np.ndarray  # (f,) of a matrix that is made for some of the rows
+    entries: np.ndarray  # (E,)
+
+
+@njit(inline="always")
+def _make_search(pattern):
+    """Fresh scratch."""
+    f, e = pattern.parameters.shape[0], pattern.column.shape[0]
+    return Search(
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 4, 4, ABREAST))),
+        abreast(np.empty((JOINTS, 3, 3, ABREAST))),
+        abreast(np.empty((NUM_PARAMETERS, ABREAST))),
+        abreast(np.zeros((NUM_PARAMETERS, ABREAST))),
+        abreast(np.empty((NUM_PARAMETERS, ABREAST))),
+        abreast(np.empty((pattern.blocks[0], 4, 4, ABREAST))),
+        abreast(np.empty((f, ABREAST))),
+        abreast(np.empty((e + 1, ABREAST))),
+    )
+
+
+@njit(inline="always")
+def _forces(stage, group, work, product, force):
+    """force (24,3,4) = moments + product, and what joints are pulled by."""
     for k in range(JOINTS):
-        mass = stage.joint_masses[k]
-        for c in range(3):
-            homogeneous[c] = joints[k, c]
+        mass, rest = stage.joint_masses[k], group.joints[k]
         for i in range(3):
-            miss = mass * (work.positions[k, i] - joint_targets[k, i])
             for c in range(4):
-                transforms[k, i, c] = transforms0[k, i, c]
-                vertex_moments[k, i, c] = moments[k, 4 * i + c]
-                force[k, i, c] = moments[k, 4 * i + c] + miss * homogeneous[c]
+                force[k, i, c] = group.moments[k, i, c] + product[k, i, c]
+            if mass > 0.0:
+                miss = mass * (work.positions[k, i] - group.joint_targets[k, i])
+                for c in range(3):
+                    force[k, i, c] += miss * rest[c]
+                force[k, i, 3] += miss
+
+
+@njit(inline="always")
+def _begin(skeleton, stage, group, work, search):
+    """The search at the start; energy of joints and priors there."""
+    bones(skeleton, group.q, group.joints, group.frames, group.lengths, work)
+    skinning_transforms(work, group.joints, search.start)
+    for k in range(JOINTS):
+        mass, rest = stage.joint_masses[k], group.joints[k]
+        for i in range(3):
+            for c in range(4):
+                search.transforms[k, i, c] = search.start[k, i, c]
+                search.product[k, i, c] = 0.0
             for c in range(3):
-                local0[k, i, c] = work.local[k, i, c]
-        for i in range(4):
-            for c in range(4):
-                joint_moments[k, i, c] = mass * homogeneous[i] * homogeneous[c]
+                search.local[k, i, c] = work.local[k, i, c]
+                search.joint_moments[k, i, c] = mass * rest[i] * rest[c]
+            search.joint_moments[k, i, 3] = mass * rest[i]
+            search.joint_moments[k, 3, i] = mass * rest[i]
+        search.joint_moments[k, 3, 3] = mass
+    _forces(stage, group, work, search.product, search.force)
     for d in range(NUM_PARAMETERS):
-        q[d] = start[d]
-    energy = _extra_energy(stage, work, joint_targets, q)
-    steps = 0
-    largest = 0.0
+        search.trial[d] = group.q[d]
+    return _extra_energy(stage, work, group.joint_targets, group.q)
+
+
+@njit(inline="always")
+def _tried(skeleton, stage, group, work, search):
+    """Energy of the trial."""
+    bones(skeleton, search.trial, group.joints, group.frames, group.lengths, work)
+    skinning_transforms(work, group.joints, search.transforms)
+    for k in range(JOINTS):
+        for i in range(3):
+            for c in range(4):
+                search.change[k, i, c] = search.transforms[k, i, c] - search.start[k, i, c]
+    times_moments(stage, group.pair_moments, search.change, work, search.product)
+    extra = _extra_energy(stage, work, group.joint_targets, search.trial)
+    return extra + model_change(
+        search.change, search.product, group.moments, work.local, search.local,
+        group.corrective, skeleton,
+    )  # fmt: skip
+
+
+@njit(inline="always")
+def _renewed(skeleton, stage, pattern, group, work, search, fresh, step):
+    """The matrix at the present pose, for the fresh rows."""
+    curvature(
+        skeleton, stage, pattern, search.transforms, group.pair_moments, search.joint_moments,
+        work, search.blocks, search.diagonal, search.entries,
+    )  # fmt: skip
+    for n in range(step.diagonal.shape[0]):
+        step.diagonal[n] = if_less(0.5, fresh, search.diagonal[n], step.diagonal[n])
+    for n in range(step.entries.shape[0]):
+        step.entries[n] = if_less(0.5, fresh, search.entries[n], step.entries[n])
+
+
+@kernel()
+def _minimise_group(skeleton, stage, pattern, group, work, search, step, max_steps, tolerance):
+    """Levenberg-Marquardt on the model around the start of each row."""
+    energy = _begin(skeleton, stage, group, work, search)
+    damping = group.damping
+    largest = energy * 0.0
+    running = fresh = largest + 1.0
     for _ in range(max_steps):
         twists(skeleton, work)
-        gradient_of(skeleton, stage, transforms, force, corrective, q, work, gradient)
-        if steps == 0 or largest > _FRESH_CURVATURE:
-            curvature(skeleton, stage, transforms, pair_moments, joint_moments, work, hessian)
-        steps += 1
-        accepted = False
+        gradient_of(
+            skeleton, stage, search.transforms, search.force, group.corrective, search.trial,
+            work, search.gradient,
+        )  # fmt: skip
+        if any_row(fresh):
+            _renewed(skeleton, stage, pattern, group, work, search, fresh, step)
+        group.steps[0] += running
+        trying, accepted = running, running * 0.0
         for _ in range(6):
-            dense_step(stage, q, hessian, gradient, damping, work, step)
-            largest = 0.0
+            bounded_step(stage, pattern, group.q, search.gradient, damping, step, search.move)
+            size = largest * 0.0
             for d in range(NUM_PARAMETERS):
-                trial[d] = q[d] + step[d]
-                largest = max(largest, abs(step[d]))
-            bones(skeleton, trial, joints, frames, lengths, work)
-            skinning_transforms(work, joints, transforms)
-            for k in range(JOINTS):
-                for i in range(3):
-                    for c in range(4):
-                        change[k, i, c] = transforms[k, i, c] - transforms0[k, i, c]
-            times_moments(stage, pair_moments, change, product)
-            trial_energy = _extra_energy(stage, work, joint_targets, trial) + model_change(
-                change, product, vertex_moments, work.local, local0, corrective, skeleton
-            )
-            if trial_energy <= energy:
-                accepted = True
-                damping = max(0.2 * damping, 1e-8)
+                moved = magnitude(search.move[d])
+                size = if_less(size, moved, moved, size)
+                search.trial[d] = if_less(0.5, trying, group.q[d] + search.move[d], search.trial[d])
+            largest = if_less(0.5, trying, size, largest)
+            found = _tried(skeleton, stage, group, work, search)
+            better = if_at_most(found, energy, trying, 0.0)
+            energy = if_less(0.5, better, found, energy)
+            accepted += better
+            trying -= better
+            less, more = 0.2 * damping[0], 10.0 * damping[0]
+            less = if_less(less, 1e-8, 1e-8, less)
+            more = if_less(more, 1e-5, 1e-5, if_less(1e4, more, 1e4, more))
+            damping[0] = if_less(0.5, better, less, if_less(0.5, trying, more, damping[0]))
+            trying = if_less(largest, 0.1 * tolerance, 0.0, trying)
+            if not any_row(trying):
                 break
-            damping = min(max(10.0 * damping, 1e-5), 1e4)
-            if largest < 0.1 * tolerance:
-                break
-        if not accepted:
-            break
-        energy = trial_energy
         for d in range(NUM_PARAMETERS):
-            q[d] = trial[d]
-        if largest < tolerance:
+            group.q[d] = if_less(0.5, accepted, search.trial[d], group.q[d])
+        running = if_less(largest, tolerance, 0.0, accepted)
+        if not any_row(running):
             break
+        fresh = if_less(_FRESH_CURVATURE, largest, running, 0.0)
+        _forces(stage, group, work, search.product, search.force)
+
+
+@njit(inline="always")
+def _keep_best(
+    row, total, poses, moments, corrective,
+    best_poses, best_energy, best_moments, best_corrective, damping, failures,
+):  # fmt: skip
+    """The candidate of a row is its best so far, or the damping grows."""
+    if total <= best_energy[row]:
+        best_energy[row] = total
+        for d in range(NUM_PARAMETERS):
+            best_poses[row, d] = poses[row, d]
         for k in range(JOINTS):
-            mass = stage.joint_masses[k]
-            for c in range(3):
-                homogeneous[c] = joints[k, c]
-            for i in range(3):
-                miss = mass * (work.positions[k, i] - joint_targets[k, i])
-                for c in range(4):
-                    force[k, i, c] = (
-                        vertex_moments[k, i, c] + product[k, i, c] + miss * homogeneous[c]
-                    )
-    return damping, steps
+            for e in range(12):
+                best_moments[row, k, e] = moments[k, e, row]
+        for f in range(207):
+            best_corrective[row, f] = corrective[f, row]
+    else:
+        failures[row] += 1
+        damping[row] = max(damping[row] * 30.0, 1e-3)
 
 
 @kernel()
 def minimise(
-    skeleton, stage, joints, frames, lengths, pair_moments, joint_targets,
+    skeleton, stage, pattern, joints, frames, lengths, pair_moments, joint_targets,
     poses, energy, moments, corrective, active, max_steps, tolerance,
     best_poses, best_energy, best_moments, best_corrective, damping, failures, step_size, steps,
 ):  # fmt: skip
@@ -418,32 +576,47 @@ def minimise(
     poses (n,49) holds the candidate at which energy (n,), moments (24,12,n) and corrective
     (207,n) were evaluated, and receives the next one; best_* hold the best state so far.
     step_size (n,) is the largest parameter change from the best pose; 0 where nothing moved."""
-    for row in range(poses.shape[0]):
-        if not active[row]:
-            continue
-        work = make_work()
-        bones(skeleton, poses[row], joints[row], frames[row], lengths[row], work)
-        total = energy[row] + _extra_energy(stage, work, joint_targets[row], poses[row])
-        if total <= best_energy[row]:
-            best_energy[row] = total
+    n, listed = poses.shape[0], np.flatnonzero(active)
+    extra = np.empty(n)
+    extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, extra)
+    sizes = joints.reshape(n, -1), frames.reshape(n, -1), pair_moments.reshape(n, -1)
+    a, b = np.empty((JOINTS * 3, ABREAST)), np.empty((JOINTS * 9, ABREAST))
+    c, e = np.empty((5, ABREAST)), np.empty((sizes[2].shape[1], ABREAST))
+    f, g = np.empty((JOINTS * 3, ABREAST)), np.empty((JOINTS * 12, ABREAST))
+    h, q = np.empty((207, ABREAST)), np.empty((NUM_PARAMETERS, ABREAST))
+    damped, done = np.empty((1, ABREAST)), np.zeros((1, ABREAST))
+    group = Group(
+        abreast(a.reshape(JOINTS, 3, ABREAST)), abreast(b.reshape(JOINTS, 3, 3, ABREAST)),
+        abreast(c), abreast(e.reshape(-1, 10, ABREAST)), abreast(f.reshape(JOINTS, 3, ABREAST)),
+        abreast(g.reshape(JOINTS, 3, 4, ABREAST)), abreast(h), abreast(damped), abreast(done),
+        abreast(q),
+    )  # fmt: skip
+    work, search, step = make_work_abreast(), _make_search(pattern), make_step(pattern)
+    rows = np.empty(ABREAST, np.int64)
+    for begin in range(0, listed.shape[0], ABREAST):
+        count = min(ABREAST, listed.shape[0] - begin)
+        for lane in range(ABREAST):
+            rows[lane] = listed[begin + min(lane, count - 1)]
+        for lane in range(count):
+            _keep_best(
+                rows[lane], energy[rows[lane]] + extra[rows[lane]], poses, moments, corrective,
+                best_poses, best_energy, best_moments, best_corrective, damping, failures,
+            )  # fmt: skip
+        side_by_side(sizes[0], rows, a)
+        side_by_side(sizes[1], rows, b)
+        side_by_side(lengths, rows, c)
+        side_by_side(sizes[2], rows, e)
+        side_by_side(joint_targets.reshape(n, -1), rows, f)
+        side_by_side(best_moments.reshape(n, -1), rows, g)
+        side_by_side(best_corrective, rows, h)
+        side_by_side(best_poses, rows, q)
+        side_by_side(damping.reshape(n, 1), rows, damped)
+        done[:] = 0.0
+        _minimise_group(skeleton, stage, pattern, group, work, search, step, max_steps, tolerance)
+        for lane in range(count):
+            row, largest = rows[lane], 0.0
             for d in range(NUM_PARAMETERS):
-                best_poses[row, d] = poses[row, d]
-            for k in range(JOINTS):
-                for e in range(12):
-                    best_moments[row, k, e] = moments[k, e, row]
-            for f in range(207):
-                best_corrective[row, f] = corrective[f, row]
-        else:
-            failures[row] += 1
-            damping[row] = max(damping[row] * 30.0, 1e-3)
-        done = 0
-        damping[row], done = _minimise_row(
-            skeleton, stage, work, joints[row], frames[row], lengths[row], pair_moments[row],
-            joint_targets[row], best_poses[row], best_moments[row], best_corrective[row],
-            max_steps, tolerance, damping[row], poses[row],
-        )  # fmt: skip
-        steps[row] += done
-        largest = 0.0
-        for d in range(NUM_PARAMETERS):
-            largest = max(largest, abs(poses[row, d] - best_poses[row, d]))
-        step_size[row] = largest
+                poses[row, d] = q[d, lane]
+                largest = max(largest, abs(q[d, lane] - best_poses[row, d]))
+            step_size[row], damping[row] = largest, damped[0, lane]
+            steps[row] += np.int64(done[0, lane])

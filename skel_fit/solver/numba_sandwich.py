@@ -15,7 +15,7 @@ from skel_fit.numba_kinematics import (
     skinning_transforms,
     twists,
 )
-from skel_fit.solver.numba_minimise import curvature
+from skel_fit.solver.numba_minimise import curvature, whole_matrix
 
 
 @kernel()
@@ -140,15 +140,19 @@ def _spread(inverse, count, index, prior, ridge, scores, noise, sums, variance, 
 
 @kernel()
 def _sandwich_row(
-    skeleton, stage, joints, frames, lengths, pair_moments, q, wrenches, pulls, noise, ridge,
-    variance, share,
+    skeleton, stage, pattern, joints, frames, lengths, pair_moments, q, wrenches, pulls,
+    noise, ridge, variance, share,
 ):  # fmt: skip
     """variance, share (49,) of a row at q (49,)."""
     fields = wrenches.shape[2]
     work = make_work()
     transforms = np.empty((JOINTS, 3, 4))
     joint_moments = np.zeros((JOINTS, 4, 4))
-    hessian = np.zeros((NUM_PARAMETERS, NUM_PARAMETERS))
+    hessian = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
+    factor = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
+    blocks, sides = np.empty((pattern.blocks[0], 4, 4)), np.empty(pattern.column.shape[0] + 1)
+    diagonal = np.empty(pattern.parameters.shape[0])
+    index = np.empty(NUM_PARAMETERS, np.int64)
     matrix = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
     inverse = np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
     carried = np.empty((JOINTS, 6, fields))
@@ -164,9 +168,13 @@ def _sandwich_row(
     bones(skeleton, q, joints, frames, lengths, work)
     skinning_transforms(work, joints, transforms)
     twists(skeleton, work)
-    curvature(skeleton, stage, transforms, pair_moments, joint_moments, work, hessian)
+    curvature(
+        skeleton, stage, pattern, transforms, pair_moments, joint_moments, work, blocks, diagonal,
+        sides,
+    )  # fmt: skip
+    whole_matrix(pattern, diagonal, sides, hessian)
     scores_of(skeleton, stage, work, wrenches, pulls, carried, scores)
-    index, count = work.chosen, 0
+    count = 0
     for d in range(NUM_PARAMETERS):
         if stage.free[d]:
             index[count] = d
@@ -175,18 +183,18 @@ def _sandwich_row(
         for j in range(count):
             matrix[i, j] = hessian[index[i], index[j]]
         matrix[i, i] += ridge
-    invert(matrix, count, work.factor, inverse)
+    invert(matrix, count, factor, inverse)
     _spread(inverse, count, index, stage.prior, ridge, scores, noise, sums, variance, share)
 
 
 @kernel()
 def sandwich(
-    skeleton, stage, joints, frames, lengths, pair_moments, poses, wrenches, pulls, noise, ridge,
-    variance, share,
+    skeleton, stage, pattern, joints, frames, lengths, pair_moments, poses, wrenches, pulls,
+    noise, ridge, variance, share,
 ):  # fmt: skip
     """variance, share (n,49) of rows at poses (n,49); wrenches (24,6,K), pulls (207,K)."""
     for row in range(poses.shape[0]):
         _sandwich_row(
-            skeleton, stage, joints[row], frames[row], lengths[row], pair_moments[row],
+            skeleton, stage, pattern, joints[row], frames[row], lengths[row], pair_moments[row],
             poses[row], wrenches, pulls, noise, ridge, variance[row], share[row],
         )  # fmt: skip
