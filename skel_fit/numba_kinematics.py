@@ -330,10 +330,11 @@ def skinning_transforms(work, joints, out):
 
 @njit(inline="always")
 def side_by_side(values, rows, out):
-    """Lines of values (n,size), ABREAST of them, to out (size,ABREAST)."""
-    for e in range(values.shape[1]):
+    """ABREAST of the rows of values (n,...) to out (...,ABREAST)."""
+    lines, flat = values.reshape(values.shape[0], -1), out.reshape(-1, ABREAST)
+    for e in range(lines.shape[1]):
         for lane in range(ABREAST):
-            out[e, lane] = values[rows[lane], e]
+            flat[e, lane] = lines[rows[lane], e]
 
 
 @kernel()
@@ -341,23 +342,20 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
     """Skinning transforms (24,12,n) and GEMM features (1 + K + 207, n) = [1, betas, R - I] of n
     rows; poses (n,49)."""
     n, shape_size = poses.shape[0], betas.shape[1]
-    q, rest = np.empty((NUM_PARAMETERS, ABREAST)), np.empty((JOINTS * 3, ABREAST))
-    turns, sizes = np.empty((JOINTS * 9, ABREAST)), np.empty((5, ABREAST))
-    moved, turned = np.empty((JOINTS, 12, ABREAST)), np.empty((JOINTS, 9, ABREAST))
-    places = abreast(rest.reshape(JOINTS, 3, ABREAST))
-    local, work = abreast(turned.reshape(JOINTS, 3, 3, ABREAST)), make_work_abreast()
-    rows = np.empty(ABREAST, np.int64)
+    q, sizes = np.empty((NUM_PARAMETERS, ABREAST)), np.empty((5, ABREAST))
+    rest, turns = np.empty((JOINTS, 3, ABREAST)), np.empty((JOINTS, 3, 3, ABREAST))
+    moved, turned = np.empty((JOINTS, 3, 4, ABREAST)), np.empty((JOINTS, 3, 3, ABREAST))
+    local, work, rows = abreast(turned), make_work_abreast(), np.empty(ABREAST, np.int64)
     for begin in range(0, n, ABREAST):
         real = min(ABREAST, n - begin)
         for lane in range(ABREAST):
             rows[lane] = begin + min(lane, real - 1)
         side_by_side(poses, rows, q)
-        side_by_side(joints.reshape(n, -1), rows, rest)
-        side_by_side(frames.reshape(n, -1), rows, turns)
+        side_by_side(joints, rows, rest)
+        side_by_side(frames, rows, turns)
         side_by_side(lengths, rows, sizes)
-        frame = abreast(turns.reshape(JOINTS, 3, 3, ABREAST))
-        bones(skeleton, abreast(q), places, frame, abreast(sizes), work)
-        skinning_transforms(work, places, abreast(moved.reshape(JOINTS, 3, 4, ABREAST)))
+        bones(skeleton, abreast(q), abreast(rest), abreast(turns), abreast(sizes), work)
+        skinning_transforms(work, abreast(rest), abreast(moved))
         for k in range(JOINTS):
             for i in range(3):
                 for c in range(3):
@@ -370,12 +368,13 @@ def pose_bones(skeleton, poses, betas, joints, frames, lengths, transforms, feat
         for k in range(JOINTS):
             for e in range(12):
                 for lane in range(real):
-                    transforms[k, e, begin + lane] = moved[k, e, lane]
+                    transforms[k, e, begin + lane] = moved[k, e // 4, e % 4, lane]
         for s in range(23):
             source, to = skeleton.feature_source[s], 1 + shape_size + 9 * s
             for e in range(9):
                 for lane in range(real):
-                    features[to + e, begin + lane] = turned[source, e, lane] if source >= 0 else 0.0
+                    moves = turned[source, e // 3, e % 3, lane] if source >= 0 else 0.0
+                    features[to + e, begin + lane] = moves
 
 
 @kernel()

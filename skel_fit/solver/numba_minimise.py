@@ -392,6 +392,40 @@ class Group(NamedTuple):
     q: np.ndarray  # (49,) from the start to the end
 
 
+@njit(inline="always")
+def _make_group(pairs):
+    """Its arrays, with the rows last."""
+    return Group(
+        np.empty((JOINTS, 3, ABREAST)),
+        np.empty((JOINTS, 3, 3, ABREAST)),
+        np.empty((5, ABREAST)),
+        np.empty((pairs, 10, ABREAST)),
+        np.empty((JOINTS, 3, ABREAST)),
+        np.empty((JOINTS, 3, 4, ABREAST)),
+        np.empty((207, ABREAST)),
+        np.empty((1, ABREAST)),
+        np.empty((1, ABREAST)),
+        np.empty((NUM_PARAMETERS, ABREAST)),
+    )
+
+
+@njit(inline="always")
+def _abreast(group):
+    """The same arrays as numbers of all rows."""
+    return Group(
+        abreast(group.joints),
+        abreast(group.frames),
+        abreast(group.lengths),
+        abreast(group.pair_moments),
+        abreast(group.joint_targets),
+        abreast(group.moments),
+        abreast(group.corrective),
+        abreast(group.damping),
+        abreast(group.steps),
+        abreast(group.q),
+    )
+
+
 class Search(NamedTuple):
     """Scratch of a search of ABREAST rows."""
 
@@ -576,23 +610,11 @@ def minimise(
     poses (n,49) holds the candidate at which energy (n,), moments (24,12,n) and corrective
     (207,n) were evaluated, and receives the next one; best_* hold the best state so far.
     step_size (n,) is the largest parameter change from the best pose; 0 where nothing moved."""
-    n, listed = poses.shape[0], np.flatnonzero(active)
-    extra = np.empty(n)
+    listed, extra = np.flatnonzero(active), np.empty(poses.shape[0])
     extra_energy(skeleton, stage, joints, frames, lengths, joint_targets, poses, extra)
-    sizes = joints.reshape(n, -1), frames.reshape(n, -1), pair_moments.reshape(n, -1)
-    a, b = np.empty((JOINTS * 3, ABREAST)), np.empty((JOINTS * 9, ABREAST))
-    c, e = np.empty((5, ABREAST)), np.empty((sizes[2].shape[1], ABREAST))
-    f, g = np.empty((JOINTS * 3, ABREAST)), np.empty((JOINTS * 12, ABREAST))
-    h, q = np.empty((207, ABREAST)), np.empty((NUM_PARAMETERS, ABREAST))
-    damped, done = np.empty((1, ABREAST)), np.zeros((1, ABREAST))
-    group = Group(
-        abreast(a.reshape(JOINTS, 3, ABREAST)), abreast(b.reshape(JOINTS, 3, 3, ABREAST)),
-        abreast(c), abreast(e.reshape(-1, 10, ABREAST)), abreast(f.reshape(JOINTS, 3, ABREAST)),
-        abreast(g.reshape(JOINTS, 3, 4, ABREAST)), abreast(h), abreast(damped), abreast(done),
-        abreast(q),
-    )  # fmt: skip
+    own, rows = _make_group(stage.pair_first.shape[0]), np.empty(ABREAST, np.int64)
+    group = _abreast(own)
     work, search, step = make_work_abreast(), _make_search(pattern), make_step(pattern)
-    rows = np.empty(ABREAST, np.int64)
     for begin in range(0, listed.shape[0], ABREAST):
         count = min(ABREAST, listed.shape[0] - begin)
         for lane in range(ABREAST):
@@ -602,21 +624,21 @@ def minimise(
                 rows[lane], energy[rows[lane]] + extra[rows[lane]], poses, moments, corrective,
                 best_poses, best_energy, best_moments, best_corrective, damping, failures,
             )  # fmt: skip
-        side_by_side(sizes[0], rows, a)
-        side_by_side(sizes[1], rows, b)
-        side_by_side(lengths, rows, c)
-        side_by_side(sizes[2], rows, e)
-        side_by_side(joint_targets.reshape(n, -1), rows, f)
-        side_by_side(best_moments.reshape(n, -1), rows, g)
-        side_by_side(best_corrective, rows, h)
-        side_by_side(best_poses, rows, q)
-        side_by_side(damping.reshape(n, 1), rows, damped)
-        done[:] = 0.0
+        side_by_side(joints, rows, own.joints)
+        side_by_side(frames, rows, own.frames)
+        side_by_side(lengths, rows, own.lengths)
+        side_by_side(pair_moments, rows, own.pair_moments)
+        side_by_side(joint_targets, rows, own.joint_targets)
+        side_by_side(best_moments, rows, own.moments)
+        side_by_side(best_corrective, rows, own.corrective)
+        side_by_side(damping, rows, own.damping)
+        side_by_side(best_poses, rows, own.q)
+        own.steps[:] = 0.0
         _minimise_group(skeleton, stage, pattern, group, work, search, step, max_steps, tolerance)
         for lane in range(count):
             row, largest = rows[lane], 0.0
             for d in range(NUM_PARAMETERS):
-                poses[row, d] = q[d, lane]
-                largest = max(largest, abs(q[d, lane] - best_poses[row, d]))
-            step_size[row], damping[row] = largest, damped[0, lane]
-            steps[row] += np.int64(done[0, lane])
+                poses[row, d] = own.q[d, lane]
+                largest = max(largest, abs(poses[row, d] - best_poses[row, d]))
+            step_size[row], damping[row] = largest, own.damping[0, lane]
+            steps[row] += np.int64(own.steps[0, lane])
