@@ -55,6 +55,7 @@ SWITCHES = {
     "full supervision": Variant("tiny-published", ("data.pixels=published",
                                                    "changes/full-supervision")),
     "looped decoder": Variant("tiny-published", ("data.pixels=published", "changes/looped")),
+    "HSMR head": Variant("tiny-published", ("data.pixels=published", "changes/baseline")),
     "bf16": Variant("tiny-published", ("data.pixels=published", "train.precision=bf16")),
     "image defects": Variant("tiny-published", ("data.pixels=published",
                                                 "data.augment.photometric=0.3")),
