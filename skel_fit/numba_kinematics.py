@@ -67,14 +67,15 @@ def arc(length, angle):
     t, size = angle, magnitude(angle)
     t2 = t * t
     s, c = sine_cosine(t)
+    far = if_less(size, 2e-2, 1.0 + t2, t)  # both answers are worked out: none divides by zero
     small_x = length * t * (0.5 - t2 / 24.0 + t2 * t2 / 720.0)
     small_y = length * (1.0 - t2 / 6.0 + t2 * t2 / 120.0)
     small_dx = length * (0.5 - t2 / 8.0 + t2 * t2 / 144.0)
     small_dy = length * t * (-1.0 / 3.0 + t2 / 30.0 - t2 * t2 / 840.0)
-    x = if_less(size, 2e-2, small_x, length * (1.0 - c) / t)
-    y = if_less(size, 2e-2, small_y, length * s / t)
-    dx = if_less(size, 2e-2, small_dx, length * (t * s - (1.0 - c)) / t2)
-    dy = if_less(size, 2e-2, small_dy, length * (t * c - s) / t2)
+    x = if_less(size, 2e-2, small_x, length * (1.0 - c) / far)
+    y = if_less(size, 2e-2, small_y, length * s / far)
+    dx = if_less(size, 2e-2, small_dx, length * (t * s - (1.0 - c)) / (far * far))
+    dy = if_less(size, 2e-2, small_dy, length * (t * c - s) / (far * far))
     return x, y, dx, dy
 
 
