@@ -129,6 +129,16 @@ def backbone(options: argparse.Namespace) -> Path:
     return (out / "last.pt").resolve()
 
 
+def short_run(seed: int, weights: Path, options: argparse.Namespace) -> tuple[str, ...]:
+    """What every run has in common: options.epochs of options.batch rows from these weights."""
+    return (
+        f"model.backbone.weights={weights}", f"train.seed={seed}",
+        f"train.epochs={options.epochs}", "train.minutes=0", "train.pictures=0",
+        f"train.validate_every={options.epochs}", f"train.batch_size={options.batch}",
+        f"optimiser.rate={RATE}", "optimiser.warmup=0.2", "train.workers=0",
+    )  # fmt: skip
+
+
 def run(
     name: str, seed: int, weights: Path, options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
@@ -136,15 +146,20 @@ def run(
     variant = ALL[name]
     recipe = options.recipe or variant.recipe
     out = options.out / f"{name.replace(' ', '-')}-{seed}"
-    train(options.data, out, recipe, (
-        *variant.changes, *options.set, f"model.backbone.weights={weights}", f"train.seed={seed}",
-        f"train.epochs={options.epochs}", "train.minutes=0", "train.pictures=0",
-        f"train.validate_every={options.epochs}", f"train.batch_size={options.batch}",
-        f"optimiser.rate={RATE}", "optimiser.warmup=0.2", "train.workers=0",
-    ))  # fmt: skip
+    changes = (*variant.changes, *options.set, *short_run(seed, weights, options))
+    train(options.data, out, recipe, changes)
     found = score(options.test, out)
     print(f"{name}, seed {seed}: {found['run']}", file=sys.stderr, flush=True)
     return found
+
+
+def report(results: dict[str, list[dict[str, dict[str, float]]]], file: Path | None) -> None:
+    """Print what `score` found of each variant's seeds, and the mean pose's; all of it to a file,
+    too, where one is given."""
+    if file:
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    own = {name: [found["run"] for found in runs] for name, runs in results.items()}
+    print(table(own | {MEAN_POSE: [found[MEAN_POSE] for found in next(iter(results.values()))]}))
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -196,10 +211,7 @@ def main() -> None:
             for name in options.variants
         }
         results = {name: [f.result() for f in found] for name, found in futures.items()}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    own = {name: [found["run"] for found in runs] for name, runs in results.items()}
-    print(table(own | {MEAN_POSE: [found[MEAN_POSE] for found in next(iter(results.values()))]}))
+    report(results, options.json)
 
 
 if __name__ == "__main__":

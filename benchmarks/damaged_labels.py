@@ -13,7 +13,6 @@ protocols demo and demo-skel against undamaged truth. A killed benchmark goes on
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.ablations import MEAN_POSE, RATE, score, table
+from benchmarks.ablations import report, score, short_run
 from benchmarks.refine import SEED, damaged
 from skel_fit.keypoint_fit import Start
 from stages.regressor.config import load_recipe
@@ -65,13 +64,10 @@ def train(name: str, seed: int, out: Path, options: argparse.Namespace) -> None:
         f"refinement.every={options.every}", f"refinement.start={options.every}",
         f"refinement.acceptance={acceptance}",
     ) if acceptance else ()  # fmt: skip
-    recipe = load_recipe("tiny-published", [
-        *refinement, "data.pixels=published", f"model.backbone.weights={options.backbone}",
-        f"train.seed={seed}", f"train.epochs={options.epochs}", "train.minutes=0",
-        "train.pictures=0", f"train.validate_every={options.epochs}",
-        f"train.batch_size={options.batch}", f"optimiser.rate={RATE}", "optimiser.warmup=0.2",
-        "train.workers=0",
-    ])  # fmt: skip
+    changes = (
+        *refinement, "data.pixels=published", *short_run(seed, options.backbone, options)
+    )  # fmt: skip
+    recipe = load_recipe("tiny-published", changes)
     found = load_collection([Place(options.data)], recipe.data)
     if name != CLEAN:
         found, chosen = damage(found, options.share, options.degrees)
@@ -99,6 +95,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.data, options.backbone = options.data.resolve(), options.backbone.resolve()
+    if not options.backbone.is_file():
+        parser.error(f"--backbone {options.backbone}: no such file; benchmarks.ablations makes one")
     test = (options.test or options.data).resolve()
     torch.set_num_threads(options.threads)
     results: dict[str, list[dict[str, dict[str, float]]]] = {}
@@ -108,10 +106,7 @@ def main() -> None:
             train(name, seed, out, options)
             results.setdefault(name, []).append(score(test, out))
             print(f"{name}, seed {seed}: {results[name][-1]['run']}", file=sys.stderr, flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    own = {name: [found["run"] for found in runs] for name, runs in results.items()}
-    print(table(own | {MEAN_POSE: [found[MEAN_POSE] for found in next(iter(results.values()))]}))
+    report(results, options.json)
 
 
 if __name__ == "__main__":

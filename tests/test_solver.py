@@ -140,11 +140,11 @@ def turns_of_rows(angles, sine, cosine):
 
 
 def test_sine_and_cosine_of_rows_abreast():
-    """In every quarter of a turn, and where two of its polynomials meet."""
+    """In every quarter of a turn, where two of its polynomials meet, thousands of turns away."""
     draw = np.random.default_rng(0)
     quarters = np.arange(-16, 17)[:, None] * np.pi / 4 + 1e-9 * draw.normal(size=(33, ABREAST))
     angles = np.concatenate(
-        [quarters, draw.uniform(-60, 60, (200, ABREAST)), np.zeros((1, ABREAST))]
+        [quarters, *(draw.uniform(-far, far, (200, ABREAST)) for far in (60, 2e4)), 0 * quarters]
     )
     sine, cosine = np.empty_like(angles), np.empty_like(angles)
     turns_of_rows(angles, sine, cosine)
