@@ -160,7 +160,8 @@ class SequenceConfig(_Frozen):
 
     smoothing: float = Field(default=0.0, ge=0.0, le=1e4)
     """Weight of the squared error of the vertices' displacement from frame to frame, beside the
-    squared error of their position. It draws the skin to the target's velocity, not to rest."""
+    squared error of their position. It draws the skin to the target's velocity, not to rest. Steps
+    in which a joint of the target turns by more than 0.3 rad have less of it."""
     jump: float = Field(default=0.5, gt=0.0)
     """A joint angle that changes by more between two frames (rad) makes the solver look whether the
     neighbour's branch fits as well."""

@@ -98,15 +98,15 @@ def fit_sequence(
     solver = solver_of(skel, smpl, config, vertex_weights)
     poses, betas = (t.detach().to(solver.device, torch.float64)[frames] for t in (poses, betas))
     run = result.take(frames)
+    local = axis_angle_to_matrix(poses.view(len(poses), 24, 3)[:, 1:])
+    steps = largest_turns(local)
     problem = SequenceProblem(
         solver,
         solver.smpl_goal(poses, betas),
         run.betas[0].double(),
         axis_angle_to_matrix(poses[:, :3]),
-        smoothing.smoothing,
+        displacement_weights(smoothing, steps),
     )
-    local = axis_angle_to_matrix(poses.view(len(poses), 24, 3)[:, 1:])
-    steps = largest_turns(local)
     found = result.put(frames, coupled_frames(problem, run, steps, smoothing, progress))
     progress(1.0)
     return found
@@ -141,6 +141,16 @@ def largest_turns(local: Tensor) -> Tensor:
     between = local[1:] @ local[:-1].transpose(2, 3)
     cosine = (between.diagonal(dim1=2, dim2=3).sum(dim=2) - 1.0) / 2.0
     return cosine.clamp(-1.0, 1.0).arccos().amax(dim=1)
+
+
+def displacement_weights(config: SequenceConfig, target_steps: Tensor) -> Tensor:
+    """(n-1,) weight of the displacement error of steps of `largest_turns` (n-1,) rad.
+
+    Less for a step above SMOOTH_STEP: between poses that are far apart the residuals of two skins
+    differ by themselves, and to hold them together would draw both frames away from their targets.
+    """
+    share = (SMOOTH_STEP / target_steps.double()).clamp(max=1.0).square()
+    return config.smoothing * share
 
 
 def _one_shape(betas: Tensor, count: int) -> Tensor:
@@ -264,7 +274,8 @@ def _coupled(
         return poses, steps, settled
     path = _Path(poses, steps, settled, torch.zeros_like(settled[1:]))
     # jumps go first: smoothing from both sides of one would end in two optima
-    path = _levelled(replace(problem, weight=0.0), path, target_steps, config, whole=False)
+    uncoupled = replace(problem, weights=torch.zeros_like(problem.weights))
+    path = _levelled(uncoupled, path, target_steps, config)
     if config.smoothing > 0.0:
         path = _levelled(problem, path, target_steps, config, whole=True, progress=progress)
     return path.poses, path.steps, path.settled
@@ -276,7 +287,7 @@ def _levelled(
     target_steps: Tensor,
     config: SequenceConfig,
     *,
-    whole: bool,
+    whole: bool = False,
     progress: Progress = lambda share: None,
 ) -> _Path:
     """The path with ties at locks and at jumps that the target does not make. Ties of jumps grow
@@ -298,7 +309,7 @@ def _levelled(
             break
         path = path._replace(tied=path.tied | jumps)
         # smoothing makes the skin's own pull so much stronger
-        pull = 1.0 + 2.0 * problem.weight
+        pull = 1.0 + 2.0 * config.smoothing * whole
         ties = lock_ties(path.poses, path.tied, pull * TIES[0], pull * strength)
         moved = either_end(ties.any(dim=1))
         if whole and before is None:

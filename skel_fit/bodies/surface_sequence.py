@@ -23,7 +23,13 @@ from skel_fit.fit import FitResult
 from skel_fit.inputs import Numbers
 from skel_fit.recipe import FitConfig, SequenceConfig
 from skel_fit.root import root_angles, root_rotation
-from skel_fit.sequence import Progress, coupled_frames, frames_alone, largest_turns
+from skel_fit.sequence import (
+    Progress,
+    coupled_frames,
+    displacement_weights,
+    frames_alone,
+    largest_turns,
+)
 from skel_fit.skel import SKEL
 from skel_fit.solver.smoothing import SequenceProblem
 from skel_fit.solver.surfaces import PlacedSurfaces, rest_pelvis
@@ -95,14 +101,14 @@ def _coupled(
     """The frames that can be fitted, coupled; run: each on its own."""
     placed, betas = rows.placed, rows.betas[frames[0]]
     goal = placed.goal(rows.solver)
+    steps = largest_turns(_local(placed.rotations[frames]))
     problem = SequenceProblem(
         rows.solver,
         lambda some: goal(frames[some]),
         betas,
         placed.orient[frames],
-        smoothing.smoothing,
+        displacement_weights(smoothing, steps),
     )
-    steps = largest_turns(_local(placed.rotations[frames]))
     free = config.resolved_recipe().root_is_free
     root = _FreeRoot(skel, placed, frames, betas) if free else None
     return coupled_frames(problem, run, steps, smoothing, progress, root)

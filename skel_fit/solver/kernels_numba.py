@@ -175,7 +175,7 @@ class NumbaKernels:
         return energy, totals, largest
 
     def couple(
-        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weight: float
+        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """wanted (V,3,n), own (k,), between (k-1,) of neighbouring frames, as the torch twin."""
         k = turns.shape[0]
@@ -183,9 +183,9 @@ class NumbaKernels:
         own = torch.zeros(k, dtype=torch.float64)
         between = torch.zeros(max(k - 1, 0), dtype=torch.float64)
         turned = turns.permute(1, 2, 0).to(skin.dtype).contiguous()
-        strength = skin.new_tensor(weight).numpy()[()]
+        strengths = weights.to(skin.dtype)
         arrays = _arrays(skin, targets, turned)
-        couple(*arrays, masses, strength, *_arrays(wanted, own, between))
+        couple(*arrays, masses, *_arrays(strengths, wanted, own, between))
         return wanted, own, between
 
     def curvature(

@@ -256,14 +256,15 @@ class TorchKernels:
         return torch.stack(rows, dim=1)
 
     def couple(
-        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weight: float
+        self, skin: Tensor, targets: Tensor, turns: Tensor, masses: np.ndarray, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Residuals of neighbouring frames, coupled by the velocity of the skin.
 
         skin, targets (V,3,n) in the root frame, m; turns (k,3,3) global orientations of the first
-        k <= n frames; masses (V,) of sum 1. Returns wanted (V,3,n): skin less the coupled residual
-        r_t + weight (2 r_t - r_{t-1} - r_{t+1}), taken in the world; own (k,) and between (k-1,),
-        float64: mean squares of residuals and of their changes.
+        k <= n frames; masses (V,) of sum 1; weights (k-1,) of the steps. Returns wanted (V,3,n):
+        skin less the coupled residual r_t + w_{t-1} (r_t - r_{t-1}) + w_t (r_t - r_{t+1}), taken in
+        the world; own (k,) and between (k-1,), float64: mean squares of residuals and of their
+        changes.
         """
         k = turns.shape[0]
         turns = turns.to(skin.dtype)
@@ -271,8 +272,9 @@ class TorchKernels:
         world = turns @ (skin - targets)[:, :, :k].permute(2, 1, 0)
         change = world[1:] - world[:-1]
         own, between = (self._mean_squares(points, masses) for points in (world, change))
-        world[1:] += weight * change
-        world[:-1] -= weight * change
+        pull = weights.to(skin.dtype)[:, None, None] * change
+        world[1:] += pull
+        world[:-1] -= pull
         wanted = skin.clone()
         wanted[:, :, :k] -= (turns.transpose(1, 2) @ world).permute(2, 1, 0)
         return wanted, own, between

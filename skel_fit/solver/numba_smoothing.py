@@ -12,12 +12,13 @@ from skel_fit.numba_kinematics import JOINTS
 
 
 @kernel()
-def couple(skin, targets, turns, masses, weight, wanted, own, between):
+def couple(skin, targets, turns, masses, weights, wanted, own, between):
     """Frames side by side, one vertex after the other, so that loops over frames are vectors.
 
     skin, targets, wanted (V,3,n); turns (3,3,k) global orientations of the first k frames; masses
-    (V,); own (k,) and between (k-1,), zero before, float64: weighted squares of residuals and of
-    their changes in the world. wanted = skin - the coupled residual, skin itself from k on.
+    (V,); weights (k-1,) of the steps; own (k,) and between (k-1,), zero before, float64: weighted
+    squares of residuals and of their changes in the world. wanted = skin - the coupled residual,
+    skin itself from k on.
     """
     k, n = turns.shape[2], skin.shape[2]
     residual, world = np.empty((3, n), skin.dtype), np.empty((3, k), skin.dtype)
@@ -41,9 +42,9 @@ def couple(skin, targets, turns, masses, weight, wanted, own, between):
             for t in range(k):
                 coupled[i, t] = world[i, t]
             for t in range(k - 1):
-                coupled[i, t] -= weight * change[i, t]
+                coupled[i, t] -= weights[t] * change[i, t]
             for t in range(k - 1):
-                coupled[i, t + 1] += weight * change[i, t]
+                coupled[i, t + 1] += weights[t] * change[i, t]
         for i in range(3):
             for t in range(k):
                 wanted[v, i, t] = skin[v, i, t] - (

@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceProblem:
-    """sum_t E_t(q_t) + weight sum_t mean_v |A_{t+1} r_{t+1} - A_t r_t|^2
+    """sum_t E_t(q_t) + sum_t w_t mean_v |A_{t+1} r_{t+1} - A_t r_t|^2
     + sum_t ties_t (q_{t+1} - q_t)^2 over n frames, m^2.
 
     E_t is the objective of the last stage (docs/solver.md), r_t the residual of the skin in the
@@ -64,7 +64,7 @@ class SequenceProblem:
     goal: GoalOf
     betas: Tensor  # (10,) of SKEL, float64
     orient: Tensor  # (n,3,3) global orientation of each root frame
-    weight: float
+    weights: Tensor  # (n-1,) float64, w_t of the step from t to t+1
     ties: Tensor | None = None  # (n-1,49) m^2/rad^2
     bounds: tuple[np.ndarray, np.ndarray] | None = None  # (n,49) limits of each frame's description
 
@@ -80,6 +80,7 @@ class SequenceProblem:
             self,
             goal=lambda rows: self.goal(frames[rows]),
             orient=self.orient[frames],
+            weights=torch.where(following, self.weights[frames[:-1]], 0.0),
             ties=ties,
             bounds=bounds,
         )
@@ -119,12 +120,12 @@ class SequenceProblem:
             inner, window = block
             look = self.look(window, poses)
             count = window.numel()
-            turns = self.orient[window]
+            turns, weights = self.orient[window], self.weights[window[:-1]]
             wanted, own, between = self.solver.kernels.couple(
-                look.skin, look.targets, turns, masses, self.weight
+                look.skin, look.targets, turns, masses, weights
             )
             own = own + look.extra[:count]
-            between = between * self.weight
+            between = between * weights
             # between frames: half a share each, so that a frame knows what its own step changed
             share = own + 0.5 * (_padded(between, 1, 0) + _padded(between, 0, 1))
             moments, corrective = self._forces(look, wanted, count)
@@ -162,6 +163,7 @@ class SequenceProblem:
         pairs = Pairs(first, second, kernels.subtree)
         keep = torch.as_tensor(plan.tables.free, device=poses.device).double()
         keep = keep[:, None] * keep
+        around = _padded(self.weights, 1, 0) + _padded(self.weights, 0, 1)
         fresh = torch.ones(self.frames, dtype=torch.bool, device=poses.device)
         if moved is not None:
             large = (moved >= _SMALL_STEP).double()
@@ -181,11 +183,10 @@ class SequenceProblem:
                 )
                 beside = known.beside[inner.start : inner.start + min(size, count - 1)]
                 return gradient[:size], known.diagonal[inner], beside
-            neighbours = (index > 0).double() + (index < self.frames - 1).double()
             gradient, diagonal, bones = kernels.linearise(
                 plan.tables,
                 shape,
-                moments * (1.0 + self.weight * neighbours)[:, None, None],
+                moments * (1.0 + around[index])[:, None, None],
                 self._joint_targets(index),
                 (view.moments[index], view.corrective[index]),
                 poses[index],
@@ -198,7 +199,8 @@ class SequenceProblem:
                 pairs,
                 owner,
             )
-            diagonal, beside = diagonal[:size], -self.weight * keep * beside[:size]
+            strength = keep * self.weights[index[:-1], None, None]
+            diagonal, beside = diagonal[:size], -strength[:size] * beside[:size]
             if known is not None:  # whatever window a frame is in
                 new, pair = fresh[index], fresh[index[:-1]] | fresh[index[1:]]
                 diagonal = torch.where(new[:size, None, None], diagonal, known.diagonal[inner])
