@@ -1,13 +1,13 @@
 """Training at full size, a few steps of the real loop: does it run, what memory does it take?
 
-    python -m benchmarks.dry_runs [--runs vit-h vit-b] [--json FILE]
+    python -m benchmarks.dry_runs [--runs vit-h vit-b] [--precision fp32] [--json FILE]
 
 vit-h: recipe `published`, one process of 2 rows with `recompute`; vit-b: two processes of 2
-rows under torchrun and with the average of the weights; float32, for a CPU that has no bf16.
-60 rows of the demo are converted and rendered for this; checkpoints go to a folder that is removed
-(ViT-H's are 11 GB). Looks first whether the memory is there. Memory is the largest resident set of
-a process, as the kernel counted it. Prints Markdown; the last lines are the arithmetic for
-processes of 64 rows, from the configuration.
+rows under torchrun and with the average of the weights; in float32, or with `--precision bf16`,
+slow on a CPU that has none, as the recipe trains. 60 rows of the demo are converted and rendered
+for this; checkpoints go to a folder that is removed (ViT-H's are 11 GB). Looks first whether the
+memory is there. Memory is the largest resident set of a process, as the kernel counted it. Prints
+Markdown; the last lines are the arithmetic for processes of 64 rows, from the configuration.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from stages.regressor.network.model import Regressor
 SETS = (
     "data.mixture={shards: 1.0}", "train.epochs=2", "train.validate_every=2", "train.workers=0",
     "train.pictures=0", "train.checkpoint_every=1000000", "optimiser.warmup=0",
-    "data.augment.extreme_crop=0", "train.precision=fp32",
+    "data.augment.extreme_crop=0",
 )  # fmt: skip
 STEPS = 2
 GIB = 2**30
@@ -58,13 +58,17 @@ RUNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--data", type=Path, help="folder `shards` to take; else it is made")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hmr-skel-dry-"))
     try:
         data = options.data or _data(folder)
-        found = {name: dry_run(name, RUNS[name], data, folder) for name in options.runs}
+        found = {
+            name: dry_run(name, RUNS[name], data, folder, options.precision)
+            for name in options.runs
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(
@@ -90,13 +94,14 @@ def _data(folder: Path) -> Path:
     return demo(folder).shards
 
 
-def dry_run(name: str, run: Run, data: Path, folder: Path) -> dict:
+def dry_run(name: str, run: Run, data: Path, folder: Path, precision: str) -> dict:
     """Train a few steps with the console script; what it took."""
     available = _available()
     if available < run.needs:
         raise SystemExit(f"{name}: {available:.1f} GiB are free, {run.needs:.0f} are needed")
     rows = run.rows * run.processes * STEPS // 2  # of an epoch; two epochs
-    sets = (*run.changes, *SETS, f"train.batch_size={run.rows}", f"data.mixture_rows={rows}")
+    sets = (*run.changes, *SETS, f"train.batch_size={run.rows}", f"data.mixture_rows={rows}",
+            f"train.precision={precision}")  # fmt: skip
     words = [word for change in sets for word in ("--set", change)]
     command = ["-m", "stages.cli", "train", str(data), "--recipe", "published", *words]
     if run.processes > 1:

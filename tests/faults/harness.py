@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -176,7 +177,13 @@ class Bench:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
+
+
+def _hear_interrupts() -> None:
+    """A suite that was started with `&` or nohup is deaf to SIGINT, and so were its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_bench(
