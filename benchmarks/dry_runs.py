@@ -13,7 +13,6 @@ Markdown; the last lines are the arithmetic for processes of 64 rows, from the c
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -110,14 +109,17 @@ def dry_run(name: str, run: Run, data: Path, folder: Path, precision: str) -> di
     out = folder / name
     threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // run.processes, 1)),
                "OMP_WAIT_POLICY": "passive"}  # fmt: skip
+    log = folder / f"{name}.log"
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, *command, "--out", str(out)], cwd=ROOT, env=os.environ | threads,
-        check=False, capture_output=True, text=True, preexec_fn=_first_to_go,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip()[-2000:]}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--out", str(out)], cwd=ROOT, env=os.environ | threads,
+            stdout=stream, stderr=stream, preexec_fn=_first_to_go,
+        )  # fmt: skip
+        _, status, used = os.wait4(process.pid, 0)  # of this run; RUSAGE_CHILDREN is of all so far
+    if status:
+        raise SystemExit(f"{name}: {log.read_text(encoding='utf-8').strip()[-2000:]}")
+    peak = used.ru_maxrss / 2**20
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     last = {name: events.Scalars(name)[-1].value for name in ("loss/total", "run/gradient_norm")}

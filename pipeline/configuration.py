@@ -7,11 +7,11 @@ users add files of their own beside ours.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -91,17 +91,35 @@ def validated(model: type[Model], content: Mapping[str, Any], where: str | os.Pa
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{os.fspath(where)}: {problems(error)}") from None
+        raise InputError(f"{os.fspath(where)}: {problems(error, model)}") from None
 
 
-def problems(error: ValidationError) -> str:
-    """What pydantic found, in one line: unknown keys by name, else key, reason and value."""
+def problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """What pydantic found, in one line: unknown keys by name beside those that `model` has there,
+    else key, reason and value."""
     parts = []
     for item in error.errors():
         place = ".".join(str(step) for step in item["loc"]) or "file"
         if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key '{place}'")
+            keys = ", ".join(_keys(model, item["loc"][:-1]))
+            parts.append(f"unknown key '{place}'" + (f" (there are {keys})" if keys else ""))
         else:
             found = " ".join(repr(item["input"])[:60].split())
             parts.append(f"{place}: {item['msg']}, found {found}")
     return "; ".join(parts)
+
+
+def _keys(model: type[BaseModel], place: Iterable[str | int]) -> list[str]:
+    """The keys that a configuration has at a place of it."""
+    here = [model]
+    for step in place:
+        fields = [m.model_fields[step] for m in here if step in m.model_fields]
+        here = [inner for field in fields for inner in _models_in(field.annotation)] or here
+    return sorted({name for m in here for name in m.model_fields})
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    """The models that a type hint names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

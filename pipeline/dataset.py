@@ -57,7 +57,7 @@ def open_dataset(
         raise Incomplete(
             f"{directory}: {len(bad)} of {plan.shards} shards are not done "
             f"(shard {first.shard}: {first.reason or first.state}); "
-            "rerun the conversion, or open with allow_incomplete=True"
+            "rerun the conversion; in Python, allow_incomplete=True opens the rest"
         )
     done = [state for state in states if state.state == "done"]
     return Dataset(run, plan, done, read_appends(run.path, plan, done, checksums=checksums))

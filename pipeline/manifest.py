@@ -19,6 +19,8 @@ from skel_fit.recipe import FitRequest
 
 MANIFESTS = Catalogue("manifest", Path("manifests"), "manifests")
 DATA_ROOT_VARIABLE = "HMR_SKEL_DATA"
+STAND_IN = "default-body"
+"""The licence-free stand-in pair: `models` of a manifest, and `--models` instead of a folder."""
 MODELS_VARIABLE = "HMR_SKEL_MODELS"
 
 
@@ -121,24 +123,31 @@ def data_root(given: Path | None) -> Path:
     return Path(given or os.environ.get(DATA_ROOT_VARIABLE) or "data").absolute()
 
 
+def is_stand_in(given: Path | None) -> bool:
+    """Whether `--models` is the name of the stand-in pair, not a folder of that name."""
+    return given == Path(STAND_IN) and not Path(STAND_IN).is_dir()
+
+
 def models_directory(kind: str, given: Path | None) -> Path:
     """Folder with the body-model files.
 
     Args:
         kind: `default-body` (the licence-free stand-in pair) or `licensed`.
-        given: `--models`; for `licensed` then HMR_SKEL_MODELS, then ./models. Never a fallback
-            from licensed to the stand-in.
+        given: `--models`, a folder or `default-body`; without it, for `licensed`, HMR_SKEL_MODELS,
+            then ./models. Never a fallback from licensed to the stand-in.
 
     Raises:
         InputError: licensed models are wanted and the folder does not exist.
     """
-    if kind == "default-body" and given is None:
+    if is_stand_in(given) or (kind == STAND_IN and given is None):
         from skel_fit.default_body import default_body_directory
 
         return Path(default_body_directory())
     path = Path(given or os.environ.get(MODELS_VARIABLE) or "models").absolute()
     if not path.is_dir():
-        raise InputError(missing_models(path, "no such folder"))
+        raise InputError(
+            missing_models(path, "not a folder" if path.exists() else "no such folder")
+        )
     return path
 
 
@@ -149,7 +158,7 @@ def missing_models(path: Path, what: str) -> str:
         "(skel.is.tue.mpg.de: skel_male.pkl, skel_female.pkl) and SMPL v1.1.0 "
         "(smpl.is.tue.mpg.de: SMPL_NEUTRAL.pkl, SMPL_MALE.pkl, SMPL_FEMALE.pkl) into that folder, "
         f"or give --models DIR (or set {MODELS_VARIABLE}); "
-        "to try hmr-skel without them: hmr-skel convert demo"
+        f"to try hmr-skel without them: --models {STAND_IN}, or hmr-skel convert demo"
     )
 
 

@@ -212,7 +212,9 @@ def make_directory(path: Path) -> None:
         path.mkdir()
     except FileExistsError:
         if not path.is_dir():
-            raise OutputError(f"{path}: is a file, expected a directory; remove it") from None
+            raise OutputError(
+                f"{path}: is a file, expected a directory; give another name"
+            ) from None
         return
     except OSError as error:
         raise output_error(error, path, 0) from error
@@ -227,6 +229,8 @@ def temporaries(directory: Path) -> Iterator[Path]:
 
 def output_error(error: OSError, path: Path, size: int) -> OutputError:
     """One line for a failed write: which file, how many bytes, why, what to do."""
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
+        return OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     advice = "free space and rerun, finished shards are kept" if full else "fix it and rerun"
     reason = error.strerror or str(error)

@@ -14,7 +14,15 @@ import numpy as np
 
 from pipeline.configuration import SUFFIXES, validated
 from pipeline.errors import InputError, UsageError
-from pipeline.manifest import MANIFESTS, MODELS_VARIABLE, Manifest, data_root, load_manifest
+from pipeline.manifest import (
+    MANIFESTS,
+    MODELS_VARIABLE,
+    STAND_IN,
+    Manifest,
+    data_root,
+    is_stand_in,
+    load_manifest,
+)
 from pipeline.paths import check_inside
 from pipeline.readers.base import FRAME_RATES, SEQUENCE, SMPL
 from pipeline.readers.bodies import NEAREST
@@ -44,8 +52,6 @@ _PICTURES = {
     "photo": (".jpg", ".jpeg", ".png", ".webp", ".bmp"),
 }
 """Files without labels -> the command that finds the people in them."""
-STAND_IN = "default-body"
-"""What `--models` says for the licence-free stand-in pair."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,8 @@ def _genders(source: LabelSource, smpl: str | None, skel: str | None) -> dict[st
         smpl = "column" if found else "neutral"
     if skel is None and source.body != SMPL:
         skel = NEAREST
+    if skel is None and "skel_gender" in source.fields:
+        skel = "column"
     if skel is None:
         skel = "column" if found and set(found) <= _GENDERED else "male"
     return {"smpl": smpl, "skel": skel}
@@ -239,9 +247,19 @@ def _described(source: LabelSource, manifest: Manifest) -> str:
         bodies,
         "rows on their own" if manifest.fit.sequence is None else "frames of a motion",
         *([_UP_WORDS[source.up]] if source.up else []),
+        *_as_men(source, manifest),
         *_liberties(source),
     ]
     return ", ".join(parts)
+
+
+def _as_men(source: LabelSource, manifest: Manifest) -> Iterator[str]:
+    """Which rows get the male SKEL although they are of women: there is no neutral SKEL, so one
+    neutral row makes the choice for all unless a column `skel_gender` makes it for each."""
+    if manifest.genders.smpl != "column" or manifest.genders.skel != "male":
+        return
+    if women := _counted(source)["female"]:
+        yield f"{women} female rows too (a column skel_gender says male or female for each row)"
 
 
 def _liberties(source: LabelSource) -> Iterator[str]:
@@ -296,7 +314,7 @@ class Asked:
     @property
     def standin(self) -> bool:
         """Whether `models` is the name of the stand-in pair, not a folder."""
-        return self.models == Path(STAND_IN) and not self.models.is_dir()
+        return is_stand_in(self.models)
 
     def found(self, say: Callable[[str], None]) -> tuple[Manifest, Path, Path | None]:
         """The manifest, the data root and the models folder (None: the usual places).

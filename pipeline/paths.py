@@ -39,7 +39,8 @@ def check_inside(path: Path, root: Path) -> None:
 def check_regular(path: Path) -> None:
     """Raise `InputError` for what is there but is no file: a pipe, say, which would never end."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: not a regular file; expected a file that can be read again")
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"{path}: {what}; expected one file that can be read again")
 
 
 class Root:

@@ -49,7 +49,7 @@ def convert(
         Path | None, typer.Option(help="Output directory.", show_default="outputs/SUBSET")
     ] = None,
     data_root: options.DataRoot = None,
-    models: options.ModelsOrStandIn = None,
+    models: options.Models = None,
     up: options.Up = None,
     smpl_gender: options.SmplGender = None,
     skel_gender: options.SkelGender = None,

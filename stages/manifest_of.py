@@ -18,7 +18,7 @@ def manifest(
         Path | None, typer.Option(help="The YAML file.", show_default="standard output")
     ] = None,
     data_root: options.DataRoot = None,
-    models: options.ModelsOrStandIn = None,
+    models: options.Models = None,
     up: options.Up = None,
     smpl_gender: options.SmplGender = None,
     skel_gender: options.SkelGender = None,

@@ -52,12 +52,9 @@ def add(
 
 
 @maps.command(name="list")
-def list_maps(models: options.ModelsOrStandIn = None) -> None:
+def list_maps(models: options.Models = None) -> None:
     """The maps that a models folder has, and those that are shipped."""
     from pipeline.body_maps import described_maps
-    from pipeline.manifest import models_directory
-    from pipeline.own_file import STAND_IN
+    from pipeline.manifest import STAND_IN, models_directory
 
-    standin = models is None or models == Path(STAND_IN)
-    folder = models_directory(STAND_IN if standin else "licensed", None if standin else models)
-    say(aligned(described_maps(folder)))
+    say(aligned(described_maps(models_directory(STAND_IN, models))))

@@ -26,10 +26,6 @@ DataRoot = Annotated[
 ]
 Models = Annotated[
     Path | None,
-    typer.Option(help="Folder with body models.", show_default="$HMR_SKEL_MODELS or ./models"),
-]
-ModelsOrStandIn = Annotated[
-    Path | None,
     typer.Option(
         metavar="DIR|default-body",
         help="Folder with body models, or default-body: the licence-free stand-in.",
@@ -78,7 +74,9 @@ TrainedCheckpoint = Annotated[
 ]
 Boxes = Annotated[
     Path | None,
-    typer.Option(help="JSON or CSV of person boxes.", show_default="whole pictures"),
+    typer.Option(
+        help="Boxes of people, JSON or CSV: docs/regressor.md#boxes.", show_default="whole pictures"
+    ),
 ]
 FovCheckpoint = Annotated[
     Path | None, typer.Option(help="HumanFOV weights (cam_model_cleaned.ckpt).")

@@ -34,7 +34,7 @@ class Request:
     boxes: Annotated[
         Path | None,
         typer.Option(
-            help="JSON or CSV of person boxes.",
+            help="Boxes of people, JSON or CSV: docs/regressor.md#boxes.",
             show_default="who is found, with the extra photo; else whole pictures",
         ),
     ] = None

@@ -39,9 +39,10 @@ class ViewRequest:
         Literal["auto", "camera", "y-up", "z-up"],
         typer.Option(help="Which way is up; auto: as recorded, camera (y down) for a FILE."),
     ] = "auto"
-    gender: Annotated[Literal["male", "female"], typer.Option(help="SKEL model of a FILE.")] = (
-        "male"
-    )
+    gender: Annotated[
+        Literal["male", "female"] | None,
+        typer.Option(help="SKEL model of a FILE.", show_default="as FILE says, else male"),
+    ] = None
     target: Annotated[bool, typer.Option(help="With the SMPL surface that was fitted.")] = True
     models: Annotated[
         Path | None,
@@ -93,17 +94,9 @@ def _of_dataset(request: ViewRequest) -> Scene:
 
 
 def _of_file(request: ViewRequest) -> Scene:
+    from pipeline.manifest import models_directory
     from stages.drawing.pictures import Poser
     from stages.inspection.motion import file_scene
 
-    return file_scene(
-        request.given, Poser(_models(request.models)), request.gender, request.rate, request.up
-    )
-
-
-def _models(given: Path | None) -> Path:
-    from pipeline.manifest import models_directory
-
-    if given == Path("default-body"):
-        return models_directory("default-body", None)
-    return models_directory("licensed", given)
+    poser = Poser(models_directory("licensed", request.models))
+    return file_scene(request.given, poser, request.gender, request.rate, request.up)

@@ -16,6 +16,7 @@ from pipeline.readers import open_source
 from pipeline.run import Request, preview
 from pipeline.task import open_plan_source
 from stages import cli
+from tests.faults.harness import label_columns
 
 STAND_IN = Path("default-body")
 
@@ -122,6 +123,21 @@ def test_genders_follow_the_labels(tmp_path: Path) -> None:
     assert (none.manifest.genders.smpl, none.manifest.genders.skel) == ("neutral", "male")
     asked = Asked(str(motion(tmp_path)), models=STAND_IN, skel_gender="male").own_file()
     assert (asked.manifest.genders.smpl, asked.manifest.genders.skel) == ("column", "male")
+
+
+def test_women_among_neutral_rows_are_counted_unless_each_row_says_its_skel(
+    tmp_path: Path,
+) -> None:
+    path, content = tmp_path / "some-release.npz", label_columns(7)
+    content["gender"] = np.resize(["neutral", "female", "male"], 7)
+    np.savez(path, **content)
+    own = Asked(str(path), models=STAND_IN).own_file()
+    assert (own.manifest.genders.smpl, own.manifest.genders.skel) == ("column", "male")
+    assert "2 female rows too (a column skel_gender says" in own.described
+    content["skel_gender"] = np.where(content["gender"] == "female", "female", "male")
+    np.savez(path, **content)
+    own = Asked(str(path), models=STAND_IN).own_file()
+    assert own.manifest.genders.skel == "column" and "female rows" not in own.described
 
 
 def test_options_of_files_are_refused_beside_a_manifest() -> None:

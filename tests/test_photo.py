@@ -309,6 +309,7 @@ def test_the_overlay_shows_a_body_where_the_person_is(folder: Path, out: tuple[P
         (["--save", "pdf"], "--save pdf: expected some of npz"),
         (["--models", "nowhere"], "nowhere: no such folder"),
         (["--checkpoint", "none.pt"], "none.pt"),
+        (["--device", "cuda"], "--device cuda: of the network only"),
     ],
 )
 def test_refusals_are_one_line(

@@ -906,7 +906,9 @@ def test_the_command_line_says_what_is_wrong(
     base = ["train", str(files.shards), "--out", str(tmp_path / "run"), "--recipe", "tiny"]
     for words, code, text in (
         ([*base, "--recipe", "nope"], 2, "no recipe 'nope'"),
-        ([*base, "--set", "loss.nope=1"], 5, "unknown key 'loss.nope'"),
+        ([*base, "--set", "loss.nope=1"], 5, "unknown key 'loss.nope' (there are "),
+        ([*base, "--set", "train.epoch=1"], 5, "tiny.yaml with train.epoch=1: unknown key"),
+        ([*base, "--set", "epochs"], 2, "a single value is changed by key=value"),
         ([*base, "--images", str(tmp_path / "nope")], 5, "no such folder or tar file"),
         (["train", str(tmp_path), "--out", str(tmp_path / "run")], 5, "not a converted dataset"),
         ([*base, "--device", "warp"], 2, "--device warp: expected cpu or cuda"),

@@ -182,7 +182,7 @@ def test_an_edited_plan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\nsource: {path: x.npz}\nshard_row: 3\n", "unknown key 'shard_row'"),
+        ("name: a\nsource: {path: x.npz}\nshard_row: 3\n", "unknown key 'shard_row' (there are "),
         ("name: a\nname: b\nsource: {path: x.npz}\n", "'name' is given twice"),
         ("name: a\nsource: {path: ../x.npz}\n", "relative to the data root"),
         ("name: a\nsource: {path: /etc/x.npz}\n", "relative to the data root"),

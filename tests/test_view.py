@@ -137,6 +137,41 @@ def test_a_file_of_parameters_is_shown_too(tmp_path: Path) -> None:
     assert [layer["name"] for layer in found["layers"]] == ["skin", "bones"]
 
 
+def test_a_file_says_whose_body_it_is_and_whether_it_is_one_person(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"skel_poses": np.zeros((3, 46)), "betas": np.zeros((3, 10)),
+               "trans": np.zeros((3, 3))}  # fmt: skip
+    pages = {}
+    for name, more, options in (
+        ("silent", {}, []),
+        ("man", {}, ["--gender", "male"]),
+        ("woman", {}, ["--gender", "female"]),
+        ("said", {"gender": np.array("female")}, []),
+        ("rows", {"skel_gender": np.array(["f", "f", "f"])}, []),
+        ("overruled", {"gender": np.array("female")}, ["--gender", "male"]),
+    ):
+        np.savez(tmp_path / "x.npz", **content | more)
+        page = tmp_path / f"{name}.html"
+        assert view(tmp_path / "x.npz", "--out", page, "--models", "default-body", *options) == 0
+        pages[name] = buffer(page)
+    assert pages["silent"] == pages["man"] == pages["overruled"] != pages["woman"]
+    assert pages["said"] == pages["rows"] == pages["woman"]
+    capsys.readouterr()
+    content["betas"][1, 0] = 1.0
+    np.savez(tmp_path / "x.npz", **content)
+    for options, told in (([], "x: 3 people"), (["--rate", "20"], "x: 3 frames at 20 a second")):
+        page = tmp_path / "several.html"
+        assert view(tmp_path / "x.npz", "--out", page, "--models", "default-body", *options) == 0
+        assert told in capsys.readouterr().err
+    np.savez(tmp_path / "x.npz", **content, gender=np.array(["m", "f"]))
+    assert view(tmp_path / "x.npz", "--out", page, "--models", "default-body") == 5
+    assert "gender: expected one word, or one for each row" in capsys.readouterr().err
+    assert view(rows, "--out", tmp_path / "d.html", "--models", "default-body") == 0
+    assert view(rows, "--out", tmp_path / "no" / "d.html") == 74
+    assert "no does not exist; make it first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

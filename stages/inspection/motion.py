@@ -15,6 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.dataset_rows import DEFAULT_RATE, chosen_rows, recorded_ground, recorded_rate
 from pipeline.errors import InputError, UsageError
 from pipeline.readers.base import SEQUENCE
+from pipeline.readers.labels import genders as named_genders
 from pipeline.readers.npz import NpzFile
 from skel_fit.anatomy import POSE_NAMES
 from skel_fit.joint_limits import LimitsName, limits
@@ -116,8 +117,11 @@ def dataset_scene(
     )
 
 
-def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: str) -> Scene:
+def file_scene(path: Path, poser: Poser, gender: str | None, rate: float | None, up: str) -> Scene:
     """A file with poses (F, 46), betas (F or 1, 10) and translations (F, 3) of one moving person.
+
+    Rows of several shapes or genders are unrelated people, unless a rate says that they are frames.
+    gender: of the SKEL model; None: the file's member `skel_gender` or `gender`, else male.
 
     Raises:
         InputError: members missing, of the wrong shape, or not finite.
@@ -145,14 +149,16 @@ def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: st
             raise InputError(f"{path}: {name} of row {row} is not finite")
     if frames > MOST_FRAMES:
         raise UsageError(f"{path}: {frames} frames; one page holds {MOST_FRAMES}")
-    skel = Parameters(found["poses"], found["betas"], found["transl"], (gender,) * frames)
+    genders = (gender,) * frames if gender else _file_genders(file, frames)
+    one = not np.ptp(found["betas"], axis=0).any() and len(set(genders)) == 1
+    skel = Parameters(found["poses"], found["betas"], found["transl"], genders)
     return _scene(
         skel,
         None,
         poser,
         title=path.stem,
         numbers=np.arange(frames),
-        moving=True,
+        moving=one or rate is not None,
         rate=rate or DEFAULT_RATE,
         up=np.array(UPS["camera" if up == "auto" else up]),
         limits_name="default",
@@ -160,6 +166,18 @@ def file_scene(path: Path, poser: Poser, gender: str, rate: float | None, up: st
         sd=None,
         left_out=0,
     )
+
+
+def _file_genders(file: NpzFile, frames: int) -> tuple[str, ...]:
+    """male or female of each row, as the file says; male where it does not."""
+    for key in ("skel_gender", "gender"):
+        if key in file.members and file.members[key].dtype.kind in "SU":
+            said = named_genders(np.atleast_1d(file.whole(key)))
+            if len(said) not in (1, frames):
+                raise InputError(f"{file.path}: {key}: expected one word, or one for each row")
+            found = np.where(said == "female", "female", "male")
+            return tuple(np.broadcast_to(found, frames).tolist())
+    return ("male",) * frames
 
 
 def people_scene(

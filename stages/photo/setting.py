@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UsageError
-from pipeline.manifest import MODELS_VARIABLE, models_directory
+from pipeline.manifest import MODELS_VARIABLE, STAND_IN, is_stand_in, models_directory
 from skel_fit.model_files import load_skel
 from skel_fit.pose_prior import PriorName, pose_prior
 from stages.photo.fitting import HEIGHTS, Fitter, Lens, Marks
@@ -18,8 +18,6 @@ from stages.photo.people import BOX
 
 if TYPE_CHECKING:
     from stages.regressor.evaluation.trained import TrainedNetwork
-
-STAND_IN = Path("default-body")
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ def body_folder(given: Path | None) -> Path:
     """The models folder: as given, else $HMR_SKEL_MODELS, else ./models, else the stand-in, which
     results say. Raises InputError: the folder that is meant does not exist."""
     nowhere = given is None and not os.environ.get(MODELS_VARIABLE) and not Path("models").is_dir()
-    if given == STAND_IN or nowhere:
-        return models_directory("default-body", None)
-    return models_directory("licensed", given)
+    return models_directory(STAND_IN if nowhere else "licensed", given)
 
 
 def make_setting(
@@ -66,12 +62,14 @@ def make_setting(
         InputError, ModelFileError: a file is missing or broken.
     """
     trained = None
+    if checkpoint is None and device != "cpu":
+        raise UsageError(f"--device {device}: of the network only, which --checkpoint names")
     if checkpoint is not None:
         from stages.regressor.evaluation.prediction import load_body
         from stages.regressor.evaluation.trained import TrainedNetwork
 
         trained = TrainedNetwork(checkpoint, device=device)
-        _, skel = load_body(trained, None if models == STAND_IN else models)
+        _, skel = load_body(trained, None if is_stand_in(models) else models)
         gender = trained.gender
     else:
         skel = load_skel(body_folder(models), gender)

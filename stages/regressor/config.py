@@ -459,8 +459,16 @@ def load_recipe(name_or_path: str | Path, changes: Sequence[str] = ()) -> Recipe
         if "=" in change:
             content = _merge(content, _assignment(change))
         else:
-            content = _merge(content, _merged(RECIPES.find(change), 0) | {"name": content["name"]})
-    return validated(Recipe, content, path)
+            content = _merge(content, _merged(_change(change), 0) | {"name": content["name"]})
+    return validated(Recipe, content, " with ".join((str(path), *changes)))
+
+
+def _change(name: str) -> Path:
+    """File of a change that is no assignment."""
+    try:
+        return RECIPES.find(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; a single value is changed by key=value") from None
 
 
 def _merged(path: Path, depth: int) -> dict[str, Any]:
