@@ -10,9 +10,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from threading import Lock
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -34,19 +34,60 @@ def rows_over_threads() -> Iterator[None]:
     """Inside, `each` uses as many threads as torch was set to, and every matrix product one.
 
     Matrix libraries split long sums by the number of threads, which moves last bits. The setting
-    belongs to the thread that makes it, and comes back at the end.
+    belongs to the thread that makes it, and comes back at the end. Threads that begin while another
+    is inside start with one. Autocast, which workers would not see, is off.
     """
     if _THREADS.get():  # inside already
         yield
         return
     count = torch.get_num_threads()
     token = _THREADS.set(count)
+    _INSIDE.enter(count)
     torch.set_num_threads(1)
     try:
-        yield
+        with _no_autocast():
+            yield
     finally:
         torch.set_num_threads(count)
+        _INSIDE.leave(count)
         _THREADS.reset(token)
+
+
+class _Inside:
+    """Who is inside, of all threads: torch keeps the last number set for threads that are made
+    later, so whoever leaves last puts back what the first one found."""
+
+    def __init__(self) -> None:
+        self._lock, self._people, self._found = Lock(), 0, 1
+
+    def enter(self, count: int) -> None:
+        with self._lock:
+            if not self._people:
+                self._found = count
+            self._people += 1
+
+    def leave(self, count: int) -> None:
+        """After this thread has set its own number `count` again."""
+        with self._lock:
+            if not self._people:  # entered before a fork
+                return
+            self._people -= 1
+            if self._people or count == self._found:
+                return
+        other = Thread(target=torch.set_num_threads, args=(self._found,))
+        other.start()  # in a thread of its own: this one keeps its number
+        other.join()
+
+
+_INSIDE = _Inside()
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def each(
@@ -78,7 +119,7 @@ def _each(
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return work(item)
 
-    pool, pending = _pool(threads), deque[Future[Found]]()
+    pool, pending, process = _pool(_THREADS.get()), deque[Future[Found]](), os.getpid()
     try:
         for item in items:
             pending.append(pool.submit(run, item))
@@ -87,9 +128,10 @@ def _each(
         while pending:
             yield pending.popleft().result()
     finally:
-        for left in pending:
-            left.cancel()
-        wait(pending)
+        if os.getpid() == process:  # a forked one has none of the threads to wait for
+            for left in pending:
+                left.cancel()
+            wait(pending)
 
 
 _POOLS: dict[int, ThreadPoolExecutor] = {}
@@ -107,8 +149,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _forget_threads() -> None:
     """In a forked process: the threads stayed behind."""
-    global _MAKING
-    _MAKING = Lock()
+    global _MAKING, _INSIDE
+    _MAKING, _INSIDE = Lock(), _Inside()
     _POOLS.clear()
 
 

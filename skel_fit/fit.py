@@ -16,7 +16,12 @@ from skel_fit.anatomy import PERIODIC, REGIONS
 from skel_fit.crew import rows_over_threads
 from skel_fit.inputs import Numbers, smpl_inputs
 from skel_fit.recipe import FitConfig
-from skel_fit.rejections import NON_FINITE_VERTICES, smpl_rejections
+from skel_fit.rejections import (
+    MAX_TRANSLATION,
+    NON_FINITE_VERTICES,
+    VERTICES_OUT_OF_RANGE,
+    smpl_rejections,
+)
 from skel_fit.root import root_angles, root_from_smpl, root_rotation
 from skel_fit.rotations import axis_angle_to_matrix, wrap_angle
 from skel_fit.skel import SKEL
@@ -61,9 +66,9 @@ class FitResult:
         return self._made_of(
             [self],
             lambda columns: (
-                columns[0][rows]
-                if isinstance(columns[0], Tensor)
-                else [columns[0][row] for row in listed]
+                [columns[0][row] for row in listed]
+                if isinstance(columns[0], list)
+                else columns[0][listed]
             ),
         )
 
@@ -75,6 +80,10 @@ class FitResult:
             mine, theirs = columns
             if isinstance(mine, Tensor):
                 return mine.index_copy(0, rows, theirs)
+            if isinstance(mine, np.ndarray):
+                changed = mine.copy()
+                changed[listed] = theirs
+                return changed
             out = list(mine)
             for row, value in zip(listed, theirs, strict=True):
                 out[row] = value
@@ -100,6 +109,15 @@ class FitResult:
             [self],
             lambda columns: (
                 columns[0].cpu().numpy() if isinstance(columns[0], Tensor) else columns[0]
+            ),
+        )
+
+    def tensors(self) -> FitResult:
+        """The same with tensors as columns, as `fit_skel` made them."""
+        return self._made_of(
+            [self],
+            lambda columns: (
+                torch.from_numpy(columns[0]) if isinstance(columns[0], np.ndarray) else columns[0]
             ),
         )
 
@@ -228,6 +246,9 @@ def fit_meshes(
 ) -> FitResult:
     """`fit_skel_to_vertices` of meshes of any topology that SKEL's vertices are known on, on SKEL's
     device; betas float64."""
+    expected = (meshes.source.shape[0], skel.shapedirs.shape[2])
+    if tuple(betas.shape) != expected:
+        raise ValueError(f"betas: expected {expected}, found {tuple(betas.shape)}")
     solver = solver_of(skel, None, config, vertex_weights)
     placed = place_surfaces(skel, solver, meshes, betas)
 
@@ -250,10 +271,16 @@ def fit_placed(
     root_of: RootOf,
     identity: Tensor | None = None,
 ) -> FitResult:
-    """Fit SKEL to placed meshes; betas: (n, 10) of SKEL. Rows that are not finite are rejected."""
+    """Fit SKEL to placed meshes; betas: (n, 10) of SKEL. Rows that are not finite, and those too
+    far away, are rejected."""
+    largest = placed.meshes.source.abs().flatten(1).amax(dim=1)
+    far = (largest > MAX_TRANSLATION) & torch.isfinite(largest)
     finite = placed.finite & torch.isfinite(betas).all(dim=1)
-    reasons = ["" if good else NON_FINITE_VERTICES for good in finite.tolist()]
-    rows = finite.nonzero()[:, 0]
+    reasons = [
+        VERTICES_OUT_OF_RANGE if away else "" if good else NON_FINITE_VERTICES
+        for good, away in zip(finite.tolist(), far.tolist(), strict=True)
+    ]
+    rows = (finite & ~far).nonzero()[:, 0]
     shared = _identity_of(identity, len(reasons), rows, config)
     goal = placed.goal(solver)
     found = _search(solver, lambda some: goal(rows[some]), betas[rows], config, shared)

@@ -35,7 +35,7 @@ class PosedBones:
     def empty(cls, batch: int, features: int) -> Self:
         """Room for a result, float32."""
         shapes = ((batch, 24, 3), (batch, 24, 3, 3), (batch, 24, 3, 4), (batch, features))
-        return cls(*(torch.empty(shape) for shape in shapes))
+        return cls(*(torch.empty(shape, dtype=torch.float32) for shape in shapes))
 
 
 @dataclass(frozen=True)

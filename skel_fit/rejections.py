@@ -21,6 +21,8 @@ SMPL_REASONS = {
 """Why SMPL parameters are rejected -> what it means. The first that applies is a row's reason."""
 NON_FINITE_VERTICES = "non_finite_vertices"
 """Why a bare mesh is rejected: NaN or infinity in its vertices or betas."""
+VERTICES_OUT_OF_RANGE = "vertices_out_of_range"
+"""Why a bare mesh is rejected: a vertex beyond `MAX_TRANSLATION` along an axis."""
 
 MAX_ROTATION = 4.0 * np.pi
 """Radians: rotation vectors longer than two turns are corrupt labels."""

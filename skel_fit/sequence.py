@@ -18,6 +18,7 @@ from torch import Tensor
 from skel_fit.anatomy import REGIONS
 from skel_fit.crew import each, rows_over_threads
 from skel_fit.fit import FitResult, fit_skel, solver_of, status_of
+from skel_fit.inputs import Numbers, smpl_inputs
 from skel_fit.recipe import FitConfig, SequenceConfig, check_sequence
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.skel import SKEL
@@ -55,9 +56,9 @@ Progress = Callable[[float], None]
 def fit_sequence(
     skel: SKEL,
     smpl: SMPL,
-    poses: Tensor,
-    betas: Tensor,
-    transl: Tensor,
+    poses: Numbers,
+    betas: Numbers,
+    transl: Numbers,
     config: FitConfig | None = None,
     smoothing: SequenceConfig | None = None,
     *,
@@ -66,7 +67,8 @@ def fit_sequence(
 ) -> FitResult:
     """Fit SKEL to consecutive frames of one SMPL body.
 
-    poses: (T, 72) SMPL axis-angle, rad; betas: (10,), or (T, 10) with equal rows; transl: (T, 3) m.
+    poses: (T, 72) SMPL axis-angle, rad, or as `fit_skel` takes them; betas: (10,), or (T, 10) with
+    equal rows; transl: (T, 3) m. Numpy in, numpy out.
     The result is that of `fit_skel` with, over time, continuous angles (root angles count whole
     turns), the cheapest path through the fits of all frames and those that start from a neighbour's
     pose (`start` NEIGHBOUR_START), and the smoothing asked for. The middle angle of a ball joint
@@ -82,7 +84,8 @@ def fit_sequence(
     """
     config, smoothing = config or FitConfig(), smoothing or SequenceConfig()
     check_sequence(config)
-    betas = _one_shape(betas, poses.shape[0])
+    (poses, betas, transl), arrays = smpl_inputs(poses, _per_frame(betas, len(poses)), transl)
+    _check_one_shape(betas)
 
     def fitted(part: slice) -> FitResult:
         some = poses[part], betas[part], transl[part]
@@ -94,7 +97,8 @@ def fit_sequence(
     good = torch.tensor([not s.is_rejected for s in result.status], device=result.poses.device)
     frames = torch.nonzero(good)[:, 0]
     if not frames.numel():
-        return result
+        progress(1.0)
+        return result.numpy() if arrays else result
     solver = solver_of(skel, smpl, config, vertex_weights)
     poses, betas = (t.detach().to(solver.device, torch.float64)[frames] for t in (poses, betas))
     run = result.take(frames)
@@ -109,7 +113,7 @@ def fit_sequence(
     )
     found = result.put(frames, coupled_frames(problem, run, steps, smoothing, progress))
     progress(1.0)
-    return found
+    return found.numpy() if arrays else found
 
 
 class MovingRoot(Protocol):
@@ -153,16 +157,22 @@ def displacement_weights(config: SequenceConfig, target_steps: Tensor) -> Tensor
     return config.smoothing * share
 
 
-def _one_shape(betas: Tensor, count: int) -> Tensor:
-    """(T,10) with equal rows."""
-    if betas.ndim == 1:
+def _per_frame(betas: Numbers, count: int) -> Numbers:
+    """One row a frame of a shape that is given once."""
+    if isinstance(betas, Tensor) and betas.ndim == 1:
         return betas.expand(count, -1)
+    if isinstance(betas, np.ndarray) and betas.ndim == 1:
+        return np.broadcast_to(betas, (count, len(betas)))
+    return betas
+
+
+def _check_one_shape(betas: Tensor) -> None:
+    """Raises ValueError where rows (T,10) differ."""
     finite = torch.nonzero(torch.isfinite(betas).all(dim=1))[:, 0]
     differs = (betas[finite] != betas[finite[:1]]).any(dim=1)
     if differs.any():
         row, first = int(finite[differs][0]), int(finite[0])
         raise ValueError(f"betas: frame {row} differs from frame {first}; a sequence has one shape")
-    return betas
 
 
 def coupled_frames(

@@ -104,7 +104,7 @@ class _Skin(torch.autograd.Function):
         twin: Callable[..., Tensor],
     ) -> Tensor:
         batch = features.shape[0]
-        out = torch.empty(batch, basis.shape[0])
+        out = torch.empty(batch, basis.shape[0], dtype=torch.float32)
         rest, moved, array = _vertices(shaped), _array(trans), out.numpy()
         kept = []
         for rows in _slices(batch, _ROWS):
@@ -123,8 +123,8 @@ class _Skin(torch.autograd.Function):
             return (*_twice(ctx, grad), None, None, None)
         batch = features.shape[0]
         pull = _array(grad.reshape(batch, -1))
-        for_features, for_affine = torch.empty_like(features), torch.empty(affine.shape)
-        for_shaped = torch.zeros(shaped.shape) if ctx.needs_input_grad[1] else None
+        for_features, for_affine = torch.empty_like(features), torch.empty_like(affine)
+        for_shaped = torch.zeros_like(shaped) if ctx.needs_input_grad[1] else None
         for rows, points in zip(_slices(batch, _ROWS), kept, strict=True):
             part = _Part(basis, features[rows], affine[rows], ctx.bones)
             own = _NOTHING if for_shaped is None else _own(_vertices(for_shaped), rows)
@@ -154,8 +154,9 @@ class _Part:
     def room(self, wanted: bool) -> Tensor:
         """For corrected rest vertices, which gradients need: (groups, V, 3 LANES), or nothing."""
         if not wanted:
-            return torch.empty(0, 0, 0)
-        return torch.empty(len(self.maps), self.vertices, 3 * self.kernels.LANES)
+            return torch.empty(0, 0, 0, dtype=torch.float32)
+        shape = len(self.maps), self.vertices, 3 * self.kernels.LANES
+        return torch.empty(shape, dtype=torch.float32)
 
     def skin(
         self, rest: np.ndarray, trans: np.ndarray, points: np.ndarray, out: np.ndarray

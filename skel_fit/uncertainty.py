@@ -90,7 +90,7 @@ def angle_uncertainty(
     for a frozen root, and where there is no calibration or one of another treatment of the root. It
     is at most that of an angle that may be anywhere inside its limits. A row depends on no other.
     """
-    config = config or FitConfig()
+    config, fit = config or FitConfig(), fit.tensors()
     solver = solver_of(skel, smpl, config) if solver is None else solver
     if calibration is not None and (
         calibration.root_is_free != config.resolved_recipe().root_is_free
@@ -106,12 +106,14 @@ def angle_uncertainty(
     widest = torch.as_tensor(largest_sd(solver.lower[:46], solver.upper[:46])).to(device)
     parts = _sandwiches(solver, fit.take(rows), calibration)
     variance, share = (torch.cat(part)[:, :46] for part in zip(*parts, strict=True))
-    wide = variance.sqrt() >= widest
+    # in a lock a variance that nothing bounds is below 0 or NaN by rounding
+    deviation = torch.where(variance >= 0.0, variance.sqrt(), torch.inf)
+    wide = deviation >= widest
     found = torch.where((share > 0.5) & ~wide, OBSERVED["data"], OBSERVED["prior"])
     found = torch.where(fit.active_limits[rows], OBSERVED["limit"], found)
     observed[rows] = torch.where(free, found, OBSERVED["label"]).to(torch.int8)
     if calibration is not None:
-        known = torch.minimum(variance.sqrt(), widest)
+        known = torch.minimum(deviation, widest)
         sd[rows] = torch.where(free, known, torch.nan).float()
     return AngleUncertainty(sd, observed)
 

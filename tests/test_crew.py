@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -116,6 +117,65 @@ def test_who_is_inside_twice_or_beside_another_finds_the_setting_again(threads):
     leave.set()
     thread.join()
     assert there == [2] and torch.get_num_threads() == 3
+
+
+def test_threads_made_later_have_the_number_that_was_set(threads):
+    threads(4)
+    first, second = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with rows_over_threads():
+            first.set()
+            assert second.wait(20)
+
+    with rows_over_threads():
+        inner = threading.Thread(target=stay)  # begins while this one is inside, ends after it
+        inner.start()
+        assert first.wait(20)
+    second.set()
+    inner.join()
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [4] and torch.get_num_threads() == 4
+
+
+def test_few_threads_are_kept_however_many_blocks_there_are(threads):
+    threads(5)
+    before = threading.active_count()
+    with rows_over_threads():
+        for count in range(2, 12):
+            assert list(each(lambda item: item, range(count), CPU)) == list(range(count))
+    assert threading.active_count() <= before + 5
+
+
+def test_autocast_moves_no_bit(threads):
+    folder, frames = default_body_directory(), real(24)
+    models = load_skel(folder, "male"), load_smpl(folder, "male")
+    rows = frames.poses, frames.betas, frames.transl
+    config = FitConfig(recipe="released", block_size=8)
+    plain = fit_skel(*models, *rows, config)
+    for count in (1, 2):
+        threads(count)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(fit_skel(*models, *rows, config).poses, plain.poses)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_forked_between_two_results_may_leave(threads):
+    threads(2)
+    with rows_over_threads():
+        for _ in each(lambda item: time.sleep(0.01), range(30), CPU):
+            child = os.fork()
+            if not child:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(20)
+                break
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            return
+    os._exit(0)  # the child, after it has left the loop and its threads that are not there
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from benchmarks.poses import real
 from pipeline import open_dataset
 from pipeline.dataset_rows import recorded_ground
 from pipeline.errors import InputError
@@ -26,6 +27,7 @@ from pipeline.verify import verify
 from skel_fit import FitConfig, fit_skel, limits, load_skel, load_smpl, root_to_smpl
 from skel_fit.anatomy import DOFS, JOINT_NAMES, POSE_NAMES
 from skel_fit.default_body import default_body_directory
+from skel_fit.fit import solver_of
 from skel_fit.root import root_rotation, turned_smpl
 from skel_fit.rotations import axis_angle_to_matrix
 from skel_fit.sequence import (
@@ -33,6 +35,7 @@ from skel_fit.sequence import (
     SequenceConfig,
     displacement_weights,
     fit_sequence,
+    largest_turns,
 )
 from skel_fit.solver.branches import Candidates, Describer, cheapest_path
 from skel_fit.solver.curvature import Pairs, Twists
@@ -215,6 +218,17 @@ def test_block_tridiagonal_solution_is_that_of_the_dense_system(kernels, n, f, s
     assert np.abs(found.reshape(-1) - expected).max() < 1e-6 * (1 + np.abs(expected).max())
 
 
+@pytest.mark.parametrize("kernels", [NumbaKernels, TorchKernels])
+def test_a_system_that_is_not_finite_is_refused(kernels):
+    generator = np.random.default_rng(3)
+    diagonal = np.repeat(np.eye(2)[None] * 3.0, 4, axis=0)
+    beside, extra = generator.normal(size=(3, 2, 2)), np.zeros((4, 2))
+    diagonal[1, 0, 0] = np.nan
+    free, right = np.zeros((4, 2), bool), np.ones((4, 2))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        solve_block_tridiagonal(kernels, diagonal, beside, extra, free, right)
+
+
 def test_a_system_that_is_not_positive_is_lifted():
     diagonal, beside = np.full((2, 1, 1), 1.0), np.full((1, 1, 1), 1.0)
     right, free = np.ones((2, 1)), np.zeros((2, 1), bool)
@@ -352,6 +366,47 @@ def test_smoothing_holds_less_where_the_target_moves_far_in_a_step(pair):
     steps = torch.tensor([0.0, 0.29, 0.3, 0.6, 3.0])
     weights = displacement_weights(SequenceConfig(smoothing=2.0), steps)
     torch.testing.assert_close(weights, torch.tensor([2.0, 2.0, 2.0, 0.5, 0.02]).double())
+
+
+def test_strong_smoothing_of_unrelated_frames_never_raises_the_sum(pair):
+    """Limits can leave a step that raises the sum by its own model: it is no end."""
+    frames = real(40)
+    poses, betas, transl = frames.poses[:24], frames.betas[0], frames.transl[:24]
+    coupled = SequenceConfig(smoothing=100.0)
+    alone, bound = (
+        fit_sequence(*pair, poses, betas, transl, None, some)
+        for some in (SequenceConfig(), coupled)
+    )
+    solver = solver_of(*pair, FitConfig())
+    steps = largest_turns(axis_angle_to_matrix(poses.double().view(24, 24, 3)[:, 1:]))
+    shapes = betas.double().expand(24, -1)
+    problem = SequenceProblem(
+        solver, solver.smpl_goal(poses.double(), shapes), betas.double(),
+        axis_angle_to_matrix(poses[:, :3].double()), displacement_weights(coupled, steps),
+    )  # fmt: skip
+    before, after = (
+        problem.view(torch.nn.functional.pad(fit.poses.double()[:, 3:], (3, 3))).shares.sum()
+        for fit in (alone, bound)
+    )
+    assert after < before
+    assert bound.vertex_error_mean.max() < 0.03
+
+
+def test_frames_are_taken_in_every_form_that_fit_skel_takes(pair, walk):
+    poses, betas, transl = walk[0][:5], walk[1], walk[2][:5]
+    expected = fit_sequence(*pair, poses, betas, transl)
+    shares: list[float] = []
+    found = fit_sequence(
+        *pair, poses.reshape(-1, 24, 3).numpy(), betas.numpy(), transl.numpy(),
+        progress=shares.append,
+    )  # fmt: skip
+    assert isinstance(found.poses, np.ndarray) and shares[-1] == 1.0
+    assert np.array_equal(found.poses, expected.poses.numpy())
+    shares.clear()
+    bad = fit_sequence(*pair, poses * torch.nan, betas, transl, progress=shares.append)
+    assert all(status.is_rejected for status in bad.status) and shares[-1] == 1.0
+    with pytest.raises(ValueError, match=r"poses: expected \(n, 72\)"):
+        fit_sequence(*pair, poses[:, :71], betas, transl)
 
 
 def test_all_frames_share_a_fitted_shape_and_vertices_count_as_told(pair, walk):

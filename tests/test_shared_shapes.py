@@ -109,6 +109,28 @@ def test_rows_of_an_identity_share_a_shape(pair):
     assert_same(alone, found.take(torch.tensor([1, 3, 5])))
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e25, 1e160])
+def test_meshes_that_no_camera_sees_are_rejected_and_move_no_other(pair, scale):
+    skel, _ = pair
+    surfaces, betas = meshes(skel, 3, 3)
+    surfaces = surfaces.double()
+    expected = fit_skel_to_vertices(skel, surfaces, betas)
+    surfaces[1] *= scale
+    found = fit_skel_to_vertices(skel, surfaces, betas)
+    assert found.status[1] == "rejected:vertices_out_of_range"
+    assert found.poses[1].isnan().all()
+    rest = torch.tensor([0, 2])
+    assert_same(found.take(rest), expected.take(rest))
+
+
+def test_betas_of_another_width_are_refused(pair):
+    skel, _ = pair
+    surfaces, _ = meshes(skel, 3, 3)
+    for shape in ((3, 300), (3, 11), (3, 9), (3, 10, 1), (2, 10)):
+        with pytest.raises(ValueError, match=r"betas: expected \(3, 10\)|vertices: expected"):
+            fit_skel_to_vertices(skel, surfaces, torch.ones(shape))
+
+
 def test_wrong_weights_and_identities_are_refused(pair):
     """One line that says what was expected."""
     skel, _ = pair

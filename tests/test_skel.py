@@ -259,6 +259,27 @@ def test_bad_input_is_named(golden_skel):
         golden_skel(poses)
 
 
+def test_torchs_default_dtype_changes_nothing(golden_skel):
+    generator = torch.Generator().manual_seed(0)
+    poses = 0.3 * torch.randn(20, 46, generator=generator)
+    betas, trans = torch.zeros(20, 10), torch.zeros(20, 3)
+
+    def made() -> list[torch.Tensor]:
+        own = poses.clone().requires_grad_()
+        skin = golden_skel(own, betas, trans).skin_vertices
+        skin.square().sum().backward()
+        return [skin.detach(), own.grad, golden_skel(poses, betas, trans).joints]
+
+    expected = made()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = made()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == torch.float32 and torch.equal(mine, theirs)
+
+
 def test_no_autocast_inside(golden_skel):
     poses, betas, trans = bodies(2)
     expected = golden_skel(poses, betas, trans).skin_vertices

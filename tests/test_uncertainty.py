@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.poses import real
 from skel_fit import FitConfig, FitResult, fit_skel, load_skel, load_smpl
+from skel_fit.anatomy import POSE_NAMES
 from skel_fit.calibration import OBSERVED, Calibration, read_calibrations
 from skel_fit.default_body import STANDIN_CALIBRATION, default_body_directory
 from skel_fit.fit import solver_of
@@ -133,6 +136,34 @@ def test_nothing_is_claimed_without_a_calibration(pair, fit, calibration):
     found = angle_uncertainty(*pair, bad, None, calibration)
     assert found.sd[1].isnan().all() and (found.observed[1] == OBSERVED["unknown"]).all()
     assert torch.isfinite(found.sd[0, 3:]).all()
+
+
+def test_in_a_lock_nothing_is_known_about_the_angles_that_it_joins(pair, calibration):
+    """There a variance without bound comes out as NaN or below 0 by rounding."""
+    hips = [POSE_NAMES.index(name) for name in ("hip_flexion_r", "hip_rotation_r")]
+    frames = real(40)
+    fit = fit_skel(*pair, frames.poses, frames.betas, frames.transl, FitConfig(limits="none"))
+    poses = fit.poses.clone()
+    poses[:, POSE_NAMES.index("hip_adduction_r")] = float(np.float32(np.pi / 2))
+    locked = replace(fit, poses=poses)
+    kinds: tuple[Literal["numba", "torch"], ...] = ("numba", "torch")
+    for kernels in kinds:
+        config = FitConfig(limits="none", kernels=kernels)
+        made = angle_uncertainty(*pair, locked, config, calibration)
+        assert torch.isfinite(made.sd[:, 3:]).all()
+        assert (made.observed[:, hips] == OBSERVED["prior"]).all()
+
+
+def test_results_in_numpy_are_taken_as_they_are(pair, fit, calibration):
+    some, rows = fit.rows(slice(0, 4)), torch.tensor([2, 0])
+    expected = angle_uncertainty(*pair, some, None, calibration)
+    found = angle_uncertainty(*pair, some.numpy(), None, calibration)
+    assert torch.equal(found.sd.nan_to_num(-1.0), expected.sd.nan_to_num(-1.0))
+    taken = some.numpy().take(rows)
+    assert np.array_equal(taken.poses, some.poses[rows].numpy())
+    assert taken.status == [some.status[2], some.status[0]]
+    back = some.numpy().put(rows, some.numpy().rows(slice(0, 2)))
+    assert np.array_equal(back.poses[[2, 0]], some.poses[:2].numpy())
 
 
 def test_too_few_rows_are_no_calibration(pair):

@@ -26,6 +26,8 @@ from skel_fit.solver.tables import Chain
 if TYPE_CHECKING:
     from skel_fit.solver.engine import Kernels
 
+_MOST_LIFT = 1e3
+"""Share by which a diagonal is raised at the most; a finite system needs far less."""
 _FLAT = 1e-6  # relative fall of the objective that is no progress any more
 _TRIES = 8
 _ACTIVE_SET_PASSES = 5
@@ -326,6 +328,7 @@ def smooth(
     damping = torch.full((n,), 1e-4, dtype=torch.float64, device=poses.device)
     moved = torch.full_like(damping, torch.inf)
     steps = torch.zeros(n, dtype=torch.int64, device=poses.device)
+    worse = torch.zeros_like(steps, dtype=torch.bool)
     for step_number in range(rounds):
         told(step_number)
         model = problem.untied(poses, view, model, moved)
@@ -333,6 +336,9 @@ def smooth(
         before = view.shares.sum()
         for number in range(_TRIES):
             step, fall = _step(problem, tied, poses, damping)
+            if fall < 0.0:  # what the limits left of it would raise the sum by the model itself
+                damping = (10.0 * damping).clamp(min=1e-4)
+                continue
             if fall <= _FLAT * before:  # not worth a look at every vertex
                 last = step if number == 0 else torch.zeros_like(step)
                 return poses + last, steps + 1, torch.ones_like(moved, dtype=torch.bool)
@@ -412,12 +418,14 @@ def solve_block_tridiagonal(
     added to the diagonal; held: (n,f) bool, unknowns that are zero; right: (n,f). Block Cholesky in
     float64 from both ends to the frame in the middle, the two halves side by side on two threads:
     time and memory grow with n. Where the matrix is not positive to rounding, the diagonal is
-    raised.
+    raised. Raises ArithmeticError where raising does not help: an entry is not finite.
     """
     system = _System(diagonal, beside, extra, (~held).astype(float), right)
     lift = 0.0
     while (found := system.solve(kernels, lift)) is None:
         lift = max(10.0 * lift, 1e-10)
+        if lift > _MOST_LIFT:
+            raise ArithmeticError("a banded system without a solution: entries are not finite")
     return found
 
 
