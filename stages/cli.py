@@ -9,6 +9,7 @@ Each verb is a module that owns its command line and imports what it needs when 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -139,8 +140,17 @@ def run(arguments: list[str]) -> int:
         if type(error).__name__ == "ModelFileError":  # without importing skel_fit to say no
             return _say(str(error), 5)
         if isinstance(error, OSError):
-            return _say(str(error), 74)
+            return _say(_of_system(error), 74)
         raise
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, by the file's name."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "; change the rights of its folder, or give another place" if denied else ""
+    return f"{os.fsdecode(error.filename)}: {error.strerror}{advice}"
 
 
 def _interrupted() -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipeline.errors import UsageError
 from stages import options
 from stages.terminal import aligned, print_json, say
 from stages.wording import count
@@ -42,6 +43,8 @@ def import_opensim(
     from pipeline.guard import Inputs
     from pipeline.opensim_import import import_opensim as read
 
+    if model.suffix.lower() != ".osim" and motion.suffix.lower() == ".osim":
+        raise UsageError(f"{model}: is no .osim; the model comes first: {motion} {model}")
     Inputs(model, motion, models).check(out)
     found = read(
         model,

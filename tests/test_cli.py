@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -231,6 +232,19 @@ def test_dry_run_and_status_work_on_a_read_only_folder(
     assert tree(bench.root) == before
     code, out, _ = run(capsys, *convert(bench, "--quiet"))
     assert code == 0 and "1 converted now, 7 done before" in out
+
+
+def test_what_the_system_refuses_is_named(
+    finished: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def denied(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "there/.lock")
+
+    monkeypatch.setattr("pipeline.dataset.open_dataset", denied)
+    code, _, err = run(capsys, "view", finished.out, "--out", tmp_path / "page.html")
+    assert code == 74 and one_line(err)
+    assert "there/.lock: Permission denied; change the rights" in err and "Errno" not in err
 
 
 def test_a_second_run_is_75_at_once_and_changes_nothing(tmp_path: Path) -> None:

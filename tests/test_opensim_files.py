@@ -290,12 +290,14 @@ def test_a_failure_leaves_nothing_half_written(sequences, exported, tmp_path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_motions_of_another_model_and_damaged_notes_are_refused(exported, tmp_path) -> None:
+def test_motions_of_another_model_and_damaged_notes_are_refused(exported, tmp_path, capsys) -> None:
     entry = index_of(exported)["files"][0]
     osim, mot = exported / entry["osim"], exported / entry["mot"]
     (tmp_path / "other.osim").write_text(old_model())
     with pytest.raises(InputError, match="none of its columns is a coordinate"):
         import_opensim(tmp_path / "other.osim", mot)
+    assert cli.run(["import-opensim", str(mot), str(osim), "--out", str(tmp_path / "x.npz")]) == 2
+    assert "is no .osim; the model comes first" in capsys.readouterr().err
     damaged = tmp_path / "damaged.osim"
     text = osim.read_text()
     damaged.write_text(text.replace('"pelvis_rest": [', '"pelvis_rest": [1.0, '))

@@ -245,6 +245,9 @@ def test_other_files_are_no_checkpoints(checkpoint: Path, tmp_path: Path) -> Non
         TrainedNetwork(cut)
     with pytest.raises(InputError, match=r"absent.pt: cannot be read"):
         TrainedNetwork(tmp_path / "absent.pt")
+    np.savez(tmp_path / "x.npz", poses=np.zeros(3))
+    with pytest.raises(InputError, match=r"x.npz: arrays \(.npz\), expected a checkpoint"):
+        TrainedNetwork(tmp_path / "x.npz")
 
 
 # ---- the verb -----------------------------------------------------------------------------------

@@ -212,6 +212,10 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
+        if path.suffix.lower() == ".npz":
+            raise InputError(
+                f"{path}: arrays (.npz), expected a checkpoint like best.pt"
+            ) from error
         raise InputError(
             f"{path}: damaged, or holds more than tensors and plain types (which is refused; "
             f"hmr-skel import-checkpoint reads official files): {_reason(error)}"
