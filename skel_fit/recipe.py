@@ -52,8 +52,8 @@ class Stage(_Frozen):
     joints: tuple[Annotated[int, Field(ge=0, lt=24)], ...] = ()
     joint_weight: float = Field(default=0.0, ge=0.0)
     rounds: int = Field(ge=1, le=200)
-    """At most so many evaluations of the stage's vertices; the last stage goes in pairs of steps and
-    judges what it ends with, which comes on top."""
+    """At most so many evaluations of the stage's vertices; the last stage goes in pairs of steps,
+    and judging what it ends with comes on top."""
     steps: int = Field(default=4, ge=1, le=100)
     """At most so many Levenberg-Marquardt steps between two evaluations."""
     tolerance: float = Field(default=1e-2, gt=0.0)
