@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> int:
         # typer's usage errors, whose base class is not public
         if hasattr(error, "show") and hasattr(error, "format_message"):
             if type(error).__name__ != "NoArgsIsHelpError":
-                return _say(error.format_message(), 2)
+                return _say(_usage(error.format_message(), error), 2)
             error.show()
             return 2
         if type(error).__name__ == "ModelFileError":  # without importing skel_fit to say no
@@ -142,6 +142,12 @@ def run(arguments: list[str]) -> int:
         if isinstance(error, OSError):
             return _say(_of_system(error), 74)
         raise
+
+
+def _usage(message: str, error: Exception) -> str:
+    """A usage error of typer's, and where to read on."""
+    place = getattr(getattr(error, "ctx", None), "command_path", None)
+    return f"{message.rstrip('.')}; see {place} --help" if place else message
 
 
 def _of_system(error: OSError) -> str:

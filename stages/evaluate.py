@@ -99,6 +99,8 @@ def evaluate(request: Request) -> None:
         setting.pixels(request.focal)  # also where there is no checkpoint to use it
     if len(request.protocols) > 1 and (request.labels or request.images):
         raise UsageError("--labels and --images go with a single protocol")
+    if request.images is not None and not request.images.exists():
+        raise UsageError(f"--images {request.images}: no such folder or tar file")
     protocols = [load_protocol(name) for name in request.protocols]
     out = request.out
     numbers, shown = out / "evaluation.json", out / "evaluation.html"

@@ -234,6 +234,16 @@ def test_dry_run_and_status_work_on_a_read_only_folder(
     assert code == 0 and "1 converted now, 7 done before" in out
 
 
+def test_usage_errors_say_where_to_read_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (("export", "x"), "Missing option '--out'; see hmr-skel export --help"),
+        (("nope",), "No such command 'nope'; see hmr-skel --help"),
+        (("evaluate", "demo", "--images", "nowhere"), "--images nowhere: no such folder"),
+    ):
+        code, _, err = run(capsys, *words)
+        assert code == 2 and one_line(err) and told in err
+
+
 def test_what_the_system_refuses_is_named(
     finished: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

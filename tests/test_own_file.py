@@ -116,6 +116,11 @@ def test_poses_without_a_frame_rate_are_rows_on_their_own(tmp_path: Path) -> Non
     assert "rows on their own" in own.described
 
 
+def test_angles_of_skel_are_not_taken_for_poses_of_smpl(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="46 are SKEL's angles, under the name skel_poses"):
+        Asked(str(motion(tmp_path, poses=np.zeros((6, 46)))), models=STAND_IN).own_file()
+
+
 def test_genders_follow_the_labels(tmp_path: Path) -> None:
     neutral = Asked(str(motion(tmp_path, gender=np.array("neutral"))), models=STAND_IN).own_file()
     assert (neutral.manifest.genders.smpl, neutral.manifest.genders.skel) == ("column", "male")

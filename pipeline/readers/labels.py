@@ -292,7 +292,10 @@ class LabelSource(AnnotationSource):
         parts = [_pose_part(shape) for shape in specs]
         bad = next((i for i, part in enumerate(parts) if part is None), None)
         if bad is not None:
-            raise self._wrong(self._layout.poses[bad], "axis-angle or rotation matrices")
+            expected = f"axis-angle ({NUM_POSES} values a body) or rotation matrices"
+            if specs[bad] == (46,):
+                expected += "; 46 are SKEL's angles, under the name skel_poses"
+            raise self._wrong(self._layout.poses[bad], expected)
         width = sum(part for part in parts if part)
         if width not in (66, NUM_POSES, 156, 165) or (len(specs) == 1 and width == 66):
             raise self._wrong(self._layout.poses[-1], "72 pose values a row (24 joints), "
